@@ -1,0 +1,62 @@
+"""A PyTorch model, float or quantized, behind the interface of an engine's runner.
+
+Numpy feeds in, named numpy outputs out.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from eval.latency import Feeds, time_calls
+from quant.example_inputs import example_inputs, input_names
+from quant.pretrained import LoadedModel
+
+OUTPUT_NAMES = ("logits", "start_logits", "end_logits", "last_hidden_state")
+
+
+class PyTorchRunner:
+    """Runs a LoadedModel as a Runner; outputs are named as in its ONNX file.
+
+    Args:
+        loaded: the model with its processor; moved to `device`.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, loaded: LoadedModel, device: str = "cpu") -> None:
+        self.model: Any = loaded.model.to(device)  # type: ignore[arg-type]
+        self.device = device
+        self.input_names = input_names(loaded.model, loaded.processor)
+        accepts_cache = "use_cache" in inspect.signature(loaded.model.forward).parameters
+        self._options = {"use_cache": False} if accepts_cache else {}
+        self.output_names = tuple(self._forward(example_inputs(loaded.model, batch_size=1, processor=loaded.processor)))
+        if not self.output_names:
+            raise ValueError(f"{type(loaded.model).__name__} gives none of the outputs {', '.join(OUTPUT_NAMES)}")
+
+    def __enter__(self) -> PyTorchRunner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, feeds: Feeds) -> Feeds:
+        """Return the outputs for one batch of feeds, float32 on the CPU."""
+        inputs = {
+            name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self.device) for name in self.input_names
+        }
+        return {name: output.float().cpu().numpy() for name, output in self._forward(inputs).items()}
+
+    def time(self, feeds: Feeds, iterations: int = 50, warmup: int = 5) -> list[float]:
+        """Return milliseconds of each call, copies of inputs and outputs included."""
+        return time_calls(self, feeds, iterations, warmup)
+
+    @torch.inference_mode()
+    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        outputs = self.model(**inputs, **self._options)
+        return {name: outputs[name] for name in OUTPUT_NAMES if outputs.get(name) is not None}

@@ -1,0 +1,199 @@
+"""Result rows: one JSON object a line, appended whole, read back with a check of the schema.
+
+What was not measured is null, never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+STATUSES = ("ok", "failed", "skipped")
+PACKAGES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+
+
+@dataclass(frozen=True)
+class ResultRow:
+    """One measurement. Latencies in milliseconds, sizes in bytes, metrics in [0, 1]; the interval is the 95 % one."""
+
+    status: str = "ok"
+    error: str | None = None
+    command: str | None = None
+    model: str | None = None
+    task: str | None = None
+    split: str | None = None
+    num_samples: int | None = None
+    recipe: str | None = None
+    recipe_digest: str | None = None
+    method: str | None = None
+    seed: int | None = None
+    backend: str | None = None
+    precision: str | None = None
+    batch_size: int | None = None
+    sequence_length: int | None = None
+    metric_name: str | None = None
+    metric: float | None = None
+    metric_low: float | None = None
+    metric_high: float | None = None
+    error_abs_max: float | None = None
+    error_abs_mean: float | None = None
+    error_abs_median: float | None = None
+    error_rel_max: float | None = None
+    error_rel_mean: float | None = None
+    error_rel_median: float | None = None
+    cosine: float | None = None
+    sqnr_db: float | None = None
+    latency_ms_p50: float | None = None
+    latency_ms_p90: float | None = None
+    latency_ms_p99: float | None = None
+    iterations: int | None = None
+    throughput_per_s: float | None = None
+    size_bytes: int | None = None
+    num_flips: int | None = None
+    threads: int | None = None
+    padding: str | None = None
+    schema: int = SCHEMA
+    commit: str | None = None
+    dirty: bool | None = None
+    versions: dict[str, str] | None = None
+    device: str | None = None
+    driver: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.status not in STATUSES:
+            problems.append(f"status '{self.status}' (allowed: {', '.join(STATUSES)})")
+        if self.status == "failed" and not self.error:
+            problems.append("status failed without an error text")
+        for name in ("metric", "metric_low", "metric_high"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value <= 1.0:
+                problems.append(f"{name} {value} (must lie in [0, 1])")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                problems.append(f"{field.name} {value} (use null for what was not measured)")
+        if problems:
+            raise ValueError(f"result row is not valid: {'; '.join(problems)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row as plain JSON values."""
+        return asdict(self)
+
+
+FIELD_NAMES = tuple(field.name for field in fields(ResultRow))
+
+
+def provenance(device: str = "cpu") -> dict[str, Any]:
+    """Return the fields that say where a row was made: commit, dirty, versions, device, driver."""
+    commit = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain")
+    return {
+        "commit": commit,
+        "dirty": None if commit is None or status is None else bool(status),
+        "versions": package_versions(),
+        "device": device_name(device),
+        "driver": _first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+        if device != "cpu"
+        else None,
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that a result depends on."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def device_name(device: str = "cpu") -> str:
+    """Return the processor's model name, or the GPU's where `device` is not 'cpu'."""
+    if device != "cpu":
+        return _first_line(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]) or device
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def append_row(path: str | Path, row: ResultRow) -> None:
+    """Append one row as one line, written and synced in one go, so that a kill never leaves half a line behind a good
+    one.
+    """
+    line = (json.dumps(row.as_dict(), sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_rows(path: str | Path) -> list[ResultRow]:
+    """Return the rows of a results file, in order.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: on a line that is not JSON, of another schema, or with unknown or missing fields (line number
+            named).
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no results file {path}; write one with 'python -m eval --json >> {path}'")
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if line.strip():
+            rows.append(_parse_row(line, f"{path}, line {number}"))
+    return rows
+
+
+def _parse_row(line: str, where: str) -> ResultRow:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not a JSON object ({error.msg}); delete the broken line") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: not a JSON object; delete the broken line")
+    if values.get("schema") != SCHEMA:
+        raise ValueError(
+            f"{where}: schema {values.get('schema')}, this version reads {SCHEMA}; measure again with this version"
+        )
+    unknown, missing = sorted(set(values) - set(FIELD_NAMES)), sorted(set(FIELD_NAMES) - set(values))
+    if unknown or missing:
+        raise ValueError(f"{where}: unknown fields {unknown or 'none'}, missing fields {missing or 'none'}")
+    try:
+        return ResultRow(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _git(*words: str) -> str | None:
+    """Return the output of a git command in this project's own checkout, None where there is none."""
+    try:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _first_line(words: list[str]) -> str | None:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.strip().splitlines()
+    return lines[0].strip() if done.returncode == 0 and lines else None
