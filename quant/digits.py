@@ -1,6 +1,7 @@
-"""The offline default model and data: scikit-learn's handwritten digits and a small ViT trained on them at its first use.
+"""The offline default model and data: scikit-learn's handwritten digits and a small ViT trained on them at first use.
 
-It stands beside `pretrained.py`, which gives this model under the name "digits"; the demo and the tests run on it without a network.
+It stands beside `pretrained.py`, which gives this model under the name "digits"; the demo and the tests run on it
+without a network.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ NUM_VALIDATION, NUM_TEST, SPLIT_SEED = 180, 360, 0
 
 @dataclass(frozen=True)
 class DigitsSettings:
-    """How the demo's ViT is built and trained; together with the versions of the libraries it names the cached folder."""
+    """How the demo's ViT is built and trained; with the versions of the libraries it names the cached folder."""
 
     hidden_size: int = 128  # wide enough for INT8 products to be faster than float ones
     num_layers: int = 4
@@ -74,14 +75,17 @@ def digits_processor() -> BaseImageProcessor:
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     return ViTImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, rescale_factor=1 / MAX_PIXEL, image_mean=[0.5], image_std=[0.5]
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        rescale_factor=1 / MAX_PIXEL,
+        image_mean=[0.5],
+        image_std=[0.5],
     )
 
 
 def digits_config(settings: DigitsSettings) -> ViTConfig:
     """Return the configuration of the digits model."""
     return ViTConfig(
-        image_size=IMAGE_SIZE, patch_size=settings.patch_size, num_channels=1, num_labels=NUM_LABELS,
+        image_size=IMAGE_SIZE, patch_size=settings.patch_size, num_channels=1,
         hidden_size=settings.hidden_size, num_hidden_layers=settings.num_layers, num_attention_heads=settings.num_heads,
         intermediate_size=4 * settings.hidden_size, id2label={i: str(i) for i in range(NUM_LABELS)},
         label2id={str(i): i for i in range(NUM_LABELS)},
@@ -119,7 +123,9 @@ def digits_folder(settings: DigitsSettings | None = None, cache: Path | None = N
 def train_digits(settings: DigitsSettings) -> ViTForImageClassification:
     """Return the ViT trained on the digits' train split, in eval mode; the caller's random state is left as it was."""
     images, labels = digits_split("train")
-    pixels = digits_processor()(list(images[..., None]), return_tensors="pt", input_data_format="channels_last")["pixel_values"]
+    pixels = digits_processor()(list(images[..., None]), return_tensors="pt", input_data_format="channels_last")[
+        "pixel_values"
+    ]
     targets = torch.from_numpy(labels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -142,7 +148,7 @@ def train_digits(settings: DigitsSettings) -> ViTForImageClassification:
 
 
 def shift_images(pixels: torch.Tensor) -> torch.Tensor:
-    """Return the images, shape (B, 1, 8, 8), each moved by -1, 0 or 1 pixel each way, black (-1) where nothing comes in."""
+    """Return the images, shape (B, 1, 8, 8), each moved by -1, 0 or 1 pixel each way; black (-1) comes in."""
     padded = torch.nn.functional.pad(pixels, (1, 1, 1, 1), value=-1.0)  # (B, 1, 10, 10)
     down, right = torch.randint(0, 3, (2, len(pixels)))
     grid = torch.arange(IMAGE_SIZE)
