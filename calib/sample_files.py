@@ -63,6 +63,7 @@ class ColumnRows:
     rows: Any  # a pyarrow.Table or a datasets.Dataset: both give rows without loading the rest
     columns: tuple[str, ...]
     kind: str
+    path: Path | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -126,6 +127,7 @@ class RawArrays:
     """Ready-made inputs by name, each with the samples on its first axis; .npy files stay on the disk."""
 
     arrays: dict[str, np.ndarray]
+    path: Path
     kind: str = "raw"
 
     def __len__(self) -> int:
@@ -207,7 +209,7 @@ def _read_table(path: Path, wanted: str, columns: Sequence[str] | None) -> Reade
         raise ValueError(f"unreadable {suffix[1:]}: {str(error).splitlines()[0]}") from error
     if not len(table):
         raise ValueError("no rows")
-    return ColumnRows(table, chosen, wanted)
+    return ColumnRows(table, chosen, wanted, path)
 
 
 def choose_columns(types: dict[str, pa.DataType], wanted: str, columns: Sequence[str] | None) -> tuple[str, ...]:
@@ -263,4 +265,4 @@ def _read_arrays(path: Path, main_input: str) -> Reader:
         raise ValueError(f"each array needs the samples on its first axis, as (samples, ...); got {shapes}")
     if not lengths[main_input]:
         raise ValueError("no samples in it")
-    return RawArrays(arrays)
+    return RawArrays(arrays, path)
