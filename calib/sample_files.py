@@ -203,6 +203,8 @@ def _read_table(path: Path, wanted: str, columns: Sequence[str] | None) -> Reade
             table = pyarrow.parquet.read_table(path, columns=list(chosen), memory_map=True)
         else:
             parsed = pyarrow.csv.read_csv(path) if suffix == ".csv" else pyarrow.json.read_json(path)
+            if not len(parsed):
+                raise ValueError("no rows")
             chosen = choose_columns({f.name: f.type for f in parsed.schema}, wanted, columns)
             table = parsed.select(list(chosen))
     except (pa.ArrowException, OSError) as error:
