@@ -1,0 +1,1 @@
+"""What data says about a model: samples, statistics, calibrators, SmoothQuant."""

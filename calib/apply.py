@@ -1,0 +1,146 @@
+"""From statistics to a calibrated model: SmoothQuant first, then every activation's amax, then every weight's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from calib.calibrators import compute_amax
+from calib.histogram import Histogram
+from calib.smoothquant import (
+    Smoothing,
+    choose_smoothing,
+    consumer_weights,
+    fold_constraint,
+    fold_into,
+    is_exact_fold,
+    smoothed_histogram,
+)
+from calib.statistics import SiteStatistics, Statistics
+from quant.insert import Quantization, Site, quantization_of
+from quant.modules import QuantLayer
+from quant.recipe import Recipe
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
+
+
+def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
+    """Give every enabled quantizer of `model` its amax (in place) and return the recipe that was followed.
+
+    Args:
+        method: max, percentile, entropy or mse in place of the recipe's.
+    No pass over samples is needed: any calibrator works from the same statistics.
+    Raises: ValueError: statistics of another model or recipe.
+    """
+    quantization = quantization_of(model)
+    recipe = quantization.recipe if method is None else quantization.recipe.with_options(method=method)
+    _check_match(quantization, statistics)
+    quantizers = dict(named_quantizers(model))
+    sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in quantization.sites]
+    for site in sites:
+        if site.enabled and site.is_weight:
+            set_weight_amax(model, site, quantizers[site.name])
+    model.quantization = Quantization(recipe, tuple(sites))
+    return recipe
+
+
+def set_weight_amax(model: nn.Module, site: Site, quantizer: TensorQuantizer) -> None:
+    """Store the exact maximum of |weight| for each channel, SmoothQuant's factor included."""
+    layer = model.get_submodule(site.consumers[0])
+    weight = layer.smoothed_weight() if isinstance(layer, QuantLayer) else layer.weight
+    axis = site.axis if site.axis is None or site.axis >= 0 else weight.dim() + site.axis
+    other = [dim for dim in range(weight.dim()) if dim != axis]
+    quantizer.set_amax(weight.detach().float().abs().amax(other))
+
+
+def _calibrate_site(
+    model: PreTrainedModel, site: Site, quantizers: dict[str, TensorQuantizer], statistics: Statistics, recipe: Recipe
+) -> Site:
+    """Set the amax of one activation site; return the site, with what SmoothQuant did."""
+    if not site.enabled or site.is_weight or site.kind == "softmax":
+        return site
+    seen = statistics.sites[site.name]
+    quantizer = quantizers[site.name]
+    histogram = seen.histogram
+    quantizer.set_pre_quant_scale(None)
+    if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
+        site, smoothing = smooth_site(model, site, seen, recipe)
+        if smoothing is not None:
+            histogram = smoothed_histogram(seen, smoothing.scale)
+            if site.smoothing.startswith("explicit"):
+                quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
+    try:
+        amax = compute_amax(histogram, recipe.calibrator)
+    except ValueError as error:
+        raise ValueError(f"{site.name}: {error}; were all samples padding?") from error
+    quantizer.set_amax(torch.tensor([amax], device=model.device))
+    return site
+
+
+def smooth_site(
+    model: PreTrainedModel, site: Site, seen: SiteStatistics, recipe: Recipe
+) -> tuple[Site, Smoothing | None]:
+    """Smooth one site if the recipe wants it and it can be done exactly; a fold changes the float weights in place."""
+    options = recipe.smoothquant
+    is_input = site.name.endswith("input_quantizer")
+    if site.kind not in ("linear", "norm_output") or not site.consumers or not _matches(site, options.match):
+        return site, None
+    consumers = [model.get_submodule(name) for name in site.consumers]
+    if not all(isinstance(consumer, QuantLayer) for consumer in consumers):
+        return site, None
+    head_dim = _head_dim(model)
+    assert seen.channel_amax is not None
+    producer = _foldable_producer(model, site, consumers, len(seen.channel_amax), head_dim)
+    if producer is None and not is_input:
+        return dataclasses.replace(site, smoothing="none: another branch reads the same INT8 tensor"), None
+
+    def amax_of(histogram: Histogram) -> float:
+        return compute_amax(histogram, recipe.calibrator)
+
+    constrain = (lambda s: s) if producer is None else fold_constraint(producer, head_dim)
+    smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, constrain)
+    if smoothing is None:
+        return dataclasses.replace(site, smoothing="none: no alpha lowers the error"), None
+    how = "explicit"
+    if producer is not None:
+        fold_into(producer, consumers, smoothing.scale, head_dim)
+        how = f"folded into {site.producer}"
+    return dataclasses.replace(site, smoothing=f"{how}, alpha {smoothing.alpha:g}"), smoothing
+
+
+def _foldable_producer(
+    model: PreTrainedModel, site: Site, consumers: list[nn.Module], num_channels: int, head_dim: int
+) -> nn.Module | None:
+    """Return the module that can carry 1/s exactly; None where there is none, or its own output is quantized as well."""
+    if site.producer is None:
+        return None
+    enabled = {other.name for other in quantization_of(model).sites if other.enabled}
+    if any(name.startswith(_attention_of(site)) and name.endswith("v_bmm_quantizer") for name in enabled):
+        return None  # V's own amax was collected before the fold
+    producer = model.get_submodule(site.producer)
+    return producer if is_exact_fold(model, producer, consumers, num_channels, head_dim) else None
+
+
+def _attention_of(site: Site) -> str:
+    """Return the attention module's name for a site behind attention: the parent of the value projection."""
+    return f"{(site.producer or '').rpartition('.')[0]}."
+
+
+def _head_dim(model: PreTrainedModel) -> int:
+    config = model.config.get_text_config()
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _matches(site: Site, pattern: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(site.name, pattern)
+
+
+def _check_match(quantization: Quantization, statistics: Statistics) -> None:
+    needed = {s.name for s in quantization.sites if s.enabled and not s.is_weight and s.kind != "softmax"}
+    missing = sorted(needed - set(statistics.sites))
+    if missing:
+        raise ValueError(f"the statistics lack {len(missing)} sites of this model and recipe, e.g. {missing[0]}; collect again with 'python -m calib'")

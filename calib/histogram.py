@@ -1,0 +1,108 @@
+"""A histogram of |x| with a fixed number of int64 bins whose range doubles: memory never grows, and any two can be added."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+NUM_BINS = 4096  # the range is at most twice the maximum, so at least 2,048 bins lie below it
+CHUNK = 1 << 22  # torch.histc counts in float32, exact up to 2**24 values a call
+_threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="histogram")
+
+
+class Histogram:
+    """Counts of |x| in `num_bins` equal bins over [0, top], where top is a power of two.
+
+    Attributes: counts (num_bins,) int64 on the device of the first values; top: upper edge, 0.0 while only zeros were
+    seen; amax: exact maximum of |x|.
+    """
+
+    def __init__(self, num_bins: int = NUM_BINS) -> None:
+        self.counts = torch.zeros(num_bins, dtype=torch.int64)
+        self.top = 0.0
+        self.amax = 0.0
+
+    @property
+    def num_bins(self) -> int:
+        return len(self.counts)
+
+    @property
+    def num_values(self) -> int:
+        """How many values were counted."""
+        return int(self.counts.sum())
+
+    def add(self, magnitudes: Tensor, amax: float) -> None:
+        """Count `magnitudes` = |x| >= 0 (any shape, float32), whose maximum is `amax`.
+
+        Raises: ValueError: amax is NaN or infinite.
+        """
+        if not math.isfinite(amax):
+            raise ValueError("NaN or infinite values")
+        if self.counts.device != magnitudes.device:
+            self.counts = self.counts.to(magnitudes.device)
+        if magnitudes.numel() == 0:
+            return
+        self._cover(amax)
+        if self.top == 0:
+            self.counts[0] += magnitudes.numel()
+        else:
+            self.counts += count_bins(magnitudes.reshape(-1), self.num_bins, self.top)
+        self.amax = max(self.amax, amax)
+
+    def merge(self, other: Histogram) -> None:
+        """Add the counts of `other`. Raises: ValueError: another number of bins."""
+        if other.num_bins != self.num_bins:
+            raise ValueError(f"histograms of {self.num_bins} and {other.num_bins} bins cannot be added")
+        self._cover(other.top)
+        counts, top = other.counts.to(self.counts.device), other.top
+        while 0 < top < self.top:
+            counts, top = _fold(counts), top * 2
+        self.counts = self.counts + counts
+        self.amax = max(self.amax, other.amax)
+
+    def _cover(self, amax: float) -> None:
+        """Double the range until it holds `amax`; a histogram of zeros takes the right range at once."""
+        if amax <= self.top:
+            return
+        top = 2.0 ** math.ceil(math.log2(amax))
+        top = top * 2 if top < amax else top
+        while 0 < self.top < top:
+            self.counts, self.top = _fold(self.counts), self.top * 2
+        self.top = top
+
+    def to_numpy(self) -> np.ndarray:
+        """Return the counts as an int64 array (num_bins,)."""
+        return self.counts.cpu().numpy()
+
+    @classmethod
+    def from_counts(cls, counts: np.ndarray | Tensor, top: float, amax: float) -> Histogram:
+        """Return the histogram that holds `counts` (num_bins,) over [0, top]."""
+        histogram = cls(len(counts))
+        histogram.counts = torch.as_tensor(counts, dtype=torch.int64)
+        histogram.top, histogram.amax = float(top), float(amax)
+        return histogram
+
+
+def count_bins(magnitudes: Tensor, num_bins: int, top: float) -> Tensor:
+    """Return int64 counts (num_bins,) of the flat tensor `magnitudes`, all within [0, top], on its device.
+
+    On a CPU chunks are counted on several threads, because torch.histc uses one.
+    """
+    if magnitudes.device.type != "cpu" or magnitudes.numel() < 1 << 16:
+        chunks = magnitudes.split(CHUNK)
+        return sum((torch.histc(c, num_bins, 0, top).long() for c in chunks), start=torch.zeros_like(chunks[0], dtype=torch.int64).new_zeros(num_bins))
+    num_chunks = max(torch.get_num_threads(), math.ceil(magnitudes.numel() / CHUNK))
+    chunks = magnitudes.chunk(num_chunks)
+    parts = _threads.map(lambda chunk: torch.histc(chunk, num_bins, 0, top).long(), chunks)
+    return torch.stack(list(parts)).sum(0)
+
+
+def _fold(counts: Tensor) -> Tensor:
+    """Return the counts over a range twice as wide: neighbours are added, the upper half is empty."""
+    folded = torch.zeros_like(counts)
+    folded[: len(counts) // 2] = counts[0::2] + counts[1::2]
+    return folded

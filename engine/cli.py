@@ -1,0 +1,118 @@
+"""What every command shares: parsing with near matches, one-line errors, and outputs written whole or not at all.
+
+It lives on the ground floor because `engine/` runs alone on a deployment box; the commands of the other packages import it from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class UsageError(ValueError):
+    """A command line that cannot be right: reported in one line, exit code 2."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser that states defaults in --help and answers a mistyped flag or choice with its near matches."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the parsed arguments; an unknown flag ends the program with its near matches and exit code 2."""
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            hints = [f"{word} (did you mean {', '.join(near)}?)" if (near := near_matches(word.split('=')[0], flags)) else word for word in unknown]
+            self.error(f"unknown argument {', '.join(hints)}")
+        return known
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}. See {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+
+
+def near_matches(word: str, allowed: list[str]) -> list[str]:
+    """Return up to three members of `allowed` that look like `word`, best first."""
+    return difflib.get_close_matches(word, allowed, n=3, cutoff=0.5)
+
+
+def run_command(parser: CommandParser, command: Callable[[argparse.Namespace], None], argv: list[str] | None = None) -> NoReturn:
+    """Parse `argv`, call `command` and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+
+    An expected error (ValueError, OSError, RuntimeError, ImportError) is printed in one line; `--debug` shows its traceback.
+    SIGTERM is treated like Ctrl-C, so that temporary outputs are removed.
+    """
+    arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        command(arguments)
+    except KeyboardInterrupt:
+        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        if arguments.debug:
+            raise
+        print(f"{parser.prog}: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED) from None
+    raise SystemExit(EXIT_DONE)
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line, with its type where the message alone says nothing."""
+    text = " ".join(str(error).split())
+    return text if text else type(error).__name__
+
+
+def _raise_interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def whole_output(out: str | Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `out` for a file or folder, and rename it onto `out` only when the block ends well.
+
+    Raises: FileExistsError: if `out` exists and `force` is false (said before any work is done).
+    """
+    target = Path(out)
+    check_free(target, force)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    try:
+        yield holder / target.name
+        replace_path(holder / target.name, target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def check_free(out: str | Path, force: bool) -> None:
+    """Raise FileExistsError if `out` exists and `force` is false."""
+    if Path(out).exists() and not force:
+        raise FileExistsError(f"{out} exists; choose another --out, or replace it with --force")
+
+
+def replace_path(source: Path, target: Path) -> None:
+    """Put `source` in the place of `target`; an older folder is moved aside first and removed after, so one of the two always stands."""
+    if target.is_dir() and not target.is_symlink():
+        aside = source.parent / f"{target.name}.old"
+        os.replace(target, aside)
+    os.replace(source, target)
+
+
+def print_result(row: dict[str, Any], summary: str, as_json: bool) -> None:
+    """Print one result on stdout: the row as one JSON line for machines, else the summary line."""
+    print(json.dumps(row, sort_keys=True, ensure_ascii=False) if as_json else summary, flush=True)

@@ -1,0 +1,1 @@
+"""What a quantized PyTorch model is: recipe, quantizers, insertion, checkpoint, torch to ONNX."""

@@ -1,0 +1,73 @@
+"""Attention with quantizers on Q, K, V and the softmax, reached through transformers' AttentionInterface (no rewritten models)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask
+
+ATTENTION_NAME = "int8kit"
+BMM_QUANTIZERS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
+ATTENTION_QUANTIZERS = (*BMM_QUANTIZERS, "softmax_quantizer")
+# Arguments that change the scores and that this function does not compute; a model passing one must not be answered wrongly.
+UNSUPPORTED = ("softcap", "s_aux", "head_mask")
+
+
+def quantized_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return (attention output (B, S, H, D), weights or None) of softmax(scaling Q K^T + mask) V with the module's quantizers.
+
+    Args:
+        query: (B, H, S, D). key, value: (B, H / groups, T, D). attention_mask: additive float, broadcastable to (B, H, S, T).
+    Q is scaled before its quantizer, so that the INT8 product needs no scaling after it. Without active quantizers the
+    call goes to transformers' own sdpa function.
+    Raises: ValueError: an argument that changes the scores and is not supported here.
+    """
+    given = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
+    if given:
+        raise ValueError(f"{type(module).__name__} passes {', '.join(given)}, which int8kit's attention does not compute")
+    quantizers = [getattr(module, name, None) for name in ATTENTION_QUANTIZERS]
+    is_quantized = any(quantizer is not None and quantizer.is_active for quantizer in quantizers)
+    if not is_quantized and not torch.compiler.is_exporting() and not kwargs.get("output_attentions"):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    bias = kwargs.get("position_bias")
+    if bias is not None:
+        attention_mask = bias if attention_mask is None else attention_mask + bias
+    return explicit_attention(module, query, key, value, attention_mask, scaling, dropout)
+
+
+def explicit_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return (output, weights) by two plain products, each side through its quantizer right before the product."""
+    q_bmm, k_bmm, v_bmm, softmax = (getattr(module, name, nn.Identity()) for name in ATTENTION_QUANTIZERS)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:  # grouped KV heads: repeated before rounding, which gives the same numbers and keeps Q/DQ at the product
+        key = key.repeat_interleave(groups, dim=1)
+        value = value.repeat_interleave(groups, dim=1)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.matmul(q_bmm(query * scaling), k_bmm(key.transpose(2, 3)))  # (B, H, S, T)
+    if mask is not None:
+        scores = scores + mask[..., : key.shape[2]]
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = softmax(nn.functional.dropout(weights, p=dropout, training=module.training))
+    output = torch.matmul(weights, v_bmm(value))  # (B, H, S, D)
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def register_attention() -> None:
+    """Make `int8kit` known to transformers, with the mask function without which the padding mask is silently dropped."""
+    AttentionInterface.register(ATTENTION_NAME, quantized_attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
+
+
+register_attention()

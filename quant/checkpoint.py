@@ -1,0 +1,139 @@
+"""The checkpoint folder: what plain Transformers loads, plus quantization.json and quantizers.safetensors. No pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from quant.insert import Quantization, Site, attach_sites, quantization_of
+from quant.pretrained import LoadedModel, load_float_model
+from quant.recipe import recipe_from_dict
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
+
+CHECKPOINT_FILE = "quantization.json"
+QUANTIZER_FILE = "quantizers.safetensors"
+SCHEMA = 1
+
+
+def is_checkpoint(folder: str | Path) -> bool:
+    """Return whether `folder` holds a quantized model that `load_checkpoint` takes."""
+    return (Path(folder) / CHECKPOINT_FILE).is_file()
+
+
+def save_checkpoint(
+    model: Any, folder: str | Path, *, processor: Any = None, provenance: dict[str, Any] | None = None
+) -> None:
+    """Write the checkpoint folder of a calibrated model.
+
+    Args:
+        processor: tokenizer or image processor, saved beside the model. provenance: how it came to be (samples, seed, ...).
+    The weights are saved under the float model's own names, so `from_pretrained` of plain Transformers loads the folder.
+    Raises: RuntimeError: quantizers without an amax (all named).
+    """
+    quantization = quantization_of(model)
+    check_calibrated(model)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder, state_dict=float_state_dict(model))
+    if processor is not None:
+        processor.save_pretrained(folder)
+    tensors = {}
+    for name, quantizer in named_quantizers(model):
+        if quantizer.enabled:
+            tensors[f"{name}/amax"] = quantizer.amax.detach().cpu().contiguous()
+            if quantizer.pre_quant_scale is not None:
+                tensors[f"{name}/pre_quant_scale"] = quantizer.pre_quant_scale.detach().cpu().contiguous()
+    save_file(tensors, folder / QUANTIZER_FILE)
+    content = {
+        "schema": SCHEMA,
+        "recipe": quantization.recipe.to_dict(),
+        "recipe_digest": quantization.recipe.digest,
+        "provenance": provenance or {},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "digests": {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))},
+        "sites": [dataclasses.asdict(site) for site in quantization.sites],
+    }
+    (folder / CHECKPOINT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def load_checkpoint(folder: str | Path) -> LoadedModel:
+    """Return the quantized model of a checkpoint folder, with its processor, in float32 and evaluation mode.
+
+    Raises: FileNotFoundError: no checkpoint there. ValueError: damaged or edited files.
+    """
+    folder = Path(folder)
+    content = read_description(folder)
+    _check_digests(folder, content)
+    loaded = load_float_model(folder)
+    sites = tuple(
+        Site(**{**site, "consumers": tuple(site["consumers"])}) for site in content["sites"]
+    )
+    attach_sites(loaded.model, Quantization(recipe_from_dict(content["recipe"]), sites))
+    tensors = load_file(folder / QUANTIZER_FILE)
+    for name, quantizer in named_quantizers(loaded.model):
+        if quantizer.enabled:
+            _load_quantizer(name, quantizer, tensors, folder)
+    check_calibrated(loaded.model)
+    return loaded
+
+
+def read_description(folder: str | Path) -> dict[str, Any]:
+    """Return the parsed quantization.json. Raises: FileNotFoundError, ValueError: not there, or not of this version."""
+    path = Path(folder) / CHECKPOINT_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no int8kit checkpoint (no {CHECKPOINT_FILE}); make one with 'python -m calib --model {folder} ...'")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}; calibrate again") from error
+    if content.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}; calibrate again")
+    return content
+
+
+def check_calibrated(model: nn.Module) -> None:
+    """Raise RuntimeError if enabled quantizers have no amax, naming them and the next step."""
+    missing = [name for name, quantizer in named_quantizers(model) if quantizer.enabled and not quantizer.is_calibrated]
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise RuntimeError(
+            f"{len(missing)} quantizers have no amax: {shown} Run 'python -m calib', or switch them off in the recipe "
+            f"(rules: - {{match: '{missing[0]}', enable: false}})"
+        )
+
+
+def float_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the state dict under the float model's keys: the quantizers' tensors are left out."""
+    prefixes = tuple(f"{name}." for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, TensorQuantizer))
+    return {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_digests(folder: Path, content: dict[str, Any]) -> None:
+    wrong = [name for name, digest in content["digests"].items() if not (folder / name).is_file() or file_digest(folder / name) != digest]
+    if wrong:
+        raise ValueError(f"{folder}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or not what was saved; "
+                         f"copy the folder again, or calibrate again")
+
+
+def _load_quantizer(name: str, quantizer: TensorQuantizer, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    if f"{name}/amax" not in tensors:
+        raise ValueError(f"{folder / QUANTIZER_FILE} lacks the amax of {name}; calibrate again")
+    quantizer.set_amax(tensors[f"{name}/amax"])
+    quantizer.set_pre_quant_scale(tensors.get(f"{name}/pre_quant_scale"))
+
+

@@ -1,0 +1,53 @@
+"""Small inputs that any model's forward accepts: for the traced forward of insertion and for export."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...]:
+    """Return the names of the model's inputs in the order of its forward, as its processor makes them.
+
+    Without a processor: the main input, the attention mask, and token types where the model has more than one.
+    Raises: ValueError: a main input that no command here can make.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    wanted = getattr(processor, "model_input_names", None)
+    if model.main_input_name == "pixel_values":
+        return ("pixel_values",)
+    if model.main_input_name != "input_ids":
+        raise ValueError(f"{type(model).__name__} reads '{model.main_input_name}'; supported: input_ids, pixel_values")
+    if wanted is None:
+        has_types = getattr(model.config, "type_vocab_size", 0) > 1
+        wanted = TEXT_INPUTS if has_types else TEXT_INPUTS[:2]
+    return tuple(name for name in TEXT_INPUTS if name in wanted and name in accepted)
+
+
+def example_inputs(
+    model: PreTrainedModel, *, batch_size: int = 2, seq_length: int = 8, processor: Any = None, seed: int = 0
+) -> dict[str, Tensor]:
+    """Return seeded random inputs: ids (batch_size, seq_length) without padding, or pixels (batch_size, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    names = input_names(model, processor)
+    if names == ("pixel_values",):
+        shape = (batch_size, config.num_channels, *_image_size(config))
+        inputs = {"pixel_values": torch.randn(shape, generator=generator)}
+    else:
+        vocab_size = config.get_text_config().vocab_size
+        ids = torch.randint(min(10, vocab_size - 1), vocab_size, (batch_size, seq_length), generator=generator)
+        made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        inputs = {name: made[name] for name in names}
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def _image_size(config: Any) -> tuple[int, int]:
+    size = config.image_size
+    return (size, size) if isinstance(size, int) else tuple(size)

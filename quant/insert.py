@@ -1,0 +1,226 @@
+"""Insertion: decides for every possible quantizer of a model whether it is on, and why, then puts the quantizers in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from quant.attention import ATTENTION_NAME, ATTENTION_QUANTIZERS
+from quant.modules import QUANT_LAYERS, QuantEmbedding, is_norm, quant_norm_class
+from quant.recipe import Recipe, Rule
+from quant.tensor_quantizer import TensorQuantizer
+from quant.trace import ModelTrace, trace_model
+
+
+@dataclass(frozen=True)
+class Site:
+    """One quantizer of one model."""
+
+    name: str
+    """Where it lives, e.g. `bert.encoder.layer.0.attention.self.query.input_quantizer`; shared ones under their first reader."""
+    kind: str
+    """linear, conv, norm_output, bmm, softmax or embedding."""
+    enabled: bool
+    reason: str
+    """Why it is on or off."""
+    consumers: tuple[str, ...] = ()
+    """The layers that read the quantized tensor."""
+    axis: int | None = None
+    """The channel axis of its scales; None is one scale for the whole tensor."""
+    producer: str | None = None
+    """The norm, or the value projection behind attention, whose output channels are this tensor's channels."""
+
+    smoothing: str = ""
+    """What SmoothQuant did here: empty, `explicit, alpha 0.85`, or `folded into <producer>, alpha 0.85`."""
+
+    @property
+    def is_weight(self) -> bool:
+        """Whether it quantizes a parameter, so that its amax needs no samples."""
+        return self.name.endswith("weight_quantizer")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What `insert_quantizers` leaves on a model as `model.quantization`."""
+
+    recipe: Recipe
+    sites: tuple[Site, ...]
+
+
+def insert_quantizers(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.Tensor] | None = None) -> list[Site]:
+    """Put the recipe's quantizers into `model` (in place) and return every site, on or off, with its reason.
+
+    Args:
+        inputs: example inputs for the traced forward; made from the model's configuration where none are given.
+    The quantizers hold no amax yet: collect statistics and apply them, or load a checkpoint.
+    Raises: ValueError: a rule that matches nothing. RuntimeError: the model already has quantizers.
+    """
+    sites = plan_sites(model, recipe, inputs)
+    attach_sites(model, Quantization(recipe, tuple(sites)))
+    return sites
+
+
+def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.Tensor] | None = None) -> list[Site]:
+    """Return the sites that `insert_quantizers` would put in, without changing the model."""
+    if hasattr(model, "quantization"):
+        raise RuntimeError("the model already has quantizers; load the float model again, or a checkpoint, instead")
+    trace = trace_model(model, inputs)
+    judged = _Judge(recipe)
+    norms = _norm_sites(trace, judged)
+    norm_of = {trace.norms[site.name.removesuffix(".output_quantizer")]: site.name for site in norms}
+    inputs_sites = _input_sites(model, trace, judged, norm_of)
+    sites = [*_keep_read_norms(norms, inputs_sites), *inputs_sites, *_weight_sites(model, trace, judged), *_attention_sites(model, trace, judged)]
+    judged.refuse_unmatched()
+    order = {name: position for position, (name, _) in enumerate(model.named_modules())}
+    return sorted(sites, key=lambda site: (order.get(site.name.rpartition(".")[0], 0), site.name))
+
+
+class _Judge:
+    """Applies the rules in order and remembers which of them ever matched."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.matched: set[Rule] = set()
+
+    def __call__(self, name: str, kind: str) -> tuple[bool, str]:
+        """Return (enabled, reason) of the last rule that matches."""
+        hits = [rule for rule in self.recipe.rules if rule.matches(name, kind)]
+        self.matched.update(hits)
+        return hits[-1].enable, f"rule {hits[-1]}"
+
+    def refuse_unmatched(self) -> None:
+        """Raise ValueError for the rules that matched no quantizer of the model."""
+        idle = [str(rule) for rule in self.recipe.rules if rule not in self.matched and not rule.optional]
+        if idle:
+            raise ValueError(f"recipe '{self.recipe.name}': {len(idle)} rules match no quantizer of this model: "
+                             f"{'; '.join(idle)}. Mend the pattern, or mark the rule 'optional: true'")
+
+
+def _norm_sites(trace: ModelTrace, judge: _Judge) -> list[Site]:
+    readers = defaultdict(list)
+    for layer, key in trace.layer_inputs.items():
+        readers[key].append(layer)
+    sites = []
+    for norm, key in trace.norms.items():
+        name = f"{norm}.output_quantizer"
+        enabled, reason = judge(name, "norm_output")
+        sites.append(Site(name, "norm_output", enabled, reason, tuple(readers[key]), producer=norm))
+    return sites
+
+
+def _keep_read_norms(norms: list[Site], inputs_sites: list[Site]) -> list[Site]:
+    """Switch off the norm outputs that no quantized product reads: rounding them would cost accuracy for nothing."""
+    read = {site.reason for site in inputs_sites}
+    return [
+        site if not site.enabled or f"reads {site.name}" in read
+        else dataclasses.replace(site, enabled=False, reason="no quantized product reads it")
+        for site in norms
+    ]  # fmt: skip
+
+
+def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> list[Site]:
+    """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it."""
+    sites, groups = [], defaultdict(list)
+    for layer, key in trace.layer_inputs.items():
+        kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
+        enabled, reason = judge(f"{layer}.input_quantizer", kind)
+        norm = norm_of.get(key)
+        if enabled and norm is not None and judge(norm, "norm_output")[0]:
+            sites.append(Site(f"{layer}.input_quantizer", kind, False, f"reads {norm}", (layer,)))
+        elif enabled:
+            groups[key].append((layer, kind, reason))
+        else:
+            sites.append(Site(f"{layer}.input_quantizer", kind, False, reason, (layer,)))
+    for readers in groups.values():
+        layers = tuple(layer for layer, _, _ in readers)
+        first, kind, reason = readers[0]
+        shared = f"; shared by {len(layers)} layers that read the same tensor" if len(layers) > 1 else ""
+        sites.append(Site(f"{first}.input_quantizer", kind, True, reason + shared, layers, producer=trace.producer_of(first)))
+    return sites
+
+
+def _weight_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -> list[Site]:
+    sites = []
+    for name, module in model.named_modules():
+        layer_class = QUANT_LAYERS.get(type(module)) or (QuantEmbedding if type(module) is nn.Embedding else None)
+        if layer_class is None:
+            continue
+        enabled, reason = judge(f"{name}.weight_quantizer", layer_class.kind)
+        if enabled and layer_class is not QuantEmbedding and name not in trace.layer_inputs:
+            enabled, reason = False, "the traced forward did not reach this layer"
+        sites.append(Site(f"{name}.weight_quantizer", layer_class.kind, enabled, reason, (name,), layer_class.weight_axis))
+    return sites
+
+
+def _attention_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -> list[Site]:
+    """Return the q, k, v and softmax sites; modules the interface does not reach are named, off, with that reason."""
+    unreached = [
+        name for name, module in model.named_modules()
+        if type(module).__name__.endswith("Attention") and not any(name == a or a.startswith(f"{name}.") for a in trace.attentions)
+        and not any(name.startswith(f"{a}.") for a in trace.attentions)
+    ]  # fmt: skip
+    sites = []
+    for attention in [*trace.attentions, *unreached]:
+        for quantizer in ATTENTION_QUANTIZERS:
+            name, kind = f"{attention}.{quantizer}", "softmax" if quantizer.startswith("softmax") else "bmm"
+            enabled, reason = judge(name, kind)
+            if attention in unreached:
+                enabled, reason = False, "transformers' attention interface does not reach this module"
+            sites.append(Site(name, kind, enabled, reason, (attention,)))
+    return sites
+
+
+def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
+    """Create the quantizers of `quantization` in `model`; layers change their class in place and keep their parameters."""
+    for site in quantization.sites:
+        if site.name.endswith("input_quantizer") and not site.enabled:
+            continue  # attached last, so that a shared quantizer is never hidden by an idle one
+        quantizer = TensorQuantizer(site.axis, site.enabled, site.name)
+        owner, _, attribute = site.name.rpartition(".")
+        for layer in dict.fromkeys((owner, *site.consumers)) if attribute == "input_quantizer" else (owner,):
+            _attach(model.get_submodule(layer), attribute, quantizer)
+        if site.kind == "softmax":
+            quantizer.set_amax(torch.ones(1))  # a probability: never calibrated
+    for site in quantization.sites:
+        owner, _, attribute = site.name.rpartition(".")
+        if attribute == "input_quantizer" and not site.enabled:
+            _attach(model.get_submodule(owner), attribute, TensorQuantizer(site.axis, False, site.name))
+    model.to(next(model.parameters()).device)
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(ATTENTION_NAME)
+    model.quantization = quantization
+
+
+def _attach(module: nn.Module, attribute: str, quantizer: TensorQuantizer) -> None:
+    """Give `module` the quantizer; its class becomes the quantized subclass, so identity, parameters and hooks stay."""
+    if type(module) in QUANT_LAYERS:
+        module.__class__ = QUANT_LAYERS[type(module)]
+    elif type(module) is nn.Embedding:
+        module.__class__ = QuantEmbedding
+    elif is_norm(module) and not hasattr(module, "output_quantizer"):
+        module.__class__ = quant_norm_class(type(module))
+    setattr(module, attribute, quantizer)
+
+
+def quantization_of(model: nn.Module) -> Quantization:
+    """Return what was inserted. Raises: RuntimeError: the model is a float model."""
+    quantization = getattr(model, "quantization", None)
+    if quantization is None:
+        raise RuntimeError(f"{type(model).__name__} has no quantizers; call insert_quantizers(model, recipe) or load a checkpoint")
+    return quantization
+
+
+def summarize_sites(sites: list[Site] | tuple[Site, ...]) -> str:
+    """Return a table of the sites by kind: how many are on, how many off, and the reasons of those off."""
+    lines = [f"{'kind':<12} {'on':>4} {'off':>4}  why off"]
+    for kind in dict.fromkeys(site.kind for site in sites):
+        members = [site for site in sites if site.kind == kind]
+        off = [site for site in members if not site.enabled]
+        reasons = ", ".join(dict.fromkeys("another quantizer covers it" if s.reason.startswith("reads ") else s.reason for s in off))
+        lines.append(f"{kind:<12} {len(members) - len(off):>4} {len(off):>4}  {reasons}")
+    return "\n".join(lines)

@@ -1,0 +1,99 @@
+"""Layers that carry quantizers. Each subclasses the float layer it stands for and keeps its parameters and their names."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from quant.tensor_quantizer import TensorQuantizer, along_axis
+
+
+class QuantLayer:
+    """What the quantized layers with a weight share: an `input_quantizer` and a `weight_quantizer`."""
+
+    input_quantizer: TensorQuantizer
+    weight_quantizer: TensorQuantizer
+    weight: Tensor
+    kind = "linear"
+    weight_axis = 0  # the axis of the output channels in `weight`
+    input_axis = 1  # the axis of the input channels in `weight`, along which SmoothQuant's s is multiplied
+    is_weight_smoothed = False  # whether `weight` holds the product already (during export)
+
+    def smoothed_weight(self) -> Tensor:
+        """Return weight x s where SmoothQuant multiplies the input by 1/s, else the weight itself."""
+        quantizer = self.input_quantizer
+        if not quantizer.is_active or quantizer.pre_quant_scale is None or self.is_weight_smoothed:
+            return self.weight
+        return self.weight.float() * along_axis(1 / quantizer.pre_quant_scale, self.weight, self.input_axis)
+
+    def quantized_weight(self) -> Tensor:
+        """Return the weight as the product sees it: smoothed, then on the INT8 grid."""
+        return self.weight_quantizer(self.smoothed_weight())
+
+
+class QuantLinear(QuantLayer, nn.Linear):
+    """nn.Linear with quantized input and weight; weight (out_features, in_features)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(self.input_quantizer(input), self.quantized_weight(), self.bias)
+
+
+class QuantConv1D(QuantLayer, Conv1D):
+    """Transformers' Conv1D (GPT-2), a linear layer whose weight is stored (in_features, out_features)."""
+
+    weight_axis = 1
+    input_axis = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.input_quantizer(x) @ self.quantized_weight() + self.bias
+
+
+class QuantConv2d(QuantLayer, nn.Conv2d):
+    """nn.Conv2d (patch embedding) with quantized input and weight; weight (out, in / groups, height, width)."""
+
+    kind = "conv"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
+
+
+class QuantEmbedding(nn.Embedding):
+    """nn.Embedding whose table is quantized per column: the scales then lie along the last axis of what is looked up."""
+
+    weight_quantizer: TensorQuantizer
+    kind = "embedding"
+    weight_axis = -1
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
+        return self.weight_quantizer(F.embedding(input, self.weight, self.padding_idx))  # only the rows looked up
+
+
+class QuantNorm:
+    """Mixed into any norm class by `quant_norm_class`: rounds the norm's output with `output_quantizer`."""
+
+    output_quantizer: TensorQuantizer
+    kind = "norm_output"
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.output_quantizer(super().forward(*args, **kwargs))  # type: ignore[misc]
+
+
+QUANT_LAYERS: dict[type, type] = {nn.Linear: QuantLinear, Conv1D: QuantConv1D, nn.Conv2d: QuantConv2d}
+QUANT_LAYER_TYPES = (QuantLinear, QuantConv1D, QuantConv2d)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether the module is a LayerNorm or RMSNorm, of torch or of a model's own file."""
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
+
+
+@cache
+def quant_norm_class(norm_class: type) -> type:
+    """Return the subclass of `norm_class` that rounds its output."""
+    return type(f"Quant{norm_class.__name__}", (QuantNorm, norm_class), {"__doc__": QuantNorm.__doc__})

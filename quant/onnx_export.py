@@ -1,0 +1,125 @@
+"""torch to ONNX: the quantized model as one graph with Q/DQ nodes, dynamic batch and sequence length."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from quant.attention import ATTENTION_NAME
+from quant.checkpoint import check_calibrated
+from quant.example_inputs import example_inputs
+from quant.modules import QUANT_LAYER_TYPES
+from quant.tensor_quantizer import named_quantizers
+
+OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")  # kept from a model's output, in this order
+
+
+def export_onnx(
+    model: PreTrainedModel, path: str | Path | None = None, *, processor: Any = None, opset: int = 20
+) -> onnx.ModelProto:
+    """Return the ONNX model (and write it to `path`) with inputs and outputs by their names and free batch and length.
+
+    A float model is exported too. Activations become QuantizeLinear → DequantizeLinear; weights are still float before
+    their Q/DQ, and `engine.qdq` stores them as INT8. Opset 20: ONNX Runtime refuses these nodes at 21.
+    Raises: RuntimeError: quantizers without an amax.
+    """
+    check_calibrated(model)
+    model.eval()
+    inputs = example_inputs(model, processor=processor)
+    wrapped = _ByName(model, tuple(inputs))
+    with _export_mode(model), torch.no_grad():
+        wrapped.output_names = _output_names(model, inputs)
+        with _quiet():
+            program = torch.onnx.export(
+                wrapped, tuple(inputs.values()), dynamo=True, opset_version=opset, input_names=list(inputs),
+                output_names=list(wrapped.output_names), dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
+            )  # fmt: skip
+    proto = program.model_proto
+    del proto.metadata_props[:]
+    if path is not None:
+        onnx.save(proto, path)
+    return proto
+
+
+class _ByName(nn.Module):
+    """Takes the inputs by position and returns a plain tuple of tensors, as the exporter wants it."""
+
+    output_names: tuple[str, ...]
+
+    def __init__(self, model: PreTrainedModel, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model = model
+        self.names = names
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        output = self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=True, **_no_cache(self.model))
+        return tuple(output[name] for name in self.output_names)
+
+
+def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
+    return {"use_cache": False} if getattr(model.config, "use_cache", False) and model.main_input_name == "input_ids" else {}
+
+
+def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
+    output = model(**inputs, return_dict=True)
+    names = tuple(name for name in OUTPUTS if output.get(name) is not None)
+    if not names:
+        raise ValueError(f"{type(model).__name__} returns {', '.join(output)}; supported: {', '.join(OUTPUTS)}")
+    return names
+
+
+def _dynamic_axes(name: str) -> dict[int, Any]:
+    if name == "pixel_values":
+        return {0: torch.export.Dim("batch")}
+    return {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", min=2)}
+
+
+@contextmanager
+def _export_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Fix every scale as a constant and put SmoothQuant's factor into the weights; all is put back after."""
+    quantizers = [quantizer for _, quantizer in named_quantizers(model) if quantizer.enabled]
+    smoothed = [m for m in model.modules() if isinstance(m, QUANT_LAYER_TYPES) and m.input_quantizer.pre_quant_scale is not None]
+    saved = [layer.weight.data for layer in smoothed]
+    before = model.config._attn_implementation
+    if model._can_set_attn_implementation():
+        model.set_attn_implementation(ATTENTION_NAME)
+    for layer in smoothed:
+        layer.weight.data = layer.smoothed_weight().data
+        layer.is_weight_smoothed = True
+    for quantizer in quantizers:
+        quantizer.prepare_export()
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.finish_export()
+        for layer, weight in zip(smoothed, saved, strict=True):
+            layer.weight.data = weight
+            layer.is_weight_smoothed = False
+        if model._can_set_attn_implementation():
+            model.set_attn_implementation(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's progress lines and deprecation warnings; its errors still come."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,176 @@
+"""What to quantize: ordered rules over quantizer names, the calibrator, SmoothQuant. Read from YAML, checked here, frozen after."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding", "residual")
+METHODS = ("max", "percentile", "entropy", "mse")
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a recipe: switches the quantizers it matches on or off; the last rule that matches wins."""
+
+    match: str = "*"
+    """Pattern over the quantizer's name, e.g. `*layer.0.*input_quantizer` (`*`, `?`, `[...]`)."""
+    kind: str | None = None
+    """Only quantizers of this kind: linear, conv, norm_output, bmm, softmax, embedding, residual."""
+    enable: bool = True
+    """Whether the matched quantizers are on."""
+    optional: bool = False
+    """Whether the rule may match nothing."""
+
+    def matches(self, name: str, kind: str) -> bool:
+        """Return whether this rule speaks of the quantizer `name` of `kind`."""
+        return (self.kind is None or self.kind == kind) and fnmatch.fnmatchcase(name, self.match)
+
+    def __str__(self) -> str:
+        kind = f", kind: {self.kind}" if self.kind else ""
+        return f"{{match: '{self.match}'{kind}, enable: {str(self.enable).lower()}}}"
+
+
+@dataclass(frozen=True)
+class CalibratorOptions:
+    """How statistics become an activation's amax."""
+
+    method: str = "max"
+    """max, percentile, entropy or mse."""
+    percentile: float = 99.999
+    """Share of |x| kept inside the range by `percentile`, in percent."""
+
+    def __post_init__(self) -> None:
+        _check_choice("calibrator method", self.method, METHODS)
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"calibrator percentile is {self.percentile}; allowed: above 50, up to 100")
+
+
+@dataclass(frozen=True)
+class SmoothQuantOptions:
+    """Moves range from the activations of a linear layer to its weights, channel by channel (arXiv:2211.10438)."""
+
+    alpha: float | str | None = None
+    """Share moved, 0 to 1; `search` picks it for each site on the statistics; null switches SmoothQuant off."""
+    match: str = "*"
+    """Pattern over the names of the activation quantizers that are smoothed."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.alpha, str):
+            _check_choice("smoothquant alpha", self.alpha, ("search",))
+        elif self.alpha is not None and not 0 <= self.alpha <= 1:
+            raise ValueError(f"smoothquant alpha is {self.alpha}; allowed: 0 to 1, 'search', or null for off")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named set of rules and options; `digest` identifies it in checkpoints, engines and result rows."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
+    smoothquant: SmoothQuantOptions = field(default_factory=SmoothQuantOptions)
+
+    def __post_init__(self) -> None:
+        if not self.rules or self.rules[0] != Rule(match="*", enable=False):
+            raise ValueError(f"recipe '{self.name}': the first rule must switch all off: - {{match: '*', enable: false}}")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the resolved recipe, 16 hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved recipe as plain JSON types; `recipe_from_dict` reads it back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def with_options(self, **options: Any) -> Recipe:
+        """Return a copy with other calibrator options, e.g. `with_options(method="mse")`."""
+        return dataclasses.replace(self, calibrator=dataclasses.replace(self.calibrator, **options))
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """Return the recipe named `source` (a shipped one) or read from the YAML file `source`.
+
+    Raises: FileNotFoundError: neither a shipped name nor a file. ValueError: unknown keys or values, all named.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = RECIPE_FOLDER / f"{source}.yaml"
+    if not path.is_file():
+        shipped = shipped_recipes()
+        near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise FileNotFoundError(f"no recipe '{source}'{hint} Shipped: {', '.join(shipped)}; or give a .yaml file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no recipe: expected keys such as 'rules:'")
+    base = content.pop("extends", None)
+    if base is not None:
+        content = _extend(load_recipe(base).to_dict(), content)
+    content["name"] = content.get("name", path.stem)
+    try:
+        return recipe_from_dict(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def shipped_recipes() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPE_FOLDER.glob("*.yaml"))
+
+
+def recipe_from_dict(content: dict[str, Any]) -> Recipe:
+    """Return the recipe of a parsed YAML or JSON mapping; unknown keys are refused with near matches."""
+    _check_keys("recipe", content, Recipe)
+    rules = content.get("rules") or []
+    for rule in rules:
+        _check_keys("rule", rule, Rule)
+        if rule.get("kind") is not None:
+            _check_choice("rule kind", rule["kind"], KINDS)
+    sections: dict[str, Any] = {"calibrator": CalibratorOptions, "smoothquant": SmoothQuantOptions}
+    options = {}
+    for key, section in sections.items():
+        if content.get(key) is not None:
+            _check_keys(key, content[key], section)
+            options[key] = section(**content[key])
+    return Recipe(name=content["name"], rules=tuple(Rule(**rule) for rule in rules), **options)
+
+
+def _extend(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """Return `base` with the rules of `content` appended and its options put in place of the base's."""
+    merged = {**base, **{key: value for key, value in content.items() if key != "rules"}}
+    merged["rules"] = base["rules"] + list(content.get("rules") or [])
+    merged["name"] = content.get("name")
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def _check_keys(where: str, content: Any, section: type) -> None:
+    allowed = [f.name for f in dataclasses.fields(section)]
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is {content!r}; expected a mapping with the keys {', '.join(allowed)}")
+    unknown = [_near(str(key), allowed) for key in content if key not in allowed]
+    if unknown:
+        raise ValueError(f"unknown {where} key {', '.join(unknown)}. Allowed: {', '.join(allowed)}")
+
+
+def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"unknown {what} {_near(str(value), list(allowed))}. Allowed: {', '.join(allowed)}")
+
+
+def _near(word: str, allowed: list[str]) -> str:
+    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'"

@@ -1,0 +1,102 @@
+"""Which layers read the same tensor: found by one forward through tensor identity, not by a table for each model family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+from quant.attention import explicit_attention
+from quant.example_inputs import example_inputs
+from quant.modules import QUANT_LAYERS, is_norm
+
+TensorKey = tuple[int, int, int, int, int]
+TRACE_ATTENTION = "int8kit_trace"
+
+
+@dataclass
+class ModelTrace:
+    """What one forward showed. Keys are equal exactly where two layers see the same values in the same memory."""
+
+    layer_inputs: dict[str, TensorKey] = field(default_factory=dict)
+    """Layer name → its input, in the order of execution."""
+    outputs: dict[TensorKey, str] = field(default_factory=dict)
+    """Output tensor → the linear layer or norm that made it."""
+    attentions: dict[str, str | None] = field(default_factory=dict)
+    """Attention module → the layer that made V alone (None where V is a part of a larger product)."""
+    attention_outputs: dict[TensorKey, str] = field(default_factory=dict)
+    """Output of attention → its attention module."""
+    norms: dict[str, TensorKey] = field(default_factory=dict)
+    """Norm name → its output."""
+
+    def producer_of(self, layer: str) -> str | None:
+        """Return the norm, or the value projection behind attention, whose output channels are this layer's inputs."""
+        key = self.layer_inputs[layer]
+        attention = self.attention_outputs.get(key)
+        if attention is not None:
+            return self.attentions[attention]
+        return self.outputs.get(key)
+
+
+def tensor_key(x: Tensor) -> TensorKey:
+    """Return what identifies a tensor's values while it is alive: memory, extent, last dimension and version."""
+    return (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x.shape[-1] if x.dim() else 0, x._version)
+
+
+def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> ModelTrace:
+    """Return what one forward of the float model on example inputs shows about shared tensors and attention.
+
+    Every tensor seen is kept alive until the end, so that no memory is used twice and no key is met by chance.
+    """
+    inputs = example_inputs(model) if inputs is None else inputs
+    names = {module: name for name, module in model.named_modules()}
+    trace, alive = ModelTrace(), []
+
+    def see_layer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        alive.extend([args[0], output])
+        trace.layer_inputs.setdefault(names[module], tensor_key(args[0]))
+        trace.outputs.setdefault(tensor_key(output), names[module])
+
+    def see_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        alive.append(output)
+        trace.norms.setdefault(names[module], tensor_key(output))
+        trace.outputs[tensor_key(output)] = names[module]
+
+    def see_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+        value_layer = _value_layer(value, trace)
+        output, weights = explicit_attention(module, query, key, value, mask, kwargs.get("scaling"))
+        alive.extend([value, output])
+        trace.attentions.setdefault(names[module], value_layer)
+        trace.attention_outputs[tensor_key(output.flatten(2))] = names[module]
+        return output, weights
+
+    hooks = [m.register_forward_hook(see_norm if is_norm(m) else see_layer)
+             for m in model.modules() if is_norm(m) or type(m) in QUANT_LAYERS]  # fmt: skip
+    AttentionInterface.register(TRACE_ATTENTION, see_attention)
+    AttentionMaskInterface.register(TRACE_ATTENTION, eager_mask)
+    before = model.config._attn_implementation
+    was_training = model.training
+    try:
+        if model._can_set_attn_implementation():
+            model.set_attn_implementation(TRACE_ATTENTION)
+        model.eval()
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        if model._can_set_attn_implementation():
+            model.set_attn_implementation(before)
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return trace
+
+
+def _value_layer(value: Tensor, trace: ModelTrace) -> str | None:
+    """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is a part of a larger product."""
+    width = value.shape[1] * value.shape[3]
+    key = (value.untyped_storage().data_ptr(), value.storage_offset(), value.numel(), width, value._version)
+    return trace.outputs.get(key)
