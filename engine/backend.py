@@ -1,0 +1,193 @@
+"""The one small interface behind which ONNX Runtime, OpenVINO and later TensorRT build and run engines, and its
+registry."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from engine.cli import near_matches
+from engine.manifest import Manifest
+from engine.shapes import ShapeRange
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What the builder may choose; an input without a range keeps the file's own axes."""
+
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+    threads: int | None = None  # None: as many as cores
+    force: bool = False  # replace an existing engine
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine on disk with its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+
+class Runner(ABC):
+    """A loaded engine: a context manager that maps arrays to arrays by name."""
+
+    def __init__(
+        self,
+        shapes: Mapping[str, ShapeRange],
+        inputs: Mapping[str, tuple[np.dtype, tuple[int | None, ...]]],
+        output_names: list[str],
+    ) -> None:
+        self.input_names, self.output_names = list(inputs), output_names
+        self._inputs, self._shapes = inputs, shapes
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def batch_size(self) -> int | None:
+        """The static batch size, else the usual one it was built for, else None."""
+        for name in self.input_names:
+            sizes = self._inputs[name][1]
+            if sizes and sizes[0] is not None:
+                return sizes[0]
+            if name in self._shapes:
+                return self._shapes[name].opt[0]
+        return None
+
+    @property
+    def static_batch(self) -> int | None:
+        """The batch size every call is padded to, or None if the batch is dynamic."""
+        return next((sizes[0] for _, sizes in self._inputs.values() if sizes and sizes[0] is not None), None)
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs by name; a batch smaller than a static one is padded, and the result cut to the samples
+        fed.
+
+        Raises: ValueError: if an input is missing, unknown, of another kind, or of a shape the engine was not built
+        for.
+        """
+        arrays, num_samples = self._check(feeds)
+        static = self.static_batch
+        if static is None or num_samples == static:
+            return self._infer(arrays)
+        padded = {
+            name: np.concatenate([x, np.repeat(x[-1:], static - num_samples, axis=0)]) for name, x in arrays.items()
+        }
+        return {
+            name: y[:num_samples] if y.ndim and y.shape[0] == static else y for name, y in self._infer(padded).items()
+        }
+
+    def time(self, feeds: Mapping[str, np.ndarray], iterations: int = 50, warmup: int = 10) -> list[float]:
+        """Return the latency of each of `iterations` calls in milliseconds, after `warmup` calls that are dropped."""
+        arrays, _ = self._check(feeds)
+        for _ in range(warmup):
+            self._infer(arrays)
+        latency_ms = []
+        for _ in range(iterations):
+            start = time.perf_counter()
+            self._infer(arrays)
+            latency_ms.append((time.perf_counter() - start) * 1e3)
+        return latency_ms
+
+    @abstractmethod
+    def _infer(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the outputs for checked, contiguous arrays."""
+
+    def close(self) -> None:  # noqa: B027  (a backend without memory of its own has nothing to free)
+        """Free what the engine holds."""
+
+    def _check(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+        problems = [f"input {name} is missing" for name in self.input_names if name not in feeds]
+        for name in feeds:
+            if name not in self._inputs:
+                near = near_matches(name, self.input_names)
+                problems.append(f"{name} is no input" + (f" (did you mean {near[0]}?)" if near else ""))
+        if problems:
+            raise ValueError(f"{'; '.join(problems)}. The engine's inputs are {', '.join(self.input_names)}")
+        arrays, lengths = {}, set()
+        for name, (dtype, sizes) in self._inputs.items():
+            x = np.asarray(feeds[name])
+            if np.dtype(dtype).kind != x.dtype.kind and not (dtype.kind in "iu" and x.dtype.kind in "iub"):
+                raise ValueError(f"input {name} has type {x.dtype}, the engine takes {dtype}; convert it first")
+            self._check_shape(name, x.shape, sizes)
+            arrays[name] = np.ascontiguousarray(x, dtype=dtype)
+            lengths.add(x.shape[0] if x.ndim else 1)
+        if len(lengths) > 1:
+            raise ValueError(
+                f"the inputs hold different numbers of samples: {sorted(lengths)}; feed the same number in each"
+            )
+        return arrays, lengths.pop() if lengths else 0
+
+    def _check_shape(self, name: str, shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> None:
+        low = tuple(1 for _ in sizes)
+        high: tuple[float, ...] = tuple(size or float("inf") for size in sizes)
+        if name in self._shapes:
+            low, high = self._shapes[name].min, self._shapes[name].max
+        # The first axis may be shorter than a static batch: it is padded.
+        is_admitted = len(shape) == len(sizes) and all(
+            (1 if axis == 0 and low[0] == high[0] else low[axis] if sizes[axis] is None else sizes[axis])
+            <= size
+            <= high[axis]
+            for axis, size in enumerate(shape)
+        )
+        if not is_admitted:
+            wanted = "x".join(str(size) if size else "?" for size in sizes)
+            ranged = f" (min:opt:max {self._shapes[name]})" if name in self._shapes else ""
+            raise ValueError(
+                f"input {name} has shape {'x'.join(map(str, shape))}, the engine takes {wanted}{ranged}; "
+                f"feed that, or build an engine with other --shapes"
+            )
+
+
+class Backend(Protocol):
+    """Builds engines from ONNX files and loads them."""
+
+    name: str
+
+    def check_build(self) -> str | None:
+        """Return None if engines can be built here, else the reason and the mend."""
+
+    def check_run(self) -> str | None:
+        """Return None if engines can run here, else the reason and the mend."""
+
+    def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
+        """Write an engine and its manifest, whole or not at all."""
+
+    def load(self, engine: str | Path, threads: int | None = None) -> Runner:
+        """Return a runner for an engine built here."""
+
+
+# Backend name -> the module that holds it as BACKEND: its runtime is imported only when it is asked for.
+BACKENDS: dict[str, str] = {"onnxruntime": "engine.ort", "openvino": "engine.openvino"}
+
+
+def get_backend(name: str) -> Backend:
+    """Return a backend by name.
+
+    Raises: ValueError: if there is no such backend, with its near matches.
+    """
+    if name not in BACKENDS:
+        near = near_matches(name, list(BACKENDS))
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(sorted(BACKENDS))}{hint}")
+    backend: Backend = importlib.import_module(BACKENDS[name]).BACKEND
+    return backend
+
+
+def require(reason: str | None, task: str) -> None:
+    """Raise RuntimeError if a check of a backend gave a reason."""
+    if reason is not None:
+        raise RuntimeError(f"cannot {task}: {reason}")

@@ -1,0 +1,124 @@
+"""OUT.json: what an engine was built from, by what, for which hardware, and what it really runs in INT8.
+
+It is written first and the engine renamed last, so an engine without a fitting manifest is never taken for a good one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from engine.hardware import cpu_flags
+from engine.products import Products
+from engine.shapes import ShapeRange
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of OUT.json; digests are sha256 in hexadecimal."""
+
+    backend: str
+    versions: dict[str, str]  # of every package that took part in the build; the backend's own is compared at load
+    device: str
+    cpu_flags: tuple[str, ...]
+    shapes: dict[str, ShapeRange]
+    products: Products
+    engine_sha256: str
+    onnx_sha256: str
+    size_bytes: int
+    recipe_digest: str | None = None  # from the ONNX file's metadata; null for a float file
+    target: str | None = None
+    threads: int | None = None  # null: as many as cores
+    precision: str = "fp32"  # of everything that is not INT8
+    warnings: tuple[str, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+
+def manifest_path(engine: str | Path) -> Path:
+    """Return where the manifest of an engine stands."""
+    return Path(f"{engine}.json")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Return the sha256 of a file in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Write a manifest whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_manifest(engine: str | Path) -> Manifest:
+    """Return the manifest beside an engine.
+
+    Raises: FileNotFoundError: if the engine or OUT.json is missing; ValueError: if OUT.json is not such a manifest.
+    """
+    path = manifest_path(engine)
+    if not Path(engine).exists():
+        raise FileNotFoundError(f"no engine {engine}; build it with 'python build_engine.py --out {engine}'")
+    if not path.exists():
+        raise FileNotFoundError(f"{engine} has no {path.name} beside it; copy both files, or build the engine again")
+    try:
+        content = json.loads(path.read_text())
+        return _from_json(content)
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not an engine manifest ({error}); build the engine again") from None
+
+
+def _from_json(content: Mapping[str, Any]) -> Manifest:
+    if content["schema"] != SCHEMA:
+        raise KeyError(f"schema {content['schema']}, this version reads {SCHEMA}")
+    values = dict(content)
+    values["shapes"] = {
+        name: ShapeRange(*(tuple(sizes[key]) for key in ("min", "opt", "max")))
+        for name, sizes in values["shapes"].items()
+    }
+    values["products"] = Products(**{key: tuple(names) for key, names in values["products"].items()})
+    values["cpu_flags"], values["warnings"] = tuple(values["cpu_flags"]), tuple(values["warnings"])
+    return Manifest(**values)
+
+
+def check_loadable(engine: str | Path, manifest: Manifest, backend: str, version: str) -> None:
+    """Raise RuntimeError, with all reasons and what to do, if an engine was built by another version or for other
+    hardware.
+
+    Raises also: ValueError: if the engine's bytes are not those that the manifest describes.
+    """
+    reasons = []
+    if manifest.backend != backend:
+        reasons.append(f"it was built for backend {manifest.backend}, not {backend}")
+    elif manifest.versions.get(backend) != version:
+        reasons.append(f"it was built by {backend} {manifest.versions.get(backend)}, here is {version}")
+    here = cpu_flags()
+    if set(manifest.cpu_flags) != set(here):
+        missing, extra = sorted(set(manifest.cpu_flags) - set(here)), sorted(set(here) - set(manifest.cpu_flags))
+        parts = [f"{word} {', '.join(flags)}" for word, flags in (("lacks", missing), ("also has", extra)) if flags]
+        reasons.append(f"it was built on {manifest.device}, and this CPU {' and '.join(parts)}")
+    if reasons:
+        raise RuntimeError(
+            f"engine {engine} cannot run here: {'; '.join(reasons)}. Build it here from its ONNX file "
+            f"(sha256 {manifest.onnx_sha256[:12]}): python build_engine.py --backend {manifest.backend} ..."
+        )
+    if sha256_of(engine) != manifest.engine_sha256:
+        raise ValueError(
+            f"engine {engine} is not the file that {manifest_path(engine).name} describes (truncated or "
+            "replaced); build it again"
+        )

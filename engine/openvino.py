@@ -1,0 +1,148 @@
+"""OpenVINO: the engine is the compiled model's blob, one file that loads without parsing ONNX."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.backend import BuildOptions, EngineFile, Runner, require
+from engine.manifest import check_loadable, read_manifest
+from engine.products import Product, Products, find_products, sort_products
+from engine.shapes import ShapeRange, check_shapes, spread
+from engine.source import engine_output, place, read_onnx
+
+# f32: else a CPU with bf16 or AMX silently computes everything that is not INT8 in bf16.
+CONFIG = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+PRODUCT_LAYERS = frozenset(
+    {"FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Subgraph", "ScaledDotProductAttention"}
+)
+INT8_PRECISIONS = frozenset({"i8", "u8"})
+
+
+class OpenVinoBackend:
+    """Builds and loads engines of OpenVINO's CPU plugin."""
+
+    name = "openvino"
+
+    def check_build(self) -> str | None:
+        """Return None, or why no engine can be built here."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed; run 'pip install -r engine/requirements.txt'"
+        return None
+
+    def check_run(self) -> str | None:
+        """Return None, or why no engine can run here."""
+        return self.check_build()
+
+    def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
+        """Write the compiled blob and its manifest.
+
+        Raises: RuntimeError: if openvino is missing or refuses the model; ValueError, FileNotFoundError: for a bad
+        file or shape.
+        """
+        require(self.check_build(), "build for openvino")
+        import openvino
+
+        onnx_model = read_onnx(onnx_path)
+        check_shapes(onnx_model, options.shapes)
+        products = find_products(onnx_model)
+        with engine_output(out, options.force) as partial:
+            core = openvino.Core()
+            try:
+                model = core.read_model(str(onnx_path))
+                shapes = spread(onnx_model, options.shapes)
+                if shapes:
+                    model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
+                compiled = core.compile_model(model, "CPU", _config(options.threads))
+                blob = compiled.export_model()
+            except RuntimeError as error:
+                version = importlib.metadata.version("openvino")
+                raise RuntimeError(
+                    f"openvino {version} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
+                ) from error
+            partial.write_bytes(blob.getvalue() if isinstance(blob, io.BytesIO) else blob)
+            return place(
+                self.name,
+                ("openvino",),
+                onnx_path,
+                onnx_model,
+                partial,
+                out,
+                options,
+                int8_products(compiled, products),
+            )
+
+    def load(self, engine: str | Path, threads: int | None = None) -> Runner:
+        """Return a runner for an engine built on this hardware by this version.
+
+        Raises: RuntimeError: if it was built elsewhere; ValueError: if the file changed; FileNotFoundError: if it is
+        missing.
+        """
+        require(self.check_run(), "run openvino engines")
+        import openvino
+
+        manifest = read_manifest(engine)
+        check_loadable(engine, manifest, self.name, importlib.metadata.version("openvino"))
+        with open(engine, "rb") as file:
+            compiled = openvino.Core().import_model(
+                io.BytesIO(file.read()), "CPU", _config(threads or manifest.threads)
+            )
+        return OpenVinoRunner(compiled, manifest.shapes)
+
+
+def _config(threads: int | None) -> dict[str, Any]:
+    return {**CONFIG, "INFERENCE_NUM_THREADS": threads} if threads else dict(CONFIG)
+
+
+def _partial_shape(shapes: ShapeRange) -> Any:
+    import openvino
+
+    return openvino.PartialShape(
+        [openvino.Dimension(low, high) for low, high in zip(shapes.min, shapes.max, strict=True)]
+    )
+
+
+def int8_products(compiled: Any, products: list[Product]) -> Products:
+    """Return which of a model's products the compiled model runs in INT8, by its runtime graph."""
+    names: set[str] = set()
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        layer, precision = (info[key].astype(str) if key in info else "" for key in ("layerType", "runtimePrecision"))
+        if layer in PRODUCT_LAYERS and precision in INT8_PRECISIONS:
+            for name in info["originalLayersNames"].astype(str).split(","):
+                names |= {name, name.split("/")[0]}
+    return sort_products(products, names)
+
+
+class OpenVinoRunner(Runner):
+    """An infer request of OpenVINO."""
+
+    def __init__(self, compiled: Any, shapes: Mapping[str, ShapeRange]) -> None:
+        inputs = {
+            each.any_name: (
+                np.dtype(each.element_type.to_dtype()),
+                tuple(dim.get_length() if dim.is_static else None for dim in each.partial_shape),
+            )
+            for each in compiled.inputs
+        }
+        super().__init__(shapes, inputs, [each.any_name for each in compiled.outputs])
+        self._request = compiled.create_infer_request()
+
+    def _infer(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        self._request.infer(arrays, share_inputs=True)
+        return {
+            name: self._request.get_output_tensor(index).data.copy() for index, name in enumerate(self.output_names)
+        }
+
+    def close(self) -> None:
+        """Free the request and the compiled model."""
+        self._request = None
+
+
+BACKEND = OpenVinoBackend()

@@ -1,0 +1,174 @@
+"""ONNX Runtime: the engine is the optimized ONNX file, with the session options that measured fastest on x86."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from engine.backend import BuildOptions, EngineFile, Runner, require
+from engine.graph import sweep
+from engine.manifest import check_loadable, read_manifest
+from engine.ort_fusion import PASSES
+from engine.products import Products, find_products, sort_products
+from engine.shapes import ShapeRange, check_shapes, set_static_sizes, spread
+from engine.source import engine_output, place, read_onnx
+
+# SkipLayerNormalization's CPU kernel is slower than Add and LayerNormalization apart (onnxruntime 1.31: 11 ms
+# against 2 at 32 x 64 x 384).
+DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+INT8_OPS = frozenset(
+    {
+        "MatMulIntegerToFloat",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "DynamicQuantizeMatMul",
+        "QGemm",
+        "QLinearConv",
+        "ConvInteger",
+        "QAttention",
+    }
+)
+DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(bool)": np.bool_,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(double)": np.float64,
+}
+
+
+class OrtBackend:
+    """Builds and loads engines of ONNX Runtime's CPU provider."""
+
+    name = "onnxruntime"
+
+    def check_build(self) -> str | None:
+        """Return None, or why no engine can be built here."""
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed; run 'pip install -r engine/requirements.txt'"
+        return None
+
+    def check_run(self) -> str | None:
+        """Return None, or why no engine can run here."""
+        return self.check_build()
+
+    def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
+        """Write the optimized ONNX file and its manifest.
+
+        Raises: RuntimeError: if onnxruntime is missing or refuses the model; ValueError, FileNotFoundError: for a
+        bad file or shape.
+        """
+        require(self.check_build(), "build for onnxruntime")
+        import onnxruntime
+
+        model = read_onnx(onnx_path)
+        check_shapes(model, options.shapes)
+        products = find_products(model)
+        with engine_output(out, options.force) as partial:
+            fused = _fuse(model)
+            set_static_sizes(fused, spread(model, options.shapes))
+            session_options = _session_options(options.threads)
+            session_options.optimized_model_filepath = str(partial)
+            try:
+                onnxruntime.InferenceSession(
+                    fused.SerializeToString(),
+                    session_options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=DISABLED_OPTIMIZERS,
+                )
+            except Exception as error:  # its errors derive from Exception alone
+                raise RuntimeError(
+                    f"onnxruntime {onnxruntime.__version__} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
+                ) from error
+            return place(
+                self.name,
+                ("onnxruntime", "onnx-ir"),
+                onnx_path,
+                model,
+                partial,
+                out,
+                options,
+                int8_products(partial, products),
+            )
+
+    def load(self, engine: str | Path, threads: int | None = None) -> Runner:
+        """Return a runner for an engine built on this hardware by this version.
+
+        Raises: RuntimeError: if it was built elsewhere; ValueError: if the file changed; FileNotFoundError: if it is
+        missing.
+        """
+        require(self.check_run(), "run onnxruntime engines")
+        import onnxruntime
+
+        manifest = read_manifest(engine)
+        check_loadable(engine, manifest, self.name, onnxruntime.__version__)
+        session_options = _session_options(threads or manifest.threads)
+        session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
+        return OrtRunner(
+            onnxruntime.InferenceSession(str(engine), session_options, providers=["CPUExecutionProvider"]),
+            manifest.shapes,
+        )
+
+
+def _session_options(threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = (
+        3  # the warning that an optimized file is bound to its hardware: the manifest checks that
+    )
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return options
+
+
+def _fuse(model: onnx.ModelProto) -> onnx.ModelProto:
+    graph_model = ir.from_proto(model)
+    for each in PASSES:
+        each(graph_model)
+        sweep(graph_model)
+    return ir.to_proto(graph_model)
+
+
+def int8_products(optimized: str | Path, products: list) -> Products:
+    """Return which of a model's products the optimized file runs in INT8."""
+    names = set()
+    for node in onnx.load(str(optimized), load_external_data=False).graph.node:
+        if node.op_type in INT8_OPS:
+            names |= {node.name, node.name.split("/")[0], *node.output}
+    return sort_products(products, names)
+
+
+class OrtRunner(Runner):
+    """A session of ONNX Runtime."""
+
+    def __init__(self, session: Any, shapes: Mapping[str, ShapeRange]) -> None:
+        inputs = {
+            each.name: (
+                np.dtype(DTYPES[each.type]),
+                tuple(size if isinstance(size, int) else None for size in each.shape),
+            )
+            for each in session.get_inputs()
+        }
+        super().__init__(shapes, inputs, [each.name for each in session.get_outputs()])
+        self._session = session
+
+    def _infer(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return dict(zip(self.output_names, self._session.run(None, arrays), strict=True))
+
+    def close(self) -> None:
+        """Free the session and its threads."""
+        self._session = None
+
+
+BACKEND = OrtBackend()
