@@ -1,0 +1,132 @@
+"""The house rules: who may import whom, that every pin has a reason, and that the README and the recipes hold."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quant.recipe import load_recipe, shipped_recipes
+
+ROOT = Path(__file__).parents[1]
+OURS = {"quant", "calib", "engine", "eval"}
+SCRIPTS = {"train_qat", "export", "build_engine", "benchmarks", "tests"}
+# What each room may import of ours, beside itself.
+MAY_IMPORT = {"quant": set(), "calib": {"quant"}, "engine": set(), "eval": {"quant", "calib", "engine"}}
+# engine/ runs on a deployment box that has none of these.
+TRAINING_PACKAGES = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas"}
+NOT_OF_THE_NAME = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir"}
+# Imported inside the one file that needs them, and not required.
+OPTIONAL = {"tensorrt", "tensorrt_rtx", "polygraphy", "matplotlib", "ray"}
+MODULES = sorted(path for room in OURS for path in (ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Return the full names of the modules that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: write absolute imports"
+            found.add(node.module or "")
+    return found
+
+
+def requirements(name: str) -> dict[str, str]:
+    """Return package → the whole line of one requirements file."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith(("#", "-r"))]
+    return {re.split(r"[=\[ ]", line)[0].lower(): line for line in lines}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_imports_upward_or_a_script(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    roots = {name.split(".")[0] for name in imports(path)}
+    assert not roots & SCRIPTS or path.name == "__main__.py"
+    is_command = path.name == "__main__.py" or path == ROOT / "eval" / "demo.py"
+    if not is_command:
+        # engine/cli.py is on the ground floor: every command takes its parser and whole outputs from there.
+        upward = {n for n in imports(path) if n.split(".")[0] in OURS - {room} - MAY_IMPORT[room]} - {"engine.cli"}
+        assert not upward, f"{path.relative_to(ROOT)} may not import {upward}"
+    bare = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import)]
+    names = {alias.name for node in bare for alias in node.names}
+    assert "eval" not in names, "write 'from eval.tasks import get_task', never 'import eval'"
+    if room == "engine":
+        assert not roots & TRAINING_PACKAGES
+
+
+def test_scripts_do_not_import_each_other() -> None:
+    for script in ROOT.glob("*.py"):
+        assert not {name.split(".")[0] for name in imports(script)} & SCRIPTS, script.name
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "engine/requirements.txt"])
+def test_every_requirement_is_pinned_with_its_reason(name: str) -> None:
+    lines = requirements(name).values()
+    assert lines
+    for line in lines:
+        assert re.match(r"[\w.-]+==[\w.]+( ; .*)? +# .{8,}", line), f"{name}: {line!r} needs 'name==version  # reason'"
+
+
+def test_every_import_is_required() -> None:
+    required = requirements("requirements.txt")
+    for path in MODULES:
+        for name in {full.split(".")[0] for full in imports(path)} - OURS - OPTIONAL - set(sys.stdlib_module_names):
+            package = NOT_OF_THE_NAME.get(name, name).lower()
+            assert package in required, f"{path.relative_to(ROOT)} imports {name}, which requirements.txt does not name"
+
+
+def test_torch_pin_is_the_documented_one() -> None:
+    assert requirements("requirements.txt")["torch"].startswith("torch==2.13.0 ")
+
+
+def test_shipped_recipes_load() -> None:
+    assert {"int8_linear", "int8_attention", "int8_full"} <= set(shipped_recipes())
+    for name in shipped_recipes():
+        assert load_recipe(name).name == name
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def test_readme_names_only_flags_that_its_commands_have() -> None:
+    commands = [line.strip() for block in readme_blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    by_program: dict[tuple[str, ...], set[str]] = {}
+    for command in commands:
+        words = command.split("#")[0].split()
+        if words[:1] == ["python"]:
+            program = tuple(words[1:3] if words[1] == "-m" else words[1:2])
+            by_program.setdefault(program, set()).update(w.split("=")[0] for w in words if w.startswith("--"))
+        elif words[:1] == ["make"]:
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    assert len(by_program) >= 4
+    for program, flags in by_program.items():
+        run = [sys.executable, *program, "--help"]
+        done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+        missing = {flag for flag in flags if flag not in done.stdout}
+        assert not missing, f"python {' '.join(program)} has no {missing}"
+
+
+def test_readme_python_example_runs(tmp_path: Path, monkeypatch) -> None:
+    """The ten lines run as they stand, on the digits; the trained model is cached in the user's home."""
+    (example,) = readme_blocks("python")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+    assert (tmp_path / "model.onnx").stat().st_size > 100_000
+
+
+def test_ci_runs_lint_and_the_readmes_test_command() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make lint" in script and "make test" in script
+    assert "make test" in (ROOT / "README.md").read_text()
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_license_is_whole() -> None:
+    text = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in text and "9. Accepting Warranty" in text and "END OF TERMS AND CONDITIONS" in text
