@@ -10,6 +10,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -98,7 +100,7 @@ def digits_config(settings: DigitsSettings) -> ViTConfig:
 
 
 def digits_folder(settings: DigitsSettings | None = None, cache: Path | None = None) -> Path:
-    """Return the folder of the trained digits model, training it at the first call (about 30 s on two cores).
+    """Return the folder of the trained digits model, training it at the first call (under a minute on one core).
 
     Args:
         settings: how to train; default the demo's.
@@ -132,7 +134,7 @@ def train_digits(settings: DigitsSettings) -> ViTForImageClassification:
         "pixel_values"
     ]
     targets = torch.from_numpy(labels)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(settings.seed)
         model = ViTForImageClassification(digits_config(settings)).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -150,6 +152,17 @@ def train_digits(settings: DigitsSettings) -> ViTForImageClassification:
                     schedule.step()
                     progress.update()
     return model.eval()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Train on one thread: the same weights whatever the number of cores, and no spinning where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def distort(pixels: torch.Tensor, settings: DigitsSettings) -> torch.Tensor:
