@@ -12,10 +12,12 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
+import transformers
 
 from calib.apply import apply_statistics
 from calib.collect import collect
@@ -35,22 +37,27 @@ from quant.onnx_export import export_onnx
 from quant.pretrained import DIGITS, LoadedModel, load_float_model
 from quant.recipe import Recipe, load_recipe
 
+say = partial(print, file=sys.stderr, flush=True)  # progress; the table alone goes to stdout
 FLOAT = "float"
 METHODS = ("max", "percentile", "entropy", "mse")
 BACKENDS = ("onnxruntime", "openvino")
 BASELINE = (FLOAT, "onnxruntime")
+NOTE = """
+360 test images; error: mean |logit - float logit|; KB: the file that runs.
+ms: median of a batch of {batch_size} on {num_cpus} CPUs; speed-up over float ONNX Runtime.
+INT8 in PyTorch is simulated, so it has no time of its own."""
 NUM_SAMPLES, BATCH_SIZE, NUM_BLOCKS = 256, 32, 6
 
 
 @dataclass(frozen=True)
 class System:
-    """One line of the table before its latency: a runner, what it is worth and what it weighs (None: not a file)."""
+    """One line of the table before its latency; `size_bytes` is None for what runs from no file."""
 
     method: str
     backend: str
     runner: Any
     evaluation: Evaluation
-    size_bytes: int | None
+    size_bytes: int | None = None
 
 
 def quantize(recipe: Recipe, statistics: Statistics, method: str, folder: Path) -> LoadedModel:
@@ -92,7 +99,7 @@ def gather(folder: Path, stack: ExitStack) -> list[System]:
         say(f"{method}: export, build, score")
         model = loaded if method == FLOAT else quantize(recipe, statistics, method, folder / method)
         runner = reference if method == FLOAT else PyTorchRunner(model)
-        systems.append(System(method, "pytorch", runner, score(runner), None))
+        systems.append(System(method, "pytorch", runner, score(runner)))
         for backend in BACKENDS:
             engine = build(model, backend, folder / f"{method}-model")
             engine_runner = stack.enter_context(get_backend(backend).load(engine))
@@ -122,27 +129,17 @@ def table(systems: list[System]) -> str:
     return "\n".join(lines)
 
 
-def say(text: str) -> None:
-    """Print progress on stderr; the table alone goes to stdout."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def demo(arguments: argparse.Namespace) -> None:
     """Run the demo and print its table."""
     started = time.perf_counter()
+    transformers.logging.disable_progress_bar()  # a bar for each saved file says nothing here
     with ExitStack() as stack:
-        if arguments.out:
-            folder = stack.enter_context(whole_output(arguments.out, arguments.force))
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="int8kit-demo-")))
+        kept = whole_output(arguments.out, arguments.force) if arguments.out else None
+        folder = Path(stack.enter_context(kept or tempfile.TemporaryDirectory(prefix="int8kit-demo-")))
         folder.mkdir(exist_ok=True)
         with ExitStack() as engines:
             print(table(gather(folder, engines)))
-    print(
-        f"\n360 test images; error: mean |logit - float logit|; KB: the file that runs.\n"
-        f"ms: median of a batch of {BATCH_SIZE} on {os.cpu_count()} CPUs; speed-up over float ONNX Runtime.\n"
-        "INT8 in PyTorch is simulated, so it has no time of its own."
-    )
+    print(NOTE.format(batch_size=BATCH_SIZE, num_cpus=os.cpu_count()))
     say(f"done in {time.perf_counter() - started:.0f} s")
 
 

@@ -83,8 +83,8 @@ def load_float_model(
     """
     if head is not None and head not in HEADS:
         raise ValueError(f"unknown head {head!r}{_did_you_mean(head, HEADS)}; known heads: {', '.join(HEADS)}")
-    source = str(digits_folder()) if str(name) == DIGITS else _check_source(str(name))
     with _quiet_transformers():
+        source = str(digits_folder()) if str(name) == DIGITS else _check_source(str(name))
         config = _load_config(source, num_labels, trust_remote_code)
         model = _load_weights(source, config, head, trust_remote_code)
         processor = _load_processor(source, model.main_input_name, trust_remote_code)
