@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from engine.cli import near_matches
+from engine.cli import UsageError, near_matches
 from engine.manifest import Manifest
 from engine.shapes import ShapeRange
 
@@ -26,6 +26,7 @@ class BuildOptions:
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     threads: int | None = None  # None: as many as cores
     force: bool = False  # replace an existing engine
+    precision: str = "fp32"  # of everything that is not INT8; one of the backend's PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -132,17 +133,12 @@ class Runner(ABC):
         return arrays, lengths.pop() if lengths else 0
 
     def _check_shape(self, name: str, shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> None:
-        low = tuple(1 for _ in sizes)
-        high: tuple[float, ...] = tuple(size or float("inf") for size in sizes)
-        if name in self._shapes:
-            low, high = self._shapes[name].min, self._shapes[name].max
-        # The first axis may be shorter than a static batch: it is padded.
-        is_admitted = len(shape) == len(sizes) and all(
-            (1 if axis == 0 and low[0] == high[0] else low[axis] if sizes[axis] is None else sizes[axis])
-            <= size
-            <= high[axis]
-            for axis, size in enumerate(shape)
-        )
+        given = self._shapes.get(name)
+        low: list[float] = list(given.min) if given else [size or 1 for size in sizes]
+        high: list[float] = list(given.max) if given else [size or float("inf") for size in sizes]
+        if sizes and sizes[0] is not None:
+            low[0] = 1  # fewer samples than a static batch are padded
+        is_admitted = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if not is_admitted:
             wanted = "x".join(str(size) if size else "?" for size in sizes)
             ranged = f" (min:opt:max {self._shapes[name]})" if name in self._shapes else ""
@@ -156,6 +152,7 @@ class Backend(Protocol):
     """Builds engines from ONNX files and loads them."""
 
     name: str
+    precisions: tuple[str, ...]  # what everything that is not INT8 may be computed in, the default first
 
     def check_build(self) -> str | None:
         """Return None if engines can be built here, else the reason and the mend."""
@@ -185,6 +182,15 @@ def get_backend(name: str) -> Backend:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(sorted(BACKENDS))}{hint}")
     backend: Backend = importlib.import_module(BACKENDS[name]).BACKEND
     return backend
+
+
+def check_precision(backend: Backend, precision: str) -> None:
+    """Raise UsageError if a backend cannot compute what is not INT8 in `precision`."""
+    if precision not in backend.precisions:
+        raise UsageError(
+            f"--precision {precision!r} is not known to {backend.name}; it takes {', '.join(backend.precisions)} (which "
+            "products run in INT8 stands in the ONNX file)"
+        )
 
 
 def require(reason: str | None, task: str) -> None:

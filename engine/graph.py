@@ -47,7 +47,7 @@ def numbers(value: ir.Value) -> np.ndarray:
 def constant_shape(value: ir.Value) -> tuple[int, ...] | None:
     """Return the shape of a constant without reading its numbers, or None if `value` is no constant."""
     tensor = constant_tensor(value)
-    return None if tensor is None else tuple(int(size) for size in tensor.shape)
+    return None if tensor is None else tuple(tensor.shape.numpy())
 
 
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -55,7 +55,7 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     free, number = name, 1
     while free in graph.initializers:
         free, number = f"{name}_{number}", number + 1
-    value = ir.val(free, const_value=ir.tensor(np.ascontiguousarray(array), name=free))
+    value = ir.val(free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
     graph.register_initializer(value)
     return value
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import BuildOptions, EngineFile, Runner, require
+from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
 from engine.source import engine_output, place, read_onnx
 
-# f32: else a CPU with bf16 or AMX silently computes everything that is not INT8 in bf16.
-CONFIG = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+# Always said: else a CPU with bf16 or AMX silently computes everything that is not INT8 in bf16.
+PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
 PRODUCT_LAYERS = frozenset(
     {"FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Subgraph", "ScaledDotProductAttention"}
 )
@@ -29,6 +29,7 @@ class OpenVinoBackend:
     """Builds and loads engines of OpenVINO's CPU plugin."""
 
     name = "openvino"
+    precisions = ("fp32", "bf16")
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""
@@ -47,6 +48,7 @@ class OpenVinoBackend:
         file or shape.
         """
         require(self.check_build(), "build for openvino")
+        check_precision(self, options.precision)
         import openvino
 
         onnx_model = read_onnx(onnx_path)
@@ -59,7 +61,7 @@ class OpenVinoBackend:
                 shapes = spread(onnx_model, options.shapes)
                 if shapes:
                     model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
-                compiled = core.compile_model(model, "CPU", _config(options.threads))
+                compiled = core.compile_model(model, "CPU", _config(options.precision, options.threads))
                 blob = compiled.export_model()
             except RuntimeError as error:
                 version = importlib.metadata.version("openvino")
@@ -91,13 +93,14 @@ class OpenVinoBackend:
         check_loadable(engine, manifest, self.name, importlib.metadata.version("openvino"))
         with open(engine, "rb") as file:
             compiled = openvino.Core().import_model(
-                io.BytesIO(file.read()), "CPU", _config(threads or manifest.threads)
+                io.BytesIO(file.read()), "CPU", _config(manifest.precision, threads or manifest.threads)
             )
         return OpenVinoRunner(compiled, manifest.shapes)
 
 
-def _config(threads: int | None) -> dict[str, Any]:
-    return {**CONFIG, "INFERENCE_NUM_THREADS": threads} if threads else dict(CONFIG)
+def _config(precision: str, threads: int | None) -> dict[str, Any]:
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
+    return {**config, "INFERENCE_NUM_THREADS": threads} if threads else config
 
 
 def _partial_shape(shapes: ShapeRange) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from engine.backend import BuildOptions, EngineFile, Runner, require
+from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
 from engine.graph import sweep
 from engine.manifest import check_loadable, read_manifest
 from engine.ort_fusion import PASSES
@@ -50,6 +50,7 @@ class OrtBackend:
     """Builds and loads engines of ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
+    precisions = ("fp32",)
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""
@@ -68,6 +69,7 @@ class OrtBackend:
         bad file or shape.
         """
         require(self.check_build(), "build for onnxruntime")
+        check_precision(self, options.precision)
         import onnxruntime
 
         model = read_onnx(onnx_path)

@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             else []
         )
     with whole_output(arguments.out, arguments.force) as partial, open(partial, "wb") as file:
-        np.savez(file, **outputs, **passed)
+        np.savez(file, allow_pickle=False, **outputs, **passed)
     num_samples = len(next(iter(feeds.values())))
     p50, p90, p99 = (float(np.percentile(latency_ms, q)) if latency_ms else None for q in (50, 90, 99))
     row = {

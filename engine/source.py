@@ -80,6 +80,7 @@ def place(
         recipe_digest=metadata.get("int8kit.recipe_digest"),
         target=metadata.get("int8kit.target"),
         threads=options.threads,
+        precision=options.precision,
         warnings=(warning,) if warning else (),
         metadata=metadata,
     )
