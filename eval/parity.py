@@ -1,0 +1,241 @@
+"""Does the engine compute what the quantized model computes? Checked before an exported file is kept.
+
+The file's weights, scales and rounding are compared site by site (`graph_parity.py`); here the outputs of the whole
+model are.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from eval.evaluate import Runner
+from eval.graph_parity import active_quantizers, check_sites
+from eval.latency import Feeds
+from eval.pytorch_runner import PyTorchRunner
+from eval.tensor_error import check_finite
+from quant.pretrained import LoadedModel
+from quant.tensor_quantizer import quantizers_disabled
+
+# Tiny models agree to 1e-7; a hundred times that still is rounding of sums, and far below one INT8 step.
+EXACT_TOLERANCE = 1e-5
+# A rounding flip in one layer moves later ones: noise of 1e-6 on a real model's embeddings alone moves its logits by
+# a tenth to
+# a quarter of the quantization error, and the engine's by up to 0.4 of it. A wrong scale or a lost mask is far above
+# half.
+MAX_ERROR_SHARE = 0.5
+MAX_FLIP_SHARE = 0.01
+# Float engines: fused kernels and other summation orders over a dozen layers.
+FLOAT_TOLERANCE = 1e-3
+# (batch, tokens) of the random feeds; both dimensions differ, so that a fixed one in the file shows.
+SHAPES = ((2, 12), (5, 31))
+NUM_ROUNDS = 15
+
+RunEngine = Callable[[Path, str], Runner]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared and how close it was.
+
+    Errors are means and maxima of |difference| over all outputs, padding left out.
+    """
+
+    backend: str
+    num_weights: int
+    num_activations: int
+    min_equal_integers: float
+    engine_error_max: float
+    engine_error_mean: float
+    quantization_error_mean: float
+    num_flips: int
+    num_rows: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.backend}: {self.num_weights} weights and {self.num_activations} activation sites equal; |engine "
+            "- fakequant| "
+            f"max {self.engine_error_max:.2g}, mean {self.engine_error_mean:.2g}; |fakequant - float| mean "
+            f"{self.quantization_error_mean:.2g}; {self.num_flips} of {self.num_rows} predictions differ"
+        )
+
+
+def check_parity(
+    onnx_path: str | Path,
+    quantized: LoadedModel,
+    float_model: LoadedModel | None = None,
+    backend: str = "onnxruntime",
+    *,
+    feeds: list[Feeds] | None = None,
+    seed: int = 0,
+) -> ParityReport:
+    """Return how close the exported file, run by its consumer, is to the fake-quantized model.
+
+    Args:
+        onnx_path: the file as the target's passes left it.
+        quantized: the model it was exported from; one without quantizers is checked as a float model.
+        float_model: the float model; None takes `quantized` with its quantizers bypassed.
+        backend: name of the backend that runs the file, e.g. "onnxruntime" or "openvino".
+        feeds: batches with real padding, best at two batch sizes and lengths; None makes random ones.
+        seed: of the random feeds.
+    Raises: ValueError: where weights, scales or integers differ (named), or the outputs differ by more than rounding
+        explains.
+    """
+    path = Path(onnx_path)
+    sites = check_sites(onnx.load(path), quantized.model)
+    is_quantized = any(True for _ in active_quantizers(quantized.model))
+    batches = feeds if feeds is not None else list(random_feeds(quantized, seed))
+    fake = _outputs(PyTorchRunner(quantized), batches)
+    with _as_float(quantized, float_model) as model:
+        plain = _outputs(PyTorchRunner(model), batches)
+    with _engine(path, backend) as runner:
+        engine = _outputs(runner, batches)
+    return _judge(backend, sites, is_quantized, batches, engine, fake, plain)
+
+
+def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
+    """Yield batches of random ids at two batch sizes and lengths with padding on the tokenizer's side, or of random
+    pixels.
+    """
+    config: Any = loaded.model.config
+    generator = np.random.default_rng(seed)
+    if loaded.model.main_input_name == "pixel_values":
+        size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+        for batch_size, _ in SHAPES * NUM_ROUNDS:
+            yield {"pixel_values": generator.normal(size=(batch_size, config.num_channels, *size)).astype(np.float32)}
+        return
+    text = config.get_text_config()
+    # Ids below 10 are padding and special tokens in small vocabularies; the maximum keeps clear of RoBERTa's offset.
+    limit = (getattr(text, "max_position_embeddings", None) or 512) - 2
+    pad_left = getattr(loaded.processor, "padding_side", "right") == "left"
+    pad_id = getattr(text, "pad_token_id", None) or 0
+    for batch_size, length in SHAPES * NUM_ROUNDS:
+        length = min(length, limit)
+        ids = generator.integers(min(10, text.vocab_size - 1), text.vocab_size, size=(batch_size, length))
+        num_tokens = generator.integers(length // 2, length + 1, size=batch_size)
+        num_tokens[0] = length
+        position = np.arange(length)[::-1] if pad_left else np.arange(length)
+        mask = (position[None, :] < num_tokens[:, None]).astype(np.int64)  # (B, L)
+        yield {
+            "input_ids": np.where(mask == 1, ids, pad_id),
+            "attention_mask": mask,
+            "token_type_ids": np.zeros_like(mask),
+        }
+
+
+def _judge(
+    backend: str,
+    sites: Any,
+    is_quantized: bool,
+    batches: list[Feeds],
+    engine: list[Feeds],
+    fake: list[Feeds],
+    plain: list[Feeds],
+) -> ParityReport:
+    """Return the report, or raise ValueError with its figures."""
+    engine_error = np.concatenate([_differences(e, f, b) for e, f, b in zip(engine, fake, batches, strict=True)])
+    quantization_error = np.concatenate([_differences(f, p, b) for f, p, b in zip(fake, plain, batches, strict=True)])
+    flips = np.concatenate([_flips(e, f) for e, f in zip(engine, fake, strict=True)])
+    report = ParityReport(
+        backend,
+        sites.num_weights,
+        sites.num_activations,
+        sites.min_equal_integers,
+        float(engine_error.max()),
+        float(engine_error.mean()),
+        float(quantization_error.mean()),
+        int(flips.sum()),
+        len(flips),
+    )
+    if report.engine_error_max <= EXACT_TOLERANCE:
+        return report
+    if not is_quantized:
+        scale = max(1.0, max(float(np.abs(array).max()) for batch in plain for array in batch.values()))
+        if report.engine_error_max > FLOAT_TOLERANCE * scale:
+            raise ValueError(
+                f"the float engine is not the model: {report}; allowed is a maximum of {FLOAT_TOLERANCE * scale:.2g}"
+            )
+        return report
+    # One flip is allowed in any case: one row whose two best logits are equal says nothing.
+    max_flips = max(1, int(MAX_FLIP_SHARE * report.num_rows))
+    if report.engine_error_mean > MAX_ERROR_SHARE * report.quantization_error_mean or report.num_flips > max_flips:
+        raise ValueError(
+            f"the engine does not compute what the quantized model computes: {report}. Allowed: mean error at most "
+            f"{MAX_ERROR_SHARE:g} of that of quantization, at most {max_flips} flips. Look for a lost mask or a "
+            "fusion with other rounding"
+        )
+    return report
+
+
+def _differences(x: Feeds, ref: Feeds, feeds: Feeds) -> np.ndarray:
+    """Return |x - ref| of all outputs as one vector, padding positions of per-token outputs left out."""
+    missing = [name for name in ref if name not in x]
+    if missing:
+        raise ValueError(
+            f"the engine gives {', '.join(x)}, the model also {', '.join(missing)}; export the model again"
+        )
+    differences = []
+    for name, expected in ref.items():
+        check_finite(f"output {name} of the engine", x[name])
+        if x[name].shape != expected.shape:
+            raise ValueError(f"output {name} of the engine has shape {x[name].shape}, of the model {expected.shape}")
+        difference = np.abs(x[name].astype(np.float64) - expected)
+        mask = feeds.get("attention_mask")
+        is_per_token = mask is not None and (name != "logits" or difference.ndim == 3)
+        differences.append((difference[mask.astype(bool)] if is_per_token and mask is not None else difference).ravel())
+    return np.concatenate(differences)
+
+
+def _flips(x: Feeds, ref: Feeds) -> np.ndarray:
+    """Return for each row whether a prediction differs.
+
+    Language models are judged by their last token, encoders not at all.
+    """
+    flips = [
+        _prediction(name, x[name]) != _prediction(name, ref[name])
+        for name in ref
+        if name != "last_hidden_state" and ref[name].shape[-1] > 1
+    ]
+    num_rows = len(next(iter(ref.values())))
+    return np.any(flips, axis=0) if flips else np.zeros(num_rows, bool)
+
+
+def _prediction(name: str, output: np.ndarray) -> np.ndarray:
+    return (output[:, -1] if name == "logits" and output.ndim == 3 else output).argmax(-1)
+
+
+def _outputs(runner: Runner, batches: list[Feeds]) -> list[Feeds]:
+    return [runner({name: batch[name] for name in runner.input_names}) for batch in batches]
+
+
+@contextmanager
+def _as_float(quantized: LoadedModel, float_model: LoadedModel | None) -> Iterator[LoadedModel]:
+    if float_model is not None:
+        yield float_model
+    else:
+        with quantizers_disabled(quantized.model), torch.no_grad():
+            yield quantized
+
+
+@contextmanager
+def _engine(onnx_path: Path, backend: str) -> Iterator[Runner]:
+    """Yield the runner of a temporary engine built from the file."""
+    from engine.backend import BuildOptions, get_backend
+
+    chosen = get_backend(backend)
+    for reason in (chosen.check_build(), chosen.check_run()):
+        if reason:
+            raise RuntimeError(f"backend {backend} cannot check the file here: {reason}")
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Path(folder) / "engine"
+        chosen.build(onnx_path, engine, BuildOptions())
+        with chosen.load(engine) as runner:
+            yield runner

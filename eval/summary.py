@@ -1,0 +1,52 @@
+"""An evaluation in words: one line for the result, a few for the details on stderr."""
+
+from __future__ import annotations
+
+import logging
+
+from eval.evaluate import Evaluation
+from eval.results import ResultRow
+
+logger = logging.getLogger(__name__)
+
+
+def summary_line(model: str, row: ResultRow, evaluation: Evaluation) -> str:
+    """Return one line: the metrics with their intervals, the reference's, errors, flips, latency and size."""
+    scores = evaluation.scores
+    parts = [", ".join(str(metric) for metric in scores.metrics)]
+    if scores.note:
+        parts.append(scores.note)
+    if evaluation.reference_scores is not None:
+        parts.append(f"reference {evaluation.reference_scores.metrics[0].value:.4f}")
+    if evaluation.error is not None:
+        parts.append(f"|error| mean {evaluation.error.abs_mean:.3g}, max {evaluation.error.abs_max:.3g}")
+    if evaluation.num_flips is not None:
+        parts.append(
+            f"{evaluation.num_flips} of {scores.num_examples} predictions differ (McNemar p {evaluation.mcnemar_p:.2g})"
+        )
+    if evaluation.latency is not None:
+        shape = f"{row.batch_size}" + (f"x{row.sequence_length}" if row.sequence_length else "")
+        parts.append(f"p50 {evaluation.latency.latency_ms_p50:.2f} ms at {shape}")
+    if row.size_bytes:
+        parts.append(f"{row.size_bytes / 1e6:.1f} MB")
+    return f"{model} on {row.task}/{row.split} ({scores.num_examples} samples): " + "; ".join(parts)
+
+
+def log_details(evaluation: Evaluation) -> None:
+    """Log the errors of each output and the tail latencies."""
+    for name, error in evaluation.errors.items():
+        cosine = "-" if error.cosine is None else f"{error.cosine:.6f}"
+        sqnr = "equal" if error.sqnr_db is None else f"{error.sqnr_db:.1f} dB"
+        logger.info(
+            f"{name}: absolute max {error.abs_max:.4g}, mean {error.abs_mean:.4g}, median {error.abs_median:.4g}, p99 "
+            f"{error.abs_p99:.4g}; relative max {error.rel_max:.4g}, mean {error.rel_mean:.4g}, median "
+            f"{error.rel_median:.4g}, "
+            f"p99 {error.rel_p99:.4g}; cosine {cosine}, SQNR {sqnr}"
+        )
+    if evaluation.latency is not None:
+        latency = evaluation.latency
+        logger.info(
+            f"latency p50 {latency.latency_ms_p50:.3f} ms, p90 {latency.latency_ms_p90:.3f} ms, p99 "
+            f"{latency.latency_ms_p99:.3f} ms "
+            f"over {latency.iterations} calls"
+        )
