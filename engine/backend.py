@@ -188,8 +188,8 @@ def check_precision(backend: Backend, precision: str) -> None:
     """Raise UsageError if a backend cannot compute what is not INT8 in `precision`."""
     if precision not in backend.precisions:
         raise UsageError(
-            f"--precision {precision!r} is not known to {backend.name}; it takes {', '.join(backend.precisions)} (which "
-            "products run in INT8 stands in the ONNX file)"
+            f"--precision {precision!r} is not known to {backend.name}; it takes {', '.join(backend.precisions)} "
+            "(what runs in INT8 stands in the ONNX file)"
         )
 
 

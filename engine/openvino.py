@@ -19,9 +19,8 @@ from engine.source import engine_output, place, read_onnx
 
 # Always said: else a CPU with bf16 or AMX silently computes everything that is not INT8 in bf16.
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
-PRODUCT_LAYERS = frozenset(
-    {"FullyConnected", "MatMul", "Convolution", "GroupConvolution", "Subgraph", "ScaledDotProductAttention"}
-)
+PRODUCT_LAYERS = frozenset({"FullyConnected", "MatMul", "Convolution", "GroupConvolution"})
+FUSED_LAYERS = frozenset({"Subgraph", "ScaledDotProductAttention"})  # a whole attention in one operator
 INT8_PRECISIONS = frozenset({"i8", "u8"})
 
 
@@ -29,7 +28,7 @@ class OpenVinoBackend:
     """Builds and loads engines of OpenVINO's CPU plugin."""
 
     name = "openvino"
-    precisions = ("fp32", "bf16")
+    precisions: tuple[str, ...] = ("fp32", "bf16")
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""
@@ -114,13 +113,14 @@ def _partial_shape(shapes: ShapeRange) -> Any:
 def int8_products(compiled: Any, products: list[Product]) -> Products:
     """Return which of a model's products the compiled model runs in INT8, by its runtime graph."""
     names: set[str] = set()
+    fused: set[str] = set()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         layer, precision = (info[key].astype(str) if key in info else "" for key in ("layerType", "runtimePrecision"))
-        if layer in PRODUCT_LAYERS and precision in INT8_PRECISIONS:
+        if layer in PRODUCT_LAYERS | FUSED_LAYERS and precision in INT8_PRECISIONS:
             for name in info["originalLayersNames"].astype(str).split(","):
-                names |= {name, name.split("/")[0]}
-    return sort_products(products, names)
+                (fused if layer in FUSED_LAYERS else names).update((name, name.split("/")[0]))
+    return sort_products(products, names, fused)
 
 
 class OpenVinoRunner(Runner):

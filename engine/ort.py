@@ -50,7 +50,7 @@ class OrtBackend:
     """Builds and loads engines of ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
-    precisions = ("fp32",)
+    precisions: tuple[str, ...] = ("fp32",)
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""

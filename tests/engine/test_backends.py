@@ -18,7 +18,7 @@ from engine import source as source_module
 from engine.backend import BACKENDS, BuildOptions, get_backend
 from engine.hardware import cpu_flags, int8_warning
 from engine.manifest import manifest_path, read_manifest
-from engine.products import find_products
+from engine.products import Product, Products, find_products, sort_products
 from engine.qdq import prepare_for_target
 from engine.shapes import parse_shapes
 from tests.engine.graphs import WIDTH, linear_model, run_plain, samples
@@ -228,6 +228,16 @@ def test_a_cpu_without_vnni_is_told_apart():
 def test_products_are_named_by_their_weights():
     products = find_products(prepare_for_target(linear_model(num_siblings=2), "openvino"))
     assert [(each.name, each.is_linear) for each in products] == [("lin0", True), ("lin1", True)]
+
+
+def test_attention_inside_a_fused_operator_counts_only_where_both_factors_are_quantized():
+    quantized = Product("qk", False, True, frozenset({"qk"}), frozenset({"scale"}))
+    half = Product("pv", False, False, frozenset({"pv"}), frozenset({"out"}))
+    assert sort_products([quantized, half], set(), {"scale", "pv"}) == Products((), (), ("qk",), ("pv",))
+    assert sort_products([quantized], {"scale"}).attention_float == ("qk",), "a reader's own precision says nothing"
+    assert Products(("a",), ("head",), (), ("qk",)).summary() == (
+        "1 of 2 linears and 0 of 1 attention products in INT8; float: head"
+    )
 
 
 def test_engine_imports_neither_torch_nor_transformers_nor_anything_of_ours():
