@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from calib.calibrators import compute_amax
-from calib.histogram import Histogram
 from calib.smoothquant import (
     Smoothing,
+    channel_importance,
     choose_smoothing,
     consumer_weights,
     fold_constraint,
@@ -22,7 +25,7 @@ from calib.smoothquant import (
 from calib.statistics import SiteStatistics, Statistics
 from quant.insert import Quantization, Site, quantization_of
 from quant.modules import QuantLayer
-from quant.recipe import Recipe
+from quant.recipe import CalibratorOptions, Recipe
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 
@@ -42,13 +45,13 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
     for site in sites:
         if site.enabled and site.is_weight:
             set_weight_amax(model, site, quantizers[site.name])
-    model.quantization = Quantization(recipe, tuple(sites))
+    model.quantization = Quantization(recipe, tuple(sites))  # type: ignore[assignment]
     return recipe
 
 
 def set_weight_amax(model: nn.Module, site: Site, quantizer: TensorQuantizer) -> None:
     """Store the exact maximum of |weight| for each channel, SmoothQuant's factor included."""
-    layer = model.get_submodule(site.consumers[0])
+    layer: Any = model.get_submodule(site.consumers[0])
     weight = layer.smoothed_weight() if isinstance(layer, QuantLayer) else layer.weight
     axis = site.axis if site.axis is None or site.axis >= 0 else weight.dim() + site.axis
     other = [dim for dim in range(weight.dim()) if dim != axis]
@@ -63,20 +66,28 @@ def _calibrate_site(
         return site
     seen = statistics.sites[site.name]
     quantizer = quantizers[site.name]
-    histogram = seen.histogram
     quantizer.set_pre_quant_scale(None)
+    smoothing = None
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
+        weights = consumer_weights(model, site)
         site, smoothing = smooth_site(model, site, seen, recipe)
-        if smoothing is not None:
-            histogram = smoothed_histogram(seen, smoothing.scale)
-            if site.smoothing.startswith("explicit"):
-                quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
     try:
-        amax = compute_amax(histogram, recipe.calibrator)
+        if smoothing is None:
+            amax = compute_amax(seen.histogram, recipe.calibrator)
+        else:
+            amax = smoothed_amax(seen, weights, smoothing.scale, recipe.calibrator)
     except ValueError as error:
         raise ValueError(f"{site.name}: {error}; were all samples padding?") from error
+    if smoothing is not None and site.smoothing.startswith("explicit"):
+        quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
     quantizer.set_amax(torch.tensor([amax], device=model.device))
     return site
+
+
+def smoothed_amax(seen: SiteStatistics, weights: list[Tensor], s: Tensor, options: CalibratorOptions) -> float:
+    """Return the calibrator's amax of x / s; `mse` weighs each channel by what its errors do to the layer's output."""
+    importance = channel_importance(weights, s) if options.method == "mse" else None
+    return compute_amax(smoothed_histogram(seen, s, importance), options)
 
 
 def smooth_site(
@@ -85,9 +96,9 @@ def smooth_site(
     """Smooth one site if the recipe wants it and it can be done exactly; a fold changes the float weights in place."""
     options = recipe.smoothquant
     is_input = site.name.endswith("input_quantizer")
-    if site.kind not in ("linear", "norm_output") or not site.consumers or not _matches(site, options.match):
+    if site.kind not in ("linear", "norm_output") or not site.consumers or not fnmatchcase(site.name, options.match):
         return site, None
-    consumers = [model.get_submodule(name) for name in site.consumers]
+    consumers: list[Any] = [model.get_submodule(name) for name in site.consumers]
     if not all(isinstance(consumer, QuantLayer) for consumer in consumers):
         return site, None
     head_dim = _head_dim(model)
@@ -96,9 +107,7 @@ def smooth_site(
     if producer is None and not is_input:
         return dataclasses.replace(site, smoothing="none: another branch reads the same INT8 tensor"), None
 
-    def amax_of(histogram: Histogram) -> float:
-        return compute_amax(histogram, recipe.calibrator)
-
+    amax_of = partial(smoothed_amax, options=recipe.calibrator)
     constrain = (lambda s: s) if producer is None else fold_constraint(producer, head_dim)
     smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, constrain)
     if smoothing is None:
@@ -111,9 +120,9 @@ def smooth_site(
 
 
 def _foldable_producer(
-    model: PreTrainedModel, site: Site, consumers: list[nn.Module], num_channels: int, head_dim: int
-) -> nn.Module | None:
-    """Return the module that can carry 1/s exactly; None where there is none, or its own output is quantized as well."""
+    model: PreTrainedModel, site: Site, consumers: list[Any], num_channels: int, head_dim: int
+) -> Any:
+    """Return the module that can carry 1/s exactly; None where there is none, or it is quantized itself."""
     if site.producer is None:
         return None
     enabled = {other.name for other in quantization_of(model).sites if other.enabled}
@@ -133,14 +142,11 @@ def _head_dim(model: PreTrainedModel) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _matches(site: Site, pattern: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(site.name, pattern)
-
-
 def _check_match(quantization: Quantization, statistics: Statistics) -> None:
     needed = {s.name for s in quantization.sites if s.enabled and not s.is_weight and s.kind != "softmax"}
     missing = sorted(needed - set(statistics.sites))
     if missing:
-        raise ValueError(f"the statistics lack {len(missing)} sites of this model and recipe, e.g. {missing[0]}; collect again with 'python -m calib'")
+        raise ValueError(
+            f"the statistics lack {len(missing)} sites of this model and recipe, e.g. {missing[0]}; "
+            "collect again with 'python -m calib'"
+        )

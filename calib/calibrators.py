@@ -65,8 +65,8 @@ def mse_amax(histogram: Histogram, options: CalibratorOptions) -> float:
 def entropy_amax(histogram: Histogram, options: CalibratorOptions) -> float:
     """Return the amax whose 128-level distribution has the least KL divergence from the clipped one.
 
-    Source: Migacz 2017, "8-bit Inference with TensorRT" (GTC), with the two care points of pytorch-quantization: the bin
-    of the zeros is given its neighbour's count, and the clipped tail is added to the last bin of the reference alone.
+    Source: Migacz 2017, "8-bit Inference with TensorRT" (GTC), with pytorch-quantization's two care points: the bin of
+    the zeros is given its neighbour's count, and the clipped tail is added to the last bin of the reference alone.
     """
     counts = histogram.to_numpy().astype(np.float64)
     counts[0] = counts[1]

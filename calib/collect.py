@@ -17,7 +17,9 @@ from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantizers
 ROW_KINDS = ("linear", "norm_output")  # the sites that SmoothQuant can reach: their last axis is a layer's inputs
 
 
-def collect(model: nn.Module, batches: Iterable[dict[str, Tensor]], *, seed: int = 0, progress: bool = True) -> Statistics:
+def collect(
+    model: nn.Module, batches: Iterable[dict[str, Tensor]], *, seed: int = 0, progress: bool = True
+) -> Statistics:
     """Return the statistics of every enabled activation site of `model` over `batches`.
 
     Args:
@@ -32,6 +34,7 @@ def collect(model: nn.Module, batches: Iterable[dict[str, Tensor]], *, seed: int
             collector.start(batch)
             model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
     statistics = collector.statistics
+    statistics.to_cpu()
     if dist.is_available() and dist.is_initialized():
         statistics = merge_over_ranks(statistics)
     if statistics.num_samples == 0:
@@ -42,9 +45,6 @@ def collect(model: nn.Module, batches: Iterable[dict[str, Tensor]], *, seed: int
 def merge_over_ranks(statistics: Statistics) -> Statistics:
     """Return the sum of the statistics of all ranks, the same on each."""
     gathered: list[Statistics] = [statistics] * dist.get_world_size()
-    for site in statistics.sites.values():
-        site.histogram.counts = site.histogram.counts.cpu()
-        site.channel_amax = None if site.channel_amax is None else site.channel_amax.cpu()
     dist.all_gather_object(gathered, statistics)
     total = gathered[0]
     for other in gathered[1:]:
@@ -56,7 +56,11 @@ class _Collector:
     """Hooks on the quantizers of the enabled activation sites."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
-        sites = [site for site in quantization_of(model).sites if site.enabled and not site.is_weight and site.kind != "softmax"]
+        sites = [
+            site
+            for site in quantization_of(model).sites
+            if site.enabled and not site.is_weight and site.kind != "softmax"
+        ]
         self.statistics = Statistics({site.name: SiteStatistics() for site in sites})
         self.generator = torch.Generator().manual_seed(seed)
         self.mask: Tensor | None = None
@@ -90,8 +94,10 @@ class _Collector:
         try:
             observe(statistics, self._unpadded(x, site), site.kind in ROW_KINDS, self.generator)
         except ValueError as error:
-            raise ValueError(f"{site.name}: {error} in the activations. Look at the samples, or switch the site off in the "
-                             f"recipe (rules: - {{match: '{site.name}', enable: false}})") from error
+            raise ValueError(
+                f"{site.name}: {error} in the activations. Look at the samples, or switch the site off in the "
+                f"recipe (rules: - {{match: '{site.name}', enable: false}})"
+            ) from error
 
     def _unpadded(self, x: Tensor, site: Site) -> Tensor:
         """Return x without its padded positions, (positions, channels); x itself where nothing is padded."""
@@ -108,7 +114,7 @@ class _Collector:
 
 
 def observe(statistics: SiteStatistics, x: Tensor, keep_rows: bool, generator: torch.Generator) -> None:
-    """Count x (any shape; rows along the last axis where `keep_rows`) into `statistics`. Raises: ValueError: NaN or inf."""
+    """Count x (any shape; `keep_rows`: rows along the last axis) into `statistics`. Raises: ValueError: NaN, inf."""
     if x.numel() == 0:
         return
     magnitudes = x.detach().float().abs()

@@ -1,4 +1,4 @@
-"""A histogram of |x| with a fixed number of int64 bins whose range doubles: memory never grows, and any two can be added."""
+"""A histogram of |x| with a fixed number of int64 bins whose range doubles: it never grows, any two can be added."""
 
 from __future__ import annotations
 
@@ -68,8 +68,7 @@ class Histogram:
         """Double the range until it holds `amax`; a histogram of zeros takes the right range at once."""
         if amax <= self.top:
             return
-        top = 2.0 ** math.ceil(math.log2(amax))
-        top = top * 2 if top < amax else top
+        top = amax_range(amax)
         while 0 < self.top < top:
             self.counts, self.top = _fold(self.counts), self.top * 2
         self.top = top
@@ -87,6 +86,12 @@ class Histogram:
         return histogram
 
 
+def amax_range(amax: float) -> float:
+    """Return the smallest power of two that is not below `amax` > 0."""
+    top = 2.0 ** math.ceil(math.log2(amax))
+    return top * 2 if top < amax else top
+
+
 def count_bins(magnitudes: Tensor, num_bins: int, top: float) -> Tensor:
     """Return int64 counts (num_bins,) of the flat tensor `magnitudes`, all within [0, top], on its device.
 
@@ -94,7 +99,10 @@ def count_bins(magnitudes: Tensor, num_bins: int, top: float) -> Tensor:
     """
     if magnitudes.device.type != "cpu" or magnitudes.numel() < 1 << 16:
         chunks = magnitudes.split(CHUNK)
-        return sum((torch.histc(c, num_bins, 0, top).long() for c in chunks), start=torch.zeros_like(chunks[0], dtype=torch.int64).new_zeros(num_bins))
+        return sum(
+            (torch.histc(c, num_bins, 0, top).long() for c in chunks),
+            start=torch.zeros_like(chunks[0], dtype=torch.int64).new_zeros(num_bins),
+        )
     num_chunks = max(torch.get_num_threads(), math.ceil(magnitudes.numel() / CHUNK))
     chunks = magnitudes.chunk(num_chunks)
     parts = _threads.map(lambda chunk: torch.histc(chunk, num_bins, 0, top).long(), chunks)

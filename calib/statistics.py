@@ -77,10 +77,18 @@ class Statistics:
         """Take in statistics over other samples. Raises: ValueError: the sites differ."""
         if set(self.sites) != set(other.sites):
             odd = sorted(set(self.sites) ^ set(other.sites))
-            raise ValueError(f"statistics of different models or recipes: {len(odd)} sites are in one only, e.g. {odd[0]}")
+            raise ValueError(
+                f"statistics of different models or recipes: {len(odd)} sites are in one only, e.g. {odd[0]}"
+            )
         for name, site in self.sites.items():
             site.merge(other.sites[name])
         self.num_samples += other.num_samples
+
+    def to_cpu(self) -> None:
+        """Move all tensors to the CPU: what is saved, merged and searched is the same wherever it was collected."""
+        for site in self.sites.values():
+            site.histogram.counts = site.histogram.counts.cpu()
+            site.channel_amax = None if site.channel_amax is None else site.channel_amax.cpu()
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; `load` reads it back, `merge` adds the files of several runs."""
@@ -92,7 +100,11 @@ class Statistics:
                 tensors[f"{name}/channel_amax"] = site.channel_amax.cpu().contiguous()
                 tensors[f"{name}/rows"] = site.sample.rows.contiguous()
                 tensors[f"{name}/keys"] = site.sample.keys.contiguous()
-        save_file(tensors, path, {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "format": "int8kit-statistics-1"})
+        save_file(
+            tensors,
+            path,
+            {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "format": "int8kit-statistics-1"},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

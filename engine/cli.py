@@ -1,6 +1,6 @@
 """What every command shares: parsing with near matches, one-line errors, and outputs written whole or not at all.
 
-It lives on the ground floor because `engine/` runs alone on a deployment box; the commands of the other packages import it from here.
+It lives on the ground floor because `engine/` runs alone on a deployment box; all other commands import it from here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ class CommandParser(argparse.ArgumentParser):
     """An argument parser that states defaults in --help and answers a mistyped flag or choice with its near matches."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,
+        )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -37,7 +42,12 @@ class CommandParser(argparse.ArgumentParser):
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            hints = [f"{word} (did you mean {', '.join(near)}?)" if (near := near_matches(word.split('=')[0], flags)) else word for word in unknown]
+            hints = [
+                f"{word} (did you mean {', '.join(near)}?)"
+                if (near := near_matches(word.split("=")[0], flags))
+                else word
+                for word in unknown
+            ]
             self.error(f"unknown argument {', '.join(hints)}")
         return known
 
@@ -51,10 +61,12 @@ def near_matches(word: str, allowed: list[str]) -> list[str]:
     return difflib.get_close_matches(word, allowed, n=3, cutoff=0.5)
 
 
-def run_command(parser: CommandParser, command: Callable[[argparse.Namespace], None], argv: list[str] | None = None) -> NoReturn:
+def run_command(
+    parser: CommandParser, command: Callable[[argparse.Namespace], None], argv: list[str] | None = None
+) -> NoReturn:
     """Parse `argv`, call `command` and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
-    An expected error (ValueError, OSError, RuntimeError, ImportError) is printed in one line; `--debug` shows its traceback.
+    An expected error (ValueError, OSError, RuntimeError, ImportError) is printed in one line; `--debug` shows more.
     SIGTERM is treated like Ctrl-C, so that temporary outputs are removed.
     """
     arguments = parser.parse_args(argv)
@@ -106,7 +118,7 @@ def check_free(out: str | Path, force: bool) -> None:
 
 
 def replace_path(source: Path, target: Path) -> None:
-    """Put `source` in the place of `target`; an older folder is moved aside first and removed after, so one of the two always stands."""
+    """Put `source` in the place of `target`; an older folder is moved aside first, so one of the two always stands."""
     if target.is_dir() and not target.is_symlink():
         aside = source.parent / f"{target.name}.old"
         os.replace(target, aside)

@@ -1,4 +1,4 @@
-"""Attention with quantizers on Q, K, V and the softmax, reached through transformers' AttentionInterface (no rewritten models)."""
+"""Attention with quantizers on Q, K, V and the softmax, through transformers' AttentionInterface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers.masking_utils import eager_mask
 ATTENTION_NAME = "int8kit"
 BMM_QUANTIZERS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
 ATTENTION_QUANTIZERS = (*BMM_QUANTIZERS, "softmax_quantizer")
-# Arguments that change the scores and that this function does not compute; a model passing one must not be answered wrongly.
+# Arguments that change the scores and that this function does not compute: refused rather than answered wrongly.
 UNSUPPORTED = ("softcap", "s_aux", "head_mask")
 
 
@@ -21,19 +21,23 @@ def quantized_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     scaling: float | None = None, dropout: float = 0.0, **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Return (attention output (B, S, H, D), weights or None) of softmax(scaling Q K^T + mask) V with the module's quantizers.
+    """Return (output (B, S, H, D), weights or None) of softmax(scaling Q K^T + mask) V with the module's quantizers.
 
     Args:
-        query: (B, H, S, D). key, value: (B, H / groups, T, D). attention_mask: additive float, broadcastable to (B, H, S, T).
-    Q is scaled before its quantizer, so that the INT8 product needs no scaling after it. Without active quantizers the
-    call goes to transformers' own sdpa function.
+        query: (B, H, S, D). key, value: (B, H / groups, T, D). attention_mask: additive, broadcastable to (B, H, S, T).
+    Q is scaled before its quantizer, so that the INT8 product needs no scaling after it. Where the recipe
+    leaves attention float the call goes to transformers' own sdpa function.
     Raises: ValueError: an argument that changes the scores and is not supported here.
     """
     given = [name for name in UNSUPPORTED if kwargs.get(name) is not None]
     if given:
-        raise ValueError(f"{type(module).__name__} passes {', '.join(given)}, which int8kit's attention does not compute")
+        raise ValueError(
+            f"{type(module).__name__} passes {', '.join(given)}, which int8kit's attention does not compute"
+        )
     quantizers = [getattr(module, name, None) for name in ATTENTION_QUANTIZERS]
-    is_quantized = any(quantizer is not None and quantizer.is_active for quantizer in quantizers)
+    is_quantized = any(
+        quantizer is not None and quantizer.enabled for quantizer in quantizers
+    )  # also while calibrating
     if not is_quantized and not torch.compiler.is_exporting() and not kwargs.get("output_attentions"):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -51,7 +55,9 @@ def explicit_attention(
     """Return (output, weights) by two plain products, each side through its quantizer right before the product."""
     q_bmm, k_bmm, v_bmm, softmax = (getattr(module, name, nn.Identity()) for name in ATTENTION_QUANTIZERS)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # grouped KV heads: repeated before rounding, which gives the same numbers and keeps Q/DQ at the product
+    if (
+        groups > 1
+    ):  # grouped KV heads: repeated before rounding, which gives the same numbers and keeps Q/DQ at the product
         key = key.repeat_interleave(groups, dim=1)
         value = value.repeat_interleave(groups, dim=1)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -65,7 +71,7 @@ def explicit_attention(
 
 
 def register_attention() -> None:
-    """Make `int8kit` known to transformers, with the mask function without which the padding mask is silently dropped."""
+    """Make `int8kit` known to transformers, with the mask function without which padding is silently attended to."""
     AttentionInterface.register(ATTENTION_NAME, quantized_attention)
     AttentionMaskInterface.register(ATTENTION_NAME, eager_mask)
 

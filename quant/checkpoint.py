@@ -1,4 +1,4 @@
-"""The checkpoint folder: what plain Transformers loads, plus quantization.json and quantizers.safetensors. No pickle."""
+"""The checkpoint folder: what plain Transformers loads, plus quantization.json and quantizers.safetensors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -35,8 +34,8 @@ def save_checkpoint(
     """Write the checkpoint folder of a calibrated model.
 
     Args:
-        processor: tokenizer or image processor, saved beside the model. provenance: how it came to be (samples, seed, ...).
-    The weights are saved under the float model's own names, so `from_pretrained` of plain Transformers loads the folder.
+        processor: tokenizer or image processor, saved beside the model. provenance: how it came to be (samples, seed).
+    The weights are saved under the float model's own names, so plain Transformers' `from_pretrained` loads the folder.
     Raises: RuntimeError: quantizers without an amax (all named).
     """
     quantization = quantization_of(model)
@@ -48,7 +47,7 @@ def save_checkpoint(
         processor.save_pretrained(folder)
     tensors = {}
     for name, quantizer in named_quantizers(model):
-        if quantizer.enabled:
+        if quantizer.enabled and quantizer.amax is not None:
             tensors[f"{name}/amax"] = quantizer.amax.detach().cpu().contiguous()
             if quantizer.pre_quant_scale is not None:
                 tensors[f"{name}/pre_quant_scale"] = quantizer.pre_quant_scale.detach().cpu().contiguous()
@@ -74,9 +73,7 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     content = read_description(folder)
     _check_digests(folder, content)
     loaded = load_float_model(folder)
-    sites = tuple(
-        Site(**{**site, "consumers": tuple(site["consumers"])}) for site in content["sites"]
-    )
+    sites = tuple(Site(**{**site, "consumers": tuple(site["consumers"])}) for site in content["sites"])
     attach_sites(loaded.model, Quantization(recipe_from_dict(content["recipe"]), sites))
     tensors = load_file(folder / QUANTIZER_FILE)
     for name, quantizer in named_quantizers(loaded.model):
@@ -90,7 +87,9 @@ def read_description(folder: str | Path) -> dict[str, Any]:
     """Return the parsed quantization.json. Raises: FileNotFoundError, ValueError: not there, or not of this version."""
     path = Path(folder) / CHECKPOINT_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no int8kit checkpoint (no {CHECKPOINT_FILE}); make one with 'python -m calib --model {folder} ...'")
+        raise FileNotFoundError(
+            f"{folder} is no int8kit checkpoint (it has no {CHECKPOINT_FILE}); make one with 'python -m calib'"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -113,7 +112,11 @@ def check_calibrated(model: nn.Module) -> None:
 
 def float_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the state dict under the float model's keys: the quantizers' tensors are left out."""
-    prefixes = tuple(f"{name}." for name, module in model.named_modules(remove_duplicate=False) if isinstance(module, TensorQuantizer))
+    prefixes = tuple(
+        f"{name}."
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, TensorQuantizer)
+    )
     return {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
 
 
@@ -124,10 +127,16 @@ def file_digest(path: Path) -> str:
 
 
 def _check_digests(folder: Path, content: dict[str, Any]) -> None:
-    wrong = [name for name, digest in content["digests"].items() if not (folder / name).is_file() or file_digest(folder / name) != digest]
+    wrong = [
+        name
+        for name, digest in content["digests"].items()
+        if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
     if wrong:
-        raise ValueError(f"{folder}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or not what was saved; "
-                         f"copy the folder again, or calibrate again")
+        raise ValueError(
+            f"{folder}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or not what was saved; "
+            f"copy the folder again, or calibrate again"
+        )
 
 
 def _load_quantizer(name: str, quantizer: TensorQuantizer, tensors: dict[str, torch.Tensor], folder: Path) -> None:
@@ -135,5 +144,3 @@ def _load_quantizer(name: str, quantizer: TensorQuantizer, tensors: dict[str, to
         raise ValueError(f"{folder / QUANTIZER_FILE} lacks the amax of {name}; calibrate again")
     quantizer.set_amax(tensors[f"{name}/amax"])
     quantizer.set_pre_quant_scale(tensors.get(f"{name}/pre_quant_scale"))
-
-

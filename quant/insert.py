@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ class Site:
     """One quantizer of one model."""
 
     name: str
-    """Where it lives, e.g. `bert.encoder.layer.0.attention.self.query.input_quantizer`; shared ones under their first reader."""
+    """Where it lives, e.g. `bert.encoder.layer.0.attention.self.query.input_quantizer`; shared: the first reader."""
     kind: str
     """linear, conv, norm_output, bmm, softmax or embedding."""
     enabled: bool
@@ -52,7 +53,9 @@ class Quantization:
     sites: tuple[Site, ...]
 
 
-def insert_quantizers(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.Tensor] | None = None) -> list[Site]:
+def insert_quantizers(
+    model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.Tensor] | None = None
+) -> list[Site]:
     """Put the recipe's quantizers into `model` (in place) and return every site, on or off, with its reason.
 
     Args:
@@ -74,7 +77,12 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     norms = _norm_sites(trace, judged)
     norm_of = {trace.norms[site.name.removesuffix(".output_quantizer")]: site.name for site in norms}
     inputs_sites = _input_sites(model, trace, judged, norm_of)
-    sites = [*_keep_read_norms(norms, inputs_sites), *inputs_sites, *_weight_sites(model, trace, judged), *_attention_sites(model, trace, judged)]
+    sites = [
+        *_keep_read_norms(norms, inputs_sites),
+        *inputs_sites,
+        *_weight_sites(model, trace, judged),
+        *_attention_sites(model, trace, judged),
+    ]
     judged.refuse_unmatched()
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     return sorted(sites, key=lambda site: (order.get(site.name.rpartition(".")[0], 0), site.name))
@@ -97,8 +105,10 @@ class _Judge:
         """Raise ValueError for the rules that matched no quantizer of the model."""
         idle = [str(rule) for rule in self.recipe.rules if rule not in self.matched and not rule.optional]
         if idle:
-            raise ValueError(f"recipe '{self.recipe.name}': {len(idle)} rules match no quantizer of this model: "
-                             f"{'; '.join(idle)}. Mend the pattern, or mark the rule 'optional: true'")
+            raise ValueError(
+                f"recipe '{self.recipe.name}': {len(idle)} rules match no quantizer of this model: "
+                f"{'; '.join(idle)}. Mend the pattern, or mark the rule 'optional: true'"
+            )
 
 
 def _norm_sites(trace: ModelTrace, judge: _Judge) -> list[Site]:
@@ -140,20 +150,24 @@ def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_
         layers = tuple(layer for layer, _, _ in readers)
         first, kind, reason = readers[0]
         shared = f"; shared by {len(layers)} layers that read the same tensor" if len(layers) > 1 else ""
-        sites.append(Site(f"{first}.input_quantizer", kind, True, reason + shared, layers, producer=trace.producer_of(first)))
+        sites.append(
+            Site(f"{first}.input_quantizer", kind, True, reason + shared, layers, producer=trace.producer_of(first))
+        )
     return sites
 
 
 def _weight_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -> list[Site]:
     sites = []
     for name, module in model.named_modules():
-        layer_class = QUANT_LAYERS.get(type(module)) or (QuantEmbedding if type(module) is nn.Embedding else None)
+        layer_class: Any = QUANT_LAYERS.get(type(module)) or (QuantEmbedding if type(module) is nn.Embedding else None)
         if layer_class is None:
             continue
         enabled, reason = judge(f"{name}.weight_quantizer", layer_class.kind)
         if enabled and layer_class is not QuantEmbedding and name not in trace.layer_inputs:
             enabled, reason = False, "the traced forward did not reach this layer"
-        sites.append(Site(f"{name}.weight_quantizer", layer_class.kind, enabled, reason, (name,), layer_class.weight_axis))
+        sites.append(
+            Site(f"{name}.weight_quantizer", layer_class.kind, enabled, reason, (name,), layer_class.weight_axis)
+        )
     return sites
 
 
@@ -161,8 +175,8 @@ def _attention_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -
     """Return the q, k, v and softmax sites; modules the interface does not reach are named, off, with that reason."""
     unreached = [
         name for name, module in model.named_modules()
-        if type(module).__name__.endswith("Attention") and not any(name == a or a.startswith(f"{name}.") for a in trace.attentions)
-        and not any(name.startswith(f"{a}.") for a in trace.attentions)
+        if type(module).__name__.endswith("Attention")
+        and not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in trace.attentions)
     ]  # fmt: skip
     sites = []
     for attention in [*trace.attentions, *unreached]:
@@ -176,7 +190,7 @@ def _attention_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -
 
 
 def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
-    """Create the quantizers of `quantization` in `model`; layers change their class in place and keep their parameters."""
+    """Create the quantizers of `quantization` in `model`; layers change class in place and keep their parameters."""
     for site in quantization.sites:
         if site.name.endswith("input_quantizer") and not site.enabled:
             continue  # attached last, so that a shared quantizer is never hidden by an idle one
@@ -190,10 +204,10 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         owner, _, attribute = site.name.rpartition(".")
         if attribute == "input_quantizer" and not site.enabled:
             _attach(model.get_submodule(owner), attribute, TensorQuantizer(site.axis, False, site.name))
-    model.to(next(model.parameters()).device)
+    nn.Module.to(model, next(model.parameters()).device)
     if model._can_set_attn_implementation():
         model.set_attn_implementation(ATTENTION_NAME)
-    model.quantization = quantization
+    model.quantization = quantization  # type: ignore[assignment]  # a plain attribute of the module
 
 
 def _attach(module: nn.Module, attribute: str, quantizer: TensorQuantizer) -> None:
@@ -203,7 +217,7 @@ def _attach(module: nn.Module, attribute: str, quantizer: TensorQuantizer) -> No
     elif type(module) is nn.Embedding:
         module.__class__ = QuantEmbedding
     elif is_norm(module) and not hasattr(module, "output_quantizer"):
-        module.__class__ = quant_norm_class(type(module))
+        module.__class__ = quant_norm_class(cast(Any, type(module)))
     setattr(module, attribute, quantizer)
 
 
@@ -211,7 +225,9 @@ def quantization_of(model: nn.Module) -> Quantization:
     """Return what was inserted. Raises: RuntimeError: the model is a float model."""
     quantization = getattr(model, "quantization", None)
     if quantization is None:
-        raise RuntimeError(f"{type(model).__name__} has no quantizers; call insert_quantizers(model, recipe) or load a checkpoint")
+        raise RuntimeError(
+            f"{type(model).__name__} has no quantizers; call insert_quantizers(model, recipe) or load a checkpoint"
+        )
     return quantization
 
 
@@ -221,6 +237,8 @@ def summarize_sites(sites: list[Site] | tuple[Site, ...]) -> str:
     for kind in dict.fromkeys(site.kind for site in sites):
         members = [site for site in sites if site.kind == kind]
         off = [site for site in members if not site.enabled]
-        reasons = ", ".join(dict.fromkeys("another quantizer covers it" if s.reason.startswith("reads ") else s.reason for s in off))
+        reasons = ", ".join(
+            dict.fromkeys("another quantizer covers it" if s.reason.startswith("reads ") else s.reason for s in off)
+        )
         lines.append(f"{kind:<12} {len(members) - len(off):>4} {len(off):>4}  {reasons}")
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""Layers that carry quantizers. Each subclasses the float layer it stands for and keeps its parameters and their names."""
+"""Layers that carry quantizers. Each subclasses the float layer it stands for and keeps its parameters' names."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ class QuantLayer:
 
     input_quantizer: TensorQuantizer
     weight_quantizer: TensorQuantizer
-    weight: Tensor
+    weight: Any
     kind = "linear"
     weight_axis = 0  # the axis of the output channels in `weight`
     input_axis = 1  # the axis of the input channels in `weight`, along which SmoothQuant's s is multiplied
@@ -62,7 +63,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
 
 class QuantEmbedding(nn.Embedding):
-    """nn.Embedding whose table is quantized per column: the scales then lie along the last axis of what is looked up."""
+    """nn.Embedding whose table is quantized per column: the scales lie along the last axis of what it gives."""
 
     weight_quantizer: TensorQuantizer
     kind = "embedding"
@@ -84,7 +85,7 @@ class QuantNorm:
         return self.output_quantizer(super().forward(*args, **kwargs))  # type: ignore[misc]
 
 
-QUANT_LAYERS: dict[type, type] = {nn.Linear: QuantLinear, Conv1D: QuantConv1D, nn.Conv2d: QuantConv2d}
+QUANT_LAYERS: dict[type, Any] = {nn.Linear: QuantLinear, Conv1D: QuantConv1D, nn.Conv2d: QuantConv2d}
 QUANT_LAYER_TYPES = (QuantLinear, QuantConv1D, QuantConv2d)
 
 
@@ -94,6 +95,6 @@ def is_norm(module: nn.Module) -> bool:
 
 
 @cache
-def quant_norm_class(norm_class: type) -> type:
+def quant_norm_class(norm_class: Any) -> type:
     """Return the subclass of `norm_class` that rounds its output."""
     return type(f"Quant{norm_class.__name__}", (QuantNorm, norm_class), {"__doc__": QuantNorm.__doc__})

@@ -43,9 +43,11 @@ def export_onnx(
         with _quiet():
             program = torch.onnx.export(
                 wrapped, tuple(inputs.values()), dynamo=True, opset_version=opset, input_names=list(inputs),
-                output_names=list(wrapped.output_names), dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
+                output_names=list(wrapped.output_names),
+                dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
             )  # fmt: skip
-    proto = program.model_proto
+        assert program is not None  # only None for a function called with dynamo=False
+        proto = program.model_proto  # serialized while the smoothed weights stand
     del proto.metadata_props[:]
     if path is not None:
         onnx.save(proto, path)
@@ -68,7 +70,11 @@ class _ByName(nn.Module):
 
 
 def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return {"use_cache": False} if getattr(model.config, "use_cache", False) and model.main_input_name == "input_ids" else {}
+    return (
+        {"use_cache": False}
+        if getattr(model.config, "use_cache", False) and model.main_input_name == "input_ids"
+        else {}
+    )
 
 
 def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
@@ -89,7 +95,9 @@ def _dynamic_axes(name: str) -> dict[int, Any]:
 def _export_mode(model: PreTrainedModel) -> Iterator[None]:
     """Fix every scale as a constant and put SmoothQuant's factor into the weights; all is put back after."""
     quantizers = [quantizer for _, quantizer in named_quantizers(model) if quantizer.enabled]
-    smoothed = [m for m in model.modules() if isinstance(m, QUANT_LAYER_TYPES) and m.input_quantizer.pre_quant_scale is not None]
+    smoothed = [
+        m for m in model.modules() if isinstance(m, QUANT_LAYER_TYPES) and m.input_quantizer.pre_quant_scale is not None
+    ]
     saved = [layer.weight.data for layer in smoothed]
     before = model.config._attn_implementation
     if model._can_set_attn_implementation():

@@ -1,4 +1,4 @@
-"""What to quantize: ordered rules over quantizer names, the calibrator, SmoothQuant. Read from YAML, checked here, frozen after."""
+"""What to quantize: ordered rules over quantizer names, the calibrator, SmoothQuant. From YAML, checked, frozen."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not self.rules or self.rules[0] != Rule(match="*", enable=False):
-            raise ValueError(f"recipe '{self.name}': the first rule must switch all off: - {{match: '*', enable: false}}")
+            raise ValueError(
+                f"recipe '{self.name}': the first rule must switch all off: - {{match: '*', enable: false}}"
+            )
 
     @property
     def digest(self) -> str:

@@ -1,9 +1,10 @@
-"""The one quantizer: simulates INT8 in training and evaluation, and becomes QuantizeLinear/DequantizeLinear at export."""
+"""The one quantizer: simulates INT8 in training and evaluation, and becomes Q/DQ nodes at export."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
     """Return x rounded to the INT8 grid of `scale`, in x's dtype; the arithmetic is float32 also under autocast.
 
     The rounding passes gradients straight through, the clamp stops them outside the range; the gradient that reaches
-    `scale` is that of LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3). A plain formula, so that torch.compile fuses it.
+    `scale` is that of LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3). A plain formula: torch.compile fuses it.
     """
     steps = x.float() / scale
     rounded = steps + (torch.round(steps) - steps).detach()  # exact: the difference of neighbours has no rounding error
@@ -40,7 +41,7 @@ def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
 class TensorQuantizer(nn.Module):
     """Quantizes one tensor (per tensor, or per channel along `axis`) from its stored amax.
 
-    `amax` has shape (1,) or (channels,) and is None until calibrated. `pre_quant_scale`, shape (channels of the last axis,),
+    `amax` has shape (1,) or (channels,) and is None until calibrated. `pre_quant_scale`, shape (last axis,),
     is SmoothQuant's 1/s: x is multiplied by it before rounding, and the layer that reads x multiplies its weight by s.
     """
 
@@ -74,8 +75,10 @@ class TensorQuantizer(nn.Module):
     def scale(self) -> Tensor:
         """amax / 127, float32, shape of amax. Raises: RuntimeError: no amax yet."""
         if self.amax is None:
-            raise RuntimeError(f"{self.name or 'quantizer'} has no amax. Run 'python -m calib', or switch it off in the "
-                               f"recipe (rules: - {{match: '{self.name}', enable: false}})")
+            raise RuntimeError(
+                f"{self.name or 'quantizer'} has no amax. Run 'python -m calib', or switch it off in the "
+                f"recipe (rules: - {{match: '{self.name}', enable: false}})"
+            )
         return amax_to_scale(self.amax)
 
     def set_amax(self, amax: Tensor) -> None:
@@ -104,7 +107,7 @@ class TensorQuantizer(nn.Module):
 
     def _export(self, x: Tensor) -> Tensor:
         """Return x through QuantizeLinear and DequantizeLinear nodes of ONNX (opset 19 to 20's operators)."""
-        attributes = {} if self.axis is None else {"axis": self.axis}
+        attributes: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
         grid = (self.export_scale, self.export_zero_point)
         codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), attributes, dtype=torch.int8, shape=x.shape)
         return torch.onnx.ops.symbolic("DequantizeLinear", (codes, *grid), attributes, dtype=x.dtype, shape=x.shape)

@@ -1,4 +1,4 @@
-"""Which layers read the same tensor: found by one forward through tensor identity, not by a table for each model family."""
+"""Which layers read the same tensor: found by one forward through tensor identity, not by a table for each family."""
 
 from __future__ import annotations
 
@@ -44,7 +44,13 @@ class ModelTrace:
 
 def tensor_key(x: Tensor) -> TensorKey:
     """Return what identifies a tensor's values while it is alive: memory, extent, last dimension and version."""
-    return (x.untyped_storage().data_ptr(), x.storage_offset(), x.numel(), x.shape[-1] if x.dim() else 0, x._version)
+    return (
+        x.untyped_storage().data_ptr(),
+        int(x.storage_offset()),
+        x.numel(),
+        x.shape[-1] if x.dim() else 0,
+        x._version,
+    )
 
 
 def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None) -> ModelTrace:
@@ -96,7 +102,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
 
 
 def _value_layer(value: Tensor, trace: ModelTrace) -> str | None:
-    """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is a part of a larger product."""
+    """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is part of a larger one."""
     width = value.shape[1] * value.shape[3]
-    key = (value.untyped_storage().data_ptr(), value.storage_offset(), value.numel(), width, value._version)
+    key = (value.untyped_storage().data_ptr(), int(value.storage_offset()), value.numel(), width, value._version)
     return trace.outputs.get(key)

@@ -1,0 +1,125 @@
+"""`python -m calib`: a float model and some samples in, a calibrated INT8 checkpoint out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from calib.apply import apply_statistics
+from calib.collect import collect
+from calib.samples import Samples, load_samples
+from calib.statistics import Statistics
+from engine.cli import CommandParser, check_free, print_result, run_command, whole_output
+from eval.tasks import get_task
+from quant.checkpoint import save_checkpoint
+from quant.insert import insert_quantizers, summarize_sites
+from quant.pretrained import LoadedModel, load_float_model
+from quant.recipe import METHODS, load_recipe, shipped_recipes
+
+DEFAULT_RECIPE = "int8_smoothquant"
+STATISTICS_FILE = "statistics.safetensors"
+
+
+def calibrate(arguments: argparse.Namespace) -> None:
+    """Insert, collect, apply, save; print one summary line."""
+    is_first = _join_ranks()
+    if is_first:
+        check_free(arguments.out, arguments.force)
+    recipe = load_recipe(arguments.recipe)
+    columns = arguments.column or (list(get_task(arguments.task).columns) if arguments.task else None)
+    loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    loaded.model.to(arguments.device)
+    sites = insert_quantizers(loaded.model, recipe)
+    if is_first:
+        print(summarize_sites(sites), file=sys.stderr)
+    provenance: dict[str, Any] = {"model": arguments.model, "seed": arguments.seed}
+    if arguments.statistics:
+        statistics = _load_statistics(arguments.statistics)
+    else:
+        samples = load_samples(
+            arguments.samples, loaded, columns=columns, num_samples=arguments.num_samples, seed=arguments.seed,
+            batch_size=arguments.batch_size, max_length=arguments.max_length, skip_bad=arguments.skip_bad,
+        )  # fmt: skip
+        statistics = collect(loaded.model, _share(samples), seed=arguments.seed, progress=is_first)
+        provenance |= {"samples": samples.source, "samples_digest": samples.digest}
+    if not is_first:
+        return
+    provenance["num_samples"] = statistics.num_samples
+    used = apply_statistics(loaded.model, statistics, arguments.method)
+    _save(loaded, statistics, arguments, provenance)
+    on = sum(site.enabled for site in sites)
+    row = {"checkpoint": arguments.out, "recipe": used.name, "recipe_digest": used.digest,
+           "method": used.calibrator.method, "num_sites": on, **provenance}  # fmt: skip
+    print_result(row, f"{arguments.out}: {used.name}, {used.calibrator.method}, {on} quantizers from "
+                      f"{statistics.num_samples} samples", arguments.json)  # fmt: skip
+
+
+def _join_ranks() -> bool:
+    """Join the process group if torchrun started this process; return whether it is the first rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _share(samples: Samples) -> Any:
+    """Return the batches of this rank: every n-th one under torchrun, else all."""
+    if not dist.is_initialized():
+        return samples
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return [batch for index, batch in enumerate(samples) if index % size == rank]
+
+
+def _load_statistics(paths: list[str]) -> Statistics:
+    statistics = Statistics.load(paths[0])
+    for path in paths[1:]:
+        statistics.merge(Statistics.load(path))
+    return statistics
+
+
+def _save(
+    loaded: LoadedModel, statistics: Statistics, arguments: argparse.Namespace, provenance: dict[str, Any]
+) -> None:
+    with whole_output(arguments.out, arguments.force) as folder:
+        save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
+        statistics.save(Path(folder) / STATISTICS_FILE)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = CommandParser("python -m calib", "Quantize a transformer after training, from samples.")
+    parser.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--samples", help="folder, file or data set id to draw samples from")
+    source.add_argument(
+        "--statistics",
+        nargs="+",
+        metavar="FILE",
+        help=f"reuse the {STATISTICS_FILE} of earlier runs (added up) instead of samples",
+    )
+    parser.add_argument("--task", help="takes the sample columns from this task of eval")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(shipped_recipes())}, or a .yaml file")
+    parser.add_argument("--method", choices=METHODS, help="calibrator in place of the recipe's own")
+    parser.add_argument("--num-samples", type=int, default=256, help="how many samples to draw")
+    parser.add_argument("--column", nargs="+", help="columns of the samples to use (default: the usual names)")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--batch-size", type=int, default=32, help="samples for each forward pass")
+    parser.add_argument("--max-length", type=int, help="tokens at which text is cut (default: the model's maximum)")
+    parser.add_argument("--skip-bad", action="store_true", help="skip unreadable samples instead of stopping")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with --model")
+    parser.add_argument("--out", required=True, help="checkpoint folder to write")
+    parser.add_argument("--force", action="store_true", help="replace --out")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    run_command(parser, calibrate, argv)
+
+
+if __name__ == "__main__":
+    main()
