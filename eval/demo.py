@@ -134,8 +134,8 @@ def demo(arguments: argparse.Namespace) -> None:
     started = time.perf_counter()
     transformers.logging.disable_progress_bar()  # a bar for each saved file says nothing here
     with ExitStack() as stack:
-        kept = whole_output(arguments.out, arguments.force) if arguments.out else None
-        folder = Path(stack.enter_context(kept or tempfile.TemporaryDirectory(prefix="int8kit-demo-")))
+        out = arguments.out or Path(stack.enter_context(tempfile.TemporaryDirectory()), "demo")
+        folder = stack.enter_context(whole_output(out, arguments.force))
         folder.mkdir(exist_ok=True)
         with ExitStack() as engines:
             print(table(gather(folder, engines)))
