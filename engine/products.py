@@ -104,8 +104,7 @@ def sort_products(products: Iterable[Product], int8_names: set[str], fused_names
     """Return which products ran in INT8, given every name that the consumer's INT8 operators bear.
 
     `fused_names` are the names inside INT8 operators that swallow a whole attention: there a product may be known
-    by its
-    reader alone. A product with a float factor, and one that the consumer no longer names, counts as float.
+    by its reader alone. A product with a float factor, and one that the consumer no longer names, counts as float.
     """
     fused = set(fused_names)
     lists: dict[tuple[bool, bool], list[str]] = {
