@@ -1,0 +1,144 @@
+"""The Markdown tables of the benchmarks, made from the rows and never by hand.
+
+python -m benchmarks.tables benchmarks/results
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rows import read_rows
+from engine.cli import CommandParser, run_command
+
+Row = dict[str, Any]
+
+
+def newest(rows: list[Row], *keys: str) -> list[Row]:
+    """Return the last row of each combination of `keys`: a repeated run replaces the older one in the tables."""
+    return list({tuple(row[key] for key in keys): row for row in rows}.values())
+
+
+def fidelity_table(rows: list[Row]) -> list[str]:
+    """Return lines of the fidelity table: each system's median and worst over its draws."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in newest(rows, "system", "seed"):
+        groups[row["system"]].append(row)
+    lines = [
+        "| system | draws | mean abs. logit change: median (worst) | flips of 872: median (worst) "
+        "| accuracy %: median (least) | smallest McNemar p | s to prepare |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for system, group in groups.items():
+        change, flips, accuracy = (
+            np.array([row[key] for row in group]) for key in ("mean_abs_logit_change", "num_flips", "accuracy")
+        )
+        seconds = [row["prepare_s"] for row in group if row["prepare_s"] is not None]
+        lines.append(
+            f"| {system} | {len(group)} | {np.median(change):.4f} ({change.max():.4f}) "
+            f"| {np.median(flips):g} ({flips.max()}) | {np.median(accuracy) * 100:.2f} ({accuracy.min() * 100:.2f}) "
+            f"| {min(row['mcnemar_p'] for row in group):.3f} | {f'{np.median(seconds):.0f}' if seconds else '-'} |"
+        )
+    return lines
+
+
+def speed_table(rows: list[Row]) -> list[str]:
+    """Return lines of the speed table: ratio to the fastest float ONNX Runtime session, interval, milliseconds."""
+    timed = newest([row for row in rows if row["benchmark"] == "speed"], "system", "batch_size", "sequence_length")
+    shapes = list(dict.fromkeys((row["batch_size"], row["sequence_length"]) for row in timed))
+    cells = {(row["system"], (row["batch_size"], row["sequence_length"])): row for row in timed}
+    titles = " | ".join(f"{batch} x {tokens}" for batch, tokens in shapes)
+    lines = [f"| system | {titles} | geometric mean |", "|---" * (len(shapes) + 2) + "|"]
+    for system in dict.fromkeys(row["system"] for row in timed):
+        found = [cells.get((system, shape)) for shape in shapes]
+        texts = [
+            f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}), {row['latency_ms_p50']:.2f} ms"
+            if row
+            else "-"
+            for row in found
+        ]
+        ratios = [row["ratio"] for row in found if row]
+        mean = f"{np.exp(np.mean(np.log(ratios))):.2f}" if len(ratios) == len(shapes) else "-"
+        lines.append(f"| {system} | {' | '.join(texts)} | {mean} |")
+    floats = {shape: cells[key]["float_session"] for shape in shapes for key in cells if key[1] == shape}
+    return [
+        *lines,
+        "",
+        *(f"Fastest float session at {batch} x {tokens}: {name}." for (batch, tokens), name in floats.items()),
+    ]
+
+
+def cost_table(rows: list[Row]) -> list[str]:
+    """Return lines of the calibration cost table."""
+    lines = ["| what | recipe | measured |", "|---|---|---|"]
+    for row in newest([row for row in rows if row["benchmark"] == "collection-time"], "recipe"):
+        what = f"collecting {row['num_sites']} sites over a plain forward, {row['sequence_length']} tokens"
+        lines.append(
+            f"| {what} | {row['recipe']} | {row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}) |"
+        )
+    for row in newest([row for row in rows if row["benchmark"] == "amax-search"], "recipe"):
+        parts = ", ".join(f"{method} {seconds:.2f}" for method, seconds in row["seconds_by_method"].items())
+        what = f"all four amax of {row['num_sites']} sites from saved statistics"
+        lines.append(f"| {what} | {row['recipe']} | {row['seconds']:.2f} s ({parts}) |")
+    for row in newest([row for row in rows if row["benchmark"] == "collection-memory"], "recipe", "num_samples"):
+        what = f"peak memory, {row['num_samples']} samples"
+        lines.append(f"| {what} | {row['recipe']} | {row['peak_bytes'] / 2**20:.0f} MiB |")
+    return lines
+
+
+def size_table(rows: list[Row]) -> list[str]:
+    """Return lines of the size table."""
+    lines = ["| file | MB | over float |", "|---|---|---|"]
+    for row in newest(rows, "system"):
+        lines.append(f"| {row['system']} | {row['size_bytes'] / 1e6:.2f} | {row['ratio']:.3f} |")
+    return lines
+
+
+TABLES = {
+    "fidelity": ("Fidelity", fidelity_table),
+    "speed": ("Speed", speed_table),
+    "calibration_cost": ("Calibration cost", cost_table),
+    "size": ("Size", size_table),
+}
+
+
+def conditions(rows: list[Row]) -> list[str]:
+    """Return where, when and by which commands the rows were made."""
+    devices, dates = sorted({row["device"] for row in rows}), sorted(row["date"] for row in rows)
+    versions = {name: version for row in rows for name, version in row["versions"].items()}
+    loads = sorted(row["load"] for row in rows)
+    return [
+        f"{'; '.join(devices)}. {dates[0]} to {dates[-1]}. Load average while measured: {loads[0]} to {loads[-1]}.",
+        ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".",
+        "",
+        *(f"    {command}" for command in dict.fromkeys(row["command"] for row in rows)),
+    ]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write `RESULTS/tables.md` from the rows that stand in RESULTS."""
+    lines = ["# Results", "", "Made by `python -m benchmarks.tables` from the rows beside this file."]
+    for stem, (title, table) in TABLES.items():
+        path = Path(options.results) / f"{stem}.jsonl"
+        if path.exists():
+            rows = read_rows(path)
+            lines += ["", f"## {title}", "", *table(rows), "", *conditions(rows)]
+    (Path(options.results) / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+
+
+def parser() -> CommandParser:
+    """Return the command's parser."""
+    command = CommandParser("python -m benchmarks.tables", __doc__ or "")
+    command.add_argument(
+        "results", nargs="?", default="benchmarks/results", help="folder of the rows; tables.md is written there"
+    )
+    return command
+
+
+if __name__ == "__main__":
+    run_command(parser(), run)
