@@ -8,15 +8,13 @@ import argparse
 import logging
 import sys
 from contextlib import ExitStack
-from typing import Any
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.arguments import add_data_arguments, batch_options, load_samples_of, task_of
 from eval.batches import PADDINGS
-from eval.evaluate import Evaluation, evaluate
-from eval.results import ResultRow, provenance
+from eval.evaluate import evaluate
 from eval.subject import Subject, check_meta, load_model, open_engine, open_model, open_outputs
-from eval.summary import log_details, summary_line
+from eval.summary import log_details, result_row, summary_line
 
 DEFAULT_ITERATIONS = 30
 
@@ -39,11 +37,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
             if arguments.reference
             else None
         )
-        if source == arguments.reference and reference is not None:
-            loaded = reference.loaded
-        else:
-            loaded = subject.loaded or load_model(source, trust_remote_code=arguments.trust_remote_code)
-        assert loaded is not None
+        by_name = {each.model: each.loaded for each in (reference, subject) if each is not None}
+        loaded = by_name.get(source) or load_model(source, trust_remote_code=arguments.trust_remote_code)
         task, dataset, length = load_samples_of(
             arguments, tuple(subject.runner.output_names), loaded.model.config, loaded.processor
         )
@@ -58,7 +53,8 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
             show_progress=sys.stderr.isatty() or not arguments.json,
         )
     log_details(evaluation)
-    row = result_row(arguments, subject, evaluation)
+    command = " ".join(["python -m eval", *sys.argv[1:]])
+    row = result_row(subject, evaluation, arguments, command)
     print_result(row.as_dict(), summary_line(subject.model, row, evaluation), arguments.json)
 
 
@@ -117,32 +113,6 @@ def _take_meta(arguments: argparse.Namespace, subject: Subject) -> None:
         meta["batch_size"],
         PADDINGS[0],
     )
-
-
-def result_row(arguments: argparse.Namespace, subject: Subject, evaluation: Evaluation) -> ResultRow:
-    """Return the row of design.md for one evaluation."""
-    metric, error, latency = evaluation.scores.metrics[0], evaluation.error, evaluation.latency
-    errors: dict[str, Any] = {}
-    if error is not None:
-        names = ("abs_max", "abs_mean", "abs_median", "rel_max", "rel_mean", "rel_median")
-        errors = {f"error_{name}": getattr(error, name) for name in names} | {
-            "cosine": error.cosine,
-            "sqnr_db": error.sqnr_db,
-        }
-    times: dict[str, Any] = {}
-    if latency is not None:
-        names = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "iterations")
-        times = {name: getattr(latency, name) for name in names} | {
-            "throughput_per_s": latency.throughput_per_s(arguments.batch_size)
-        }
-    return ResultRow(
-        command=" ".join(["python -m eval", *sys.argv[1:]]), model=subject.model, task=arguments.task, split=arguments.split,
-        num_samples=evaluation.scores.num_examples, recipe=subject.recipe, recipe_digest=subject.recipe_digest,
-        method=subject.method, seed=arguments.seed, backend=subject.backend, precision=subject.precision,
-        batch_size=arguments.batch_size, sequence_length=evaluation.sequence_length, metric_name=metric.name, metric=metric.value,
-        metric_low=metric.low, metric_high=metric.high, size_bytes=subject.size_bytes, num_flips=evaluation.num_flips,
-        threads=subject.threads, padding=arguments.padding, **errors, **times, **provenance(arguments.device),
-    )  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> None:

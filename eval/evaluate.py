@@ -4,6 +4,7 @@ same feeds.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from eval.batches import BatchOptions, iter_batches, select_feeds
+from eval.batches import BatchOptions, check_length, iter_batches, select_feeds
 from eval.latency import Feeds, Latency, measure
 from eval.metrics import mcnemar_p_value, num_flips
 from eval.tasks.base import Arrays, Scores, Task
@@ -126,6 +127,8 @@ def evaluate(
     """
     options = options or BatchOptions()
     task = task.for_outputs(tuple(runner.output_names))
+    config = getattr(getattr(runner, "model", None), "config", None)
+    options = dataclasses.replace(options, seq_length=check_length(task, options.seq_length, config, processor))
     if reference is not None:
         task.for_outputs(tuple(reference.output_names))
     kept: dict[str, list[np.ndarray]] = defaultdict(list)

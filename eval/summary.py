@@ -1,11 +1,14 @@
-"""An evaluation in words: one line for the result, a few for the details on stderr."""
+"""An evaluation as a result row, and in words: one line for the result, a few for the details on stderr."""
 
 from __future__ import annotations
 
+import argparse
 import logging
+from typing import Any
 
 from eval.evaluate import Evaluation
-from eval.results import ResultRow
+from eval.results import ResultRow, provenance
+from eval.subject import Subject
 
 logger = logging.getLogger(__name__)
 
@@ -50,3 +53,33 @@ def log_details(evaluation: Evaluation) -> None:
             f"{latency.latency_ms_p99:.3f} ms "
             f"over {latency.iterations} calls"
         )
+
+
+def result_row(subject: Subject, evaluation: Evaluation, arguments: argparse.Namespace, command: str) -> ResultRow:
+    """Return the row of one evaluation: what was measured, of what, with which options."""
+    metric, error, latency = evaluation.scores.metrics[0], evaluation.error, evaluation.latency
+    values: dict[str, Any] = {}
+    if error is not None:
+        names = ("abs_max", "abs_mean", "abs_median", "rel_max", "rel_mean", "rel_median")
+        values |= {f"error_{name}": getattr(error, name) for name in names}
+        values |= {"cosine": error.cosine, "sqnr_db": error.sqnr_db}
+    if latency is not None:
+        times = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "iterations")
+        values |= {name: getattr(latency, name) for name in times}
+        values["throughput_per_s"] = latency.throughput_per_s(arguments.batch_size)
+    for name in ("model", "backend", "precision", "size_bytes", "recipe", "recipe_digest", "method", "threads"):
+        values[name] = getattr(subject, name)
+    for name in ("task", "split", "seed", "batch_size", "padding"):
+        values[name] = getattr(arguments, name)
+    return ResultRow(
+        command=command,
+        num_samples=evaluation.scores.num_examples,
+        sequence_length=evaluation.sequence_length,
+        metric_name=metric.name,
+        metric=metric.value,
+        metric_low=metric.low,
+        metric_high=metric.high,
+        num_flips=evaluation.num_flips,
+        **values,
+        **provenance(arguments.device),
+    )

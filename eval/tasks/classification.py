@@ -20,6 +20,28 @@ MAX_F1_LABELS = 32
 class ClassificationTask(Task):
     """A task with one right label per sample; scored by accuracy, and F1 if `metric_names` has it."""
 
+    def rename_columns(
+        self,
+        dataset: datasets.Dataset,
+        source: str,
+        columns: tuple[str, ...] | None = None,
+        label_column: str | None = None,
+    ) -> datasets.Dataset:
+        """Return the data set with the task's column names, and its named labels numbered as the model numbers them.
+
+        A folder of images numbers its labels by their order, and may lack one; the model's own names decide.
+        """
+        dataset = super().rename_columns(dataset, source, columns, label_column)
+        feature, known = dataset.features[self.label_column], self.label2id or {}
+        if not isinstance(feature, datasets.ClassLabel) or not set(feature.names) <= set(known):
+            return dataset
+        wanted = datasets.ClassLabel(names=sorted(known, key=lambda name: known[name]))
+        if wanted.names == feature.names:
+            return dataset
+        own = np.array([wanted.str2int(name) for name in feature.names] + [-1])  # -1, a hidden label, stays -1
+        labels = own[np.asarray(dataset[self.label_column])]
+        return dataset.remove_columns(self.label_column).add_column(self.label_column, labels, feature=wanted)
+
     def label_ids(self, values: Sequence[Any]) -> np.ndarray:
         """Return label numbers, shape (N,), int64; names are looked up in the model's label2id.
 
