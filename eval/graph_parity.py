@@ -127,7 +127,8 @@ def weight_problem(name: str, integers: np.ndarray, scale: np.ndarray, stored: l
             if np.array_equal(weight.integers[start : start + len(integers)], integers):
                 return None
     parameter = name.removesuffix("_quantizer")
-    near = next((w for w in same_width if parameter in w.name and w.integers.shape == integers.shape), None)
+    named = [w for w in same_width if parameter in w.name and w.integers.shape == integers.shape]
+    near = min(named, key=lambda w: np.count_nonzero(w.integers != integers), default=None)
     if near is None:
         return f"{name}: the file holds no INT8 constant with its {integers.size} integers and {scale.size} scales"
     num_integers = int(np.count_nonzero(near.integers != integers))
@@ -149,25 +150,26 @@ def _places(scale: np.ndarray, stored: np.ndarray) -> list[int]:
 
 
 def weights_of(proto: onnx.ModelProto) -> Iterator[StoredWeight]:
-    """Yield every INT8 constant of at least two axes with its scale, once for each axis that the scale fits."""
-    constants = _constants(proto)
-    scales = _dequantize_scales(proto)
-    for name, integers in constants.items():
-        if integers.dtype != np.int8 or integers.ndim < 2 or name not in scales:
-            continue
-        scale = constants[scales[name]].reshape(-1)
-        for axis in range(integers.ndim):
-            if scale.size in (1, integers.shape[axis]):
-                yield StoredWeight(name, channels_first(integers, axis), scale)
+    """Yield every INT8 constant of at least two axes with its scale, along the axis that its DequantizeLinear names.
 
-
-def _dequantize_scales(proto: onnx.ModelProto) -> dict[str, str]:
-    """Return constant → its scale's name, also where Gather, Transpose or Reshape stands between it and
-    DequantizeLinear.
+    Behind a Gather (an embedding table) axes are counted otherwise: then once for each axis that the scale fits.
     """
     constants = _constants(proto)
+    for name, (scale_name, axis) in _dequantized(proto).items():
+        integers, scale = constants[name], constants[scale_name].reshape(-1)
+        if integers.dtype != np.int8 or integers.ndim < 2:
+            continue
+        axes = range(integers.ndim) if axis is None or scale.size == 1 else [axis % integers.ndim]
+        for each in axes:
+            if scale.size in (1, integers.shape[each]):
+                yield StoredWeight(name, channels_first(integers, each), scale)
+
+
+def _dequantized(proto: onnx.ModelProto) -> dict[str, tuple[str, int | None]]:
+    """Return constant → (its scale's name, its DequantizeLinear's axis, or None with a node between the two)."""
+    constants = _constants(proto)
     origin: dict[str, str] = {name: name for name in constants}
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, int | None]] = {}
     for node in proto.graph.node:
         source = origin.get(node.input[0]) if node.input else None
         if source is None:
@@ -175,7 +177,8 @@ def _dequantize_scales(proto: onnx.ModelProto) -> dict[str, str]:
         if node.op_type in ("Gather", "Transpose", "Reshape"):
             origin[node.output[0]] = source
         elif node.op_type == "DequantizeLinear" and node.input[1] in constants:
-            found[source] = node.input[1]
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            found[source] = (node.input[1], axis if source == node.input[0] else None)
     return found
 
 
