@@ -1,0 +1,64 @@
+"""The attention function against transformers' own, with grouped heads, masks and position bias."""
+
+import pytest
+import torch
+from torch import nn
+from transformers.models.bert.modeling_bert import eager_attention_forward
+
+from quant.attention import explicit_attention, quantized_attention
+from quant.tensor_quantizer import TensorQuantizer, fake_quantize
+
+
+def qkv(kv_heads: int = 4):
+    torch.manual_seed(0)
+    return torch.randn(2, 4, 5, 8), torch.randn(2, kv_heads, 5, 8), torch.randn(2, kv_heads, 5, 8)
+
+
+def test_without_quantizers_it_is_transformers_attention():
+    q, k, v = qkv()
+    mask = torch.zeros(2, 1, 5, 5)
+    mask[..., 3:] = torch.finfo(torch.float32).min
+    module = nn.Module().eval()
+    expected, _ = eager_attention_forward(module, q, k, v, mask, scaling=0.3)
+    for attention in (explicit_attention, quantized_attention):
+        torch.testing.assert_close(attention(module, q, k, v, mask, scaling=0.3)[0], expected)
+
+
+def test_grouped_heads_are_read_in_order():
+    q, k, v = qkv(kv_heads=2)
+    module = nn.Module().eval()
+    output, _ = explicit_attention(module, q, k, v, None)
+    for head in range(4):
+        alone, _ = explicit_attention(module, q[:, [head]], k[:, [head // 2]], v[:, [head // 2]], None)
+        torch.testing.assert_close(output[:, :, [head]], alone)
+
+
+def test_each_side_is_rounded_right_before_its_product():
+    q, k, v = qkv()
+    module = nn.Module().eval()
+    for name, amax in (
+        ("q_bmm_quantizer", 1.0),
+        ("k_bmm_quantizer", 3.0),
+        ("v_bmm_quantizer", 2.0),
+        ("softmax_quantizer", 1.0),
+    ):
+        setattr(module, name, TensorQuantizer(name=name))
+        getattr(module, name).set_amax(torch.tensor([amax]))
+    output, weights = quantized_attention(module, q, k, v, None, scaling=0.25)
+    step = torch.tensor([1 / 127])
+    scores = fake_quantize(q * 0.25, step) @ fake_quantize(k, 3 * step).transpose(2, 3)
+    expected_weights = fake_quantize(scores.softmax(-1), step)
+    torch.testing.assert_close(weights, expected_weights)
+    torch.testing.assert_close(output, (expected_weights @ fake_quantize(v, 2 * step)).transpose(1, 2))
+
+
+def test_position_bias_is_added_and_what_is_not_computed_is_refused():
+    q, k, v = qkv()
+    module = nn.Module().eval()
+    module.softmax_quantizer = TensorQuantizer()
+    module.softmax_quantizer.set_amax(torch.ones(1))
+    bias = torch.randn(1, 4, 5, 5)
+    with_bias, _ = quantized_attention(module, q, k, v, None, position_bias=bias)
+    torch.testing.assert_close(with_bias, explicit_attention(module, q, k, v, bias)[0])
+    with pytest.raises(ValueError, match="passes softcap, which int8kit's attention does not compute"):
+        quantized_attention(module, q, k, v, None, softcap=30.0)

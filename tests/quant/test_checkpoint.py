@@ -1,0 +1,68 @@
+"""Checkpoints: to the bit and back, loadable by plain Transformers, and refused when damaged."""
+
+import json
+
+import pytest
+import torch
+
+from calib.apply import apply_statistics
+from calib.collect import collect
+from quant.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint
+from quant.insert import insert_quantizers
+from quant.recipe import load_recipe
+from tests.conftest import batch_for, tiny_bert
+
+
+def calibrated(model, recipe="int8_smoothquant"):
+    insert_quantizers(model, load_recipe(recipe))
+    apply_statistics(model, collect(model, [batch_for(model)], progress=False))
+    return model
+
+
+@pytest.mark.parametrize("recipe", ["int8_smoothquant", "int8_full"])
+def test_round_trip_to_the_bit_and_plain_transformers_loads_the_float_model(tmp_path, tiny_model, recipe):
+    batch = batch_for(tiny_model)
+    model_class = type(tiny_model)
+    with torch.no_grad():
+        float_logits = tiny_model(**batch).logits
+        calibrated(tiny_model, recipe)
+        save_checkpoint(tiny_model, tmp_path / "c")
+        loaded = load_checkpoint(tmp_path / "c")
+        assert torch.equal(loaded.model(**batch).logits, tiny_model(**batch).logits)
+        plain = model_class.from_pretrained(tmp_path / "c").eval()
+        torch.testing.assert_close(plain(**batch).logits, float_logits, rtol=1e-4, atol=1e-5)
+    before, after = tiny_model.state_dict(), loaded.model.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert loaded.model.quantization == tiny_model.quantization
+
+
+def test_the_folder_holds_safetensors_and_json_only(tmp_path):
+    save_checkpoint(calibrated(tiny_bert()), tmp_path / "c", provenance={"seed": 3})
+    assert {path.suffix for path in (tmp_path / "c").iterdir()} == {".safetensors", ".json"}
+    content = json.loads((tmp_path / "c" / "quantization.json").read_text())
+    assert content["provenance"] == {"seed": 3} and content["recipe"]["name"] == "int8_smoothquant"
+    assert is_checkpoint(tmp_path / "c") and not is_checkpoint(tmp_path)
+
+
+def test_uncalibrated_quantizers_are_refused(tmp_path):
+    model = tiny_bert()
+    insert_quantizers(model, load_recipe("int8_linear"))
+    with pytest.raises(RuntimeError, match=r"20 quantizers have no amax: bert\.encoder.* Run 'python -m calib'"):
+        save_checkpoint(model, tmp_path / "c")
+
+
+def test_damage_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no int8kit checkpoint"):
+        load_checkpoint(tmp_path)
+    folder = tmp_path / "c"
+    save_checkpoint(calibrated(tiny_bert()), folder)
+    whole = (folder / "quantizers.safetensors").read_bytes()
+    (folder / "quantizers.safetensors").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"quantizers\.safetensors is missing or not what was saved"):
+        load_checkpoint(folder)
+    (folder / "quantization.json").write_text("{")
+    with pytest.raises(ValueError, match=r"quantization\.json is damaged"):
+        load_checkpoint(folder)
+    (folder / "quantization.json").write_text('{"schema": 99}')
+    with pytest.raises(ValueError, match="has schema 99, this version reads 1"):
+        load_checkpoint(folder)

@@ -1,0 +1,118 @@
+"""Insertion: which sites there are, which share a tensor, and why each is on or off."""
+
+import pytest
+import torch
+
+from quant.insert import insert_quantizers, plan_sites, quantization_of, summarize_sites
+from quant.modules import QuantConv1D, QuantConv2d, QuantLinear
+from quant.recipe import load_recipe, recipe_from_dict, shipped_recipes
+from quant.tensor_quantizer import quantizers_disabled
+from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2, tiny_vit
+
+OFF = {"match": "*", "enable": False}
+
+
+def on(sites, kind):
+    return [site for site in sites if site.kind == kind and site.enabled]
+
+
+@pytest.mark.parametrize("recipe", shipped_recipes())
+def test_every_shipped_recipe_fits_every_family_and_bypassed_it_is_the_float_model(tiny_model, recipe):
+    batch = batch_for(tiny_model)
+    with torch.no_grad():
+        before = tiny_model(**batch).logits
+        keys = set(tiny_model.state_dict())
+        sites = insert_quantizers(tiny_model, load_recipe(recipe))
+        with quantizers_disabled(tiny_model):
+            after = tiny_model(**batch).logits
+    assert on(sites, "linear")
+    assert keys <= set(tiny_model.state_dict())
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-6)
+
+
+def test_q_k_and_v_share_one_quantizer_and_the_head_is_off(bert):
+    sites = insert_quantizers(bert, load_recipe("int8_linear"))
+    attention = bert.bert.encoder.layer[0].attention.self
+    assert attention.query.input_quantizer is attention.key.input_quantizer is attention.value.input_quantizer
+    assert attention.query.input_quantizer is not bert.bert.encoder.layer[1].attention.self.query.input_quantizer
+    assert attention.query.weight_quantizer is not attention.key.weight_quantizer
+    inputs = [site for site in on(sites, "linear") if not site.is_weight]
+    assert len(inputs) == 2 * 4  # per layer: QKV, attention output, FFN in, FFN out
+    assert inputs[0].consumers == tuple(f"bert.encoder.layer.0.attention.self.{n}" for n in ("query", "key", "value"))
+    assert "shared by 3 layers" in inputs[0].reason
+    off = {site.name: site.reason for site in sites if not site.enabled}
+    assert "classifier" in off["classifier.input_quantizer"] and "pooler" in off["bert.pooler.dense.weight_quantizer"]
+
+
+def test_gate_and_up_share_one_quantizer(llama):
+    insert_quantizers(llama, load_recipe("int8_linear"))
+    mlp = llama.model.layers[0].mlp
+    assert mlp.gate_proj.input_quantizer is mlp.up_proj.input_quantizer
+    assert mlp.down_proj.input_quantizer is not mlp.gate_proj.input_quantizer
+    assert not llama.lm_head.input_quantizer.enabled
+
+
+def test_a_layer_switched_off_alone_does_not_switch_off_those_that_read_the_same_tensor(bert):
+    recipe = recipe_from_dict({"name": "r", "rules": [OFF, {"kind": "linear"}, {"match": "*value*", "enable": False}]})
+    insert_quantizers(bert, recipe)
+    attention = bert.bert.encoder.layer[0].attention.self
+    assert attention.query.input_quantizer.enabled and attention.query.input_quantizer is attention.key.input_quantizer
+    assert not attention.value.input_quantizer.enabled and not attention.value.weight_quantizer.enabled
+
+
+def test_full_puts_one_quantizer_on_each_norm_output_and_none_behind_it(bert):
+    sites = insert_quantizers(bert, load_recipe("int8_full"))
+    names = {site.name for site in on(sites, "norm_output")}
+    assert names == {
+        "bert.embeddings.LayerNorm.output_quantizer", "bert.encoder.layer.0.output.LayerNorm.output_quantizer",
+        "bert.encoder.layer.0.attention.output.LayerNorm.output_quantizer",
+        "bert.encoder.layer.1.attention.output.LayerNorm.output_quantizer",
+    }  # fmt: skip
+    by_name = {site.name: site for site in sites}
+    query = by_name["bert.encoder.layer.0.attention.self.query.input_quantizer"]
+    assert not query.enabled and query.reason == "reads bert.embeddings.LayerNorm.output_quantizer"
+    assert by_name["bert.encoder.layer.1.output.LayerNorm.output_quantizer"].reason == "no quantized product reads it"
+
+
+def test_attention_sites_and_the_softmax_amax_of_one(vit):
+    sites = insert_quantizers(vit, load_recipe("int8_attention"))
+    assert len(on(sites, "bmm")) == 6 and len(on(sites, "softmax")) == 2
+    softmax = next(site for site in on(sites, "softmax"))
+    assert vit.get_submodule(softmax.name).amax.item() == 1
+
+
+def test_layer_types(vit):
+    insert_quantizers(vit, load_recipe("int8_linear"))
+    kinds = {type(module) for module in vit.modules()}
+    assert QuantConv2d in kinds and QuantLinear in kinds
+    gpt2 = tiny_gpt2()
+    insert_quantizers(gpt2, load_recipe("int8_linear"))
+    assert isinstance(gpt2.transformer.h[0].attn.c_attn, QuantConv1D)
+
+
+def test_padding_does_not_reach_the_logits(bert):
+    batch = text_batch()
+    other = {**batch, "input_ids": torch.where(batch["attention_mask"] == 1, batch["input_ids"], 42)}
+    insert_quantizers(bert, load_recipe("int8_attention"))
+    with torch.no_grad(), quantizers_disabled(bert):
+        torch.testing.assert_close(bert(**batch).logits, bert(**other).logits)
+
+
+def test_a_rule_that_matches_nothing_is_refused_unless_optional():
+    rules = [OFF, {"kind": "linear"}, {"match": "*layer.7.*"}, {"match": "*encoder.x*", "optional": True}]
+    with pytest.raises(ValueError, match=r"1 rules match no quantizer of this model: \{match: '\*layer\.7\.\*'"):
+        plan_sites(tiny_bert(), recipe_from_dict({"name": "r", "rules": rules}))
+
+
+def test_a_second_insertion_and_a_float_model_are_refused(bert):
+    with pytest.raises(RuntimeError, match="has no quantizers; call insert_quantizers"):
+        quantization_of(bert)
+    insert_quantizers(bert, load_recipe("int8_linear"))
+    with pytest.raises(RuntimeError, match="already has quantizers"):
+        insert_quantizers(bert, load_recipe("int8_linear"))
+
+
+def test_summary_counts_every_kind():
+    table = summarize_sites(plan_sites(tiny_vit(), load_recipe("int8_full")))
+    assert table.splitlines()[0].startswith("kind")
+    assert {line.split()[0] for line in table.splitlines()[1:]} == {"linear", "conv", "norm_output", "bmm", "softmax"}
