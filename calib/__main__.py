@@ -35,18 +35,15 @@ def calibrate(arguments: argparse.Namespace) -> None:
     recipe = load_recipe(arguments.recipe)
     columns = arguments.column or (list(get_task(arguments.task).columns) if arguments.task else None)
     loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    samples = None if arguments.statistics else _draw_samples(arguments, loaded, columns)
     loaded.model.to(arguments.device)
     sites = insert_quantizers(loaded.model, recipe)
     if is_first:
         print(summarize_sites(sites), file=sys.stderr)
     provenance: dict[str, Any] = {"model": arguments.model, "seed": arguments.seed}
-    if arguments.statistics:
+    if samples is None:
         statistics = _load_statistics(arguments.statistics)
     else:
-        samples = load_samples(
-            arguments.samples, loaded, columns=columns, num_samples=arguments.num_samples, seed=arguments.seed,
-            batch_size=arguments.batch_size, max_length=arguments.max_length, skip_bad=arguments.skip_bad,
-        )  # fmt: skip
         statistics = collect(loaded.model, _share(samples), seed=arguments.seed, progress=is_first)
         provenance |= {"samples": samples.source, "samples_digest": samples.digest}
     if not is_first:
@@ -59,6 +56,19 @@ def calibrate(arguments: argparse.Namespace) -> None:
            "method": used.calibrator.method, "num_sites": on, **provenance}  # fmt: skip
     print_result(row, f"{arguments.out}: {used.name}, {used.calibrator.method}, {on} quantizers from "
                       f"{statistics.num_samples} samples", arguments.json)  # fmt: skip
+
+
+def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel, columns: list[str] | None) -> Samples:
+    return load_samples(
+        arguments.samples,
+        loaded,
+        columns=columns,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        skip_bad=arguments.skip_bad,
+    )
 
 
 def _join_ranks() -> bool:

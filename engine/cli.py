@@ -35,23 +35,28 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
         )
+        self.mistyped: list[str] = []
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the parsed arguments; an unknown flag ends the program with its near matches and exit code 2."""
+        given = [word.split("=")[0] for word in (sys.argv[1:] if args is None else args)]
+        self.mistyped = [word for word in given if word.startswith("--") and word not in self._flags()]
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flags = [flag for action in self._actions for flag in action.option_strings]
-            hints = [
-                f"{word} (did you mean {', '.join(near)}?)"
-                if (near := near_matches(word.split("=")[0], flags))
-                else word
-                for word in unknown
-            ]
-            self.error(f"unknown argument {', '.join(hints)}")
+            self.error(f"unknown argument {', '.join(self._with_near(word) for word in unknown)}")
         return known
 
+    def _flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def _with_near(self, word: str) -> str:
+        near = near_matches(word.split("=")[0], self._flags())
+        return f"{word} (did you mean {', '.join(near)}?)" if near else word
+
     def error(self, message: str) -> NoReturn:
+        if self.mistyped:  # argparse complains of a missing flag first, where the flag was there but mistyped
+            message = f"unknown argument {', '.join(self._with_near(word) for word in self.mistyped)}"
         print(f"{self.prog}: {message}. See {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USAGE)
 

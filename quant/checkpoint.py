@@ -42,6 +42,7 @@ def save_checkpoint(
     check_calibrated(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    transformers.utils.logging.disable_progress_bar()
     model.save_pretrained(folder, state_dict=float_state_dict(model))
     if processor is not None:
         processor.save_pretrained(folder)

@@ -1,0 +1,89 @@
+"""Calibrators on distributions whose answer is known, and against pytorch-quantization's."""
+
+import numpy as np
+import pytest
+import torch
+
+from calib.calibrators import CALIBRATORS, compute_amax
+from calib.histogram import Histogram
+from quant.recipe import METHODS, CalibratorOptions
+
+
+def histogram_of(x: torch.Tensor) -> Histogram:
+    histogram = Histogram()
+    histogram.add(x.abs().flatten(), float(x.abs().max()))
+    return histogram
+
+
+def amax_of(x, method, **options):
+    return compute_amax(histogram_of(torch.as_tensor(x, dtype=torch.float32)), CalibratorOptions(method, **options))
+
+
+def test_every_method_of_a_recipe_has_a_calibrator():
+    assert set(CALIBRATORS) == set(METHODS)
+
+
+def test_max_is_exact():
+    x = torch.randn(1000)
+    assert amax_of(x, "max") == float(x.abs().max())
+
+
+@pytest.mark.parametrize("percentile", [90.0, 99.0, 99.9])
+def test_percentile_equals_numpy_within_a_bin(percentile):
+    x = np.random.default_rng(0).normal(size=200_000).astype(np.float32)
+    width = 8 / 4096
+    assert amax_of(x, "percentile", percentile=percentile) == pytest.approx(
+        np.percentile(np.abs(x), percentile), abs=width
+    )
+
+
+def test_mse_of_a_uniform_distribution_is_its_maximum_and_of_a_normal_one_the_known_clip():
+    rng = np.random.default_rng(0)
+    assert amax_of(rng.uniform(-1, 1, 100_000), "mse") == pytest.approx(1, rel=0.01)
+    # Sung et al. 2015 / Banner et al. 2019: the 8-bit optimum of a Gaussian clips at about 3.92 sigma.
+    assert amax_of(rng.normal(size=2_000_000), "mse") == pytest.approx(3.92, rel=0.05)
+
+
+def test_clipping_methods_leave_a_lone_outlier_out_and_max_keeps_it():
+    x = torch.cat([torch.randn(1_000_000), torch.tensor([1000.0])])
+    assert amax_of(x, "max") == 1000
+    assert amax_of(x, "entropy") < 50
+    assert amax_of(x, "percentile", percentile=99.99) < 5
+
+
+def test_histograms_are_not_changed_and_zeros_give_zero():
+    histogram = histogram_of(torch.randn(10_000))
+    before = histogram.counts.clone()
+    for method in METHODS:
+        assert 0 < compute_amax(histogram, CalibratorOptions(method)) <= histogram.amax
+        assert compute_amax(histogram_of(torch.zeros(10)), CalibratorOptions(method)) == 0
+    assert torch.equal(histogram.counts, before)
+    with pytest.raises(ValueError, match="no values were counted"):
+        compute_amax(Histogram(), CalibratorOptions())
+
+
+@pytest.mark.parametrize("kind", ["normal", "relu", "laplace", "mixture"])
+@pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
+def test_agrees_with_pytorch_quantization(kind, method):
+    pytest.importorskip("pytorch_quantization", reason="pytorch-quantization 2.1.3 is not installed")
+    from pytorch_quantization.calib import HistogramCalibrator
+
+    rng = np.random.default_rng(1)
+    x = {
+        "normal": rng.normal(size=400_000), "relu": np.maximum(rng.normal(size=400_000), 0),
+        "laplace": rng.laplace(size=400_000), "mixture": np.r_[rng.normal(size=400_000), rng.normal(size=400) * 8],
+    }[kind].astype(np.float32)  # fmt: skip
+    theirs = HistogramCalibrator(8, None, False, num_bins=2048)
+    theirs.collect(torch.from_numpy(x))
+    if method == "mse":  # theirs calls a CUDA kernel: the same search by numpy, over its 2,048 bin edges
+        edges = theirs._calib_bin_edges[1:].numpy()
+        errors = [
+            ((np.clip(np.rint(x[::20] / (e / 127)), -128, 127) * (e / 127) - x[::20]) ** 2).sum() for e in edges[64::8]
+        ]
+        expected = edges[64::8][int(np.argmin(errors))]
+    else:
+        options = {"percentile": 99.9} if method == "percentile" else {}
+        expected = float(theirs.compute_amax(method, **options))
+    ours = amax_of(x, method, percentile=99.9)
+    # Bins of another width, and in the entropy search a flat minimum: 5 % of the range, 15 % where outliers flatten it.
+    assert ours == pytest.approx(expected, rel=0.15 if method == "entropy" else 0.06)

@@ -1,0 +1,84 @@
+"""What every command shares: near matches, one-line errors, exit codes, and outputs that are whole or absent."""
+
+import errno
+
+import pytest
+
+from engine.cli import CommandParser, UsageError, run_command, whole_output
+
+
+def parser():
+    made = CommandParser("python -m thing", "Does a thing.")
+    made.add_argument("--model", required=True, help="the model")
+    made.add_argument("--method", choices=("max", "mse"), default="max", help="the method")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--modle", "x"], "unknown argument --modle (did you mean --model"),
+        (["--model", "x", "--methid=mse"], "unknown argument --methid"),
+        (["--model", "x", "--method", "maxx"], "invalid choice: 'maxx'"),
+        ([], "required: --model"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_command(parser(), lambda arguments: None, words)
+    captured = capsys.readouterr().err
+    assert end.value.code == 2 and message in captured and len(captured.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ValueError("two\nlines"), 1, "python -m thing: two lines"),
+        (UsageError("not that"), 2, "python -m thing: not that"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; nothing was written"),
+    ],
+)
+def test_errors_are_one_line_with_their_exit_code(error, code, message, capsys):
+    def fail(arguments):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_command(parser(), fail, ["--model", "x"])
+    captured = capsys.readouterr().err
+    assert end.value.code == code and message in captured and len(captured.splitlines()) == 1
+
+
+def test_debug_shows_the_traceback():
+    def fail(arguments):
+        raise ValueError("why")
+
+    with pytest.raises(ValueError, match="why"):
+        run_command(parser(), fail, ["--model", "x", "--debug"])
+
+
+def test_an_output_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "deep" / "out.bin"
+    with pytest.raises(OSError, match="disk"), whole_output(out) as path:
+        path.write_bytes(b"half")
+        raise OSError("disk")
+    assert not out.exists() and not list(out.parent.iterdir())
+    with whole_output(out) as path:
+        path.write_bytes(b"whole")
+    assert out.read_bytes() == b"whole" and list(out.parent.iterdir()) == [out]
+    with pytest.raises(FileExistsError, match="choose another --out, or replace it with --force"), whole_output(out):
+        pytest.fail("must be refused before any work")
+
+
+def test_force_keeps_the_old_folder_until_the_new_one_is_whole(tmp_path):
+    out = tmp_path / "folder"
+    out.mkdir()
+    (out / "old").touch()
+    with pytest.raises(RuntimeError), whole_output(out, force=True) as path:
+        path.mkdir()
+        raise RuntimeError
+    assert [p.name for p in out.iterdir()] == ["old"]
+    with whole_output(out, force=True) as path:
+        path.mkdir()
+        (path / "new").touch()
+    assert [p.name for p in out.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [out]
