@@ -40,13 +40,14 @@ class Reference:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One artifact to score, from which calibration draw, and how long it took to make."""
+    """One artifact to score, from which calibration draw, and how long it took to make; or why there is none."""
 
     system: str
-    artifact: Artifact
+    artifact: Artifact | None
     seed: int | None = None
     prepare_s: float | None = None
     recipe: str | None = None
+    error: str | None = None
 
 
 def score(logits: np.ndarray, reference: Reference) -> dict[str, float | int]:
@@ -100,21 +101,28 @@ def int8kit_candidates(options: argparse.Namespace, folder: Path) -> Iterator[Ca
         _int8kit(options, f"{calibrate} --seed {seed} --out {checkpoint} {options.calib_options}")
         calib_s = time.perf_counter() - start
         for target in options.targets:
-            start = time.perf_counter()
-            onnx_path, engine = work / f"{target}.onnx", work / f"{target}.engine"
-            _int8kit(
-                options,
-                f"export.py --checkpoint {checkpoint} --target {target} --out {onnx_path} {options.export_options}",
-            )
-            _int8kit(options, f"build_engine.py --onnx {onnx_path} --backend {target} --out {engine}")
-            seconds = calib_s + time.perf_counter() - start
-            yield Candidate(
+            system, recipe = (
                 f"int8kit {options.label}, {TARGETS[target]}",
-                engine_artifact(engine, target),
-                seed,
-                seconds,
-                f"{options.calib_options} {options.export_options}".strip() or "default",
+                f"{options.calib_options} {options.export_options}",
             )
+            try:
+                engine, seconds = _export_and_build(options, work, target)
+            except RuntimeError as error:
+                yield Candidate(system, None, seed, recipe=recipe.strip() or "default", error=str(error))
+                continue
+            yield Candidate(
+                system, engine_artifact(engine, target), seed, calib_s + seconds, recipe.strip() or "default"
+            )
+
+
+def _export_and_build(options: argparse.Namespace, work: Path, target: str) -> tuple[Path, float]:
+    """Return the engine made from the checkpoint in `work`, and the seconds it took."""
+    start = time.perf_counter()
+    onnx_path, engine = work / f"{target}.onnx", work / f"{target}.engine"
+    export = f"export.py --checkpoint {work / 'checkpoint'} --target {target} --out {onnx_path}"
+    _int8kit(options, f"{export} {options.export_options}")
+    _int8kit(options, f"build_engine.py --onnx {onnx_path} --backend {target} --out {engine}")
+    return engine, time.perf_counter() - start
 
 
 def _int8kit(options: argparse.Namespace, words: str) -> None:
@@ -147,13 +155,24 @@ def run(options: argparse.Namespace) -> None:
 
 def _score_all(candidates: Iterator[Candidate], reference: Reference, options: argparse.Namespace) -> None:
     for candidate in candidates:
-        logits = predict(open_artifact(candidate.artifact, options.threads), reference.feeds)
-        values: dict[str, Any] = score(logits, reference)
-        row = append_row(
+        values: dict[str, Any] = {"status": "ok", "error": None}
+        if candidate.artifact is None:
+            values = {"status": "failed", "error": candidate.error}
+            print(f"{candidate.system} seed {candidate.seed}: {candidate.error}", file=sys.stderr, flush=True)
+        else:
+            logits = predict(open_artifact(candidate.artifact, options.threads), reference.feeds)
+            values |= score(logits, reference)
+            values |= {"runtime": candidate.artifact.runtime, "size_bytes": candidate.artifact.size_bytes}
+            print(
+                f"{candidate.system} seed {candidate.seed}: accuracy {values['accuracy']:.4f}, "
+                f"mean |Δlogit| {values['mean_abs_logit_change']:.4f}, {values['num_flips']} flips, "
+                f"p {values['mcnemar_p']:.3f}",
+                flush=True,
+            )
+        append_row(
             options.out,
             "fidelity",
             system=candidate.system,
-            runtime=candidate.artifact.runtime,
             seed=candidate.seed,
             recipe=candidate.recipe,
             **values,
@@ -161,12 +180,6 @@ def _score_all(candidates: Iterator[Candidate], reference: Reference, options: a
             length=options.length,
             threads=options.threads,
             prepare_s=candidate.prepare_s,
-            size_bytes=candidate.artifact.size_bytes,
-        )
-        print(
-            f"{row['system']} seed {row['seed']}: accuracy {row['accuracy']:.4f}, "
-            f"mean |Δlogit| {row['mean_abs_logit_change']:.4f}, {row['num_flips']} flips, p {row['mcnemar_p']:.3f}",
-            flush=True,
         )
 
 

@@ -1,7 +1,7 @@
 """The peers, each as one function: (float model, calibration sentences, folder for its files) -> Artifact.
 
-All get the same sentences, one at a time and unpadded (padded to 64 where the tool demands one length). Those whose
-runtime needs a GPU are simulated in PyTorch and have no speed.
+All get the same sentences without padding (padded to 64 where the tool demands one length). Those whose runtime needs
+a GPU are simulated in PyTorch and have no speed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.float_export import export_legacy
 from benchmarks.runtimes import Artifact
-from benchmarks.sst2 import FloatModel, single_feeds
+from benchmarks.sst2 import FloatModel, equal_length_feeds, single_feeds
 
 Prepare = Callable[[FloatModel, list[str], Path], Artifact]
 
@@ -205,7 +205,7 @@ def modelopt(preset: str, with_norm_inputs: bool = True) -> Prepare:
 
 def _forward_all(model: torch.nn.Module, loaded: FloatModel, sentences: list[str]) -> None:
     with torch.no_grad():
-        for feeds in single_feeds(loaded.tokenizer, sentences):
+        for feeds in equal_length_feeds(loaded.tokenizer, sentences):
             model(**{name: torch.from_numpy(array) for name, array in feeds.items()})
 
 

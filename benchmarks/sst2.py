@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,15 @@ def single_feeds(tokenizer: Any, sentences: list[str], length: int | None = None
     """Yield one sentence at a time, unpadded unless `length` is given: no peer is made to count padding as data."""
     for sentence in sentences:
         yield tokenize(tokenizer, [sentence], length)
+
+
+def equal_length_feeds(tokenizer: Any, sentences: list[str]) -> Iterator[Feeds]:
+    """Yield sentences of the same number of tokens as one batch: unpadded too, in fewer forward passes."""
+    groups: dict[int, list[str]] = defaultdict(list)
+    for sentence in sentences:
+        groups[len(tokenizer(sentence)["input_ids"])].append(sentence)
+    for group in groups.values():
+        yield tokenize(tokenizer, group)
 
 
 def full_feeds(batch_size: int, length: int, vocabulary: int, seed: int = 0) -> Feeds:

@@ -33,13 +33,17 @@ def fidelity_table(rows: list[Row]) -> list[str]:
         "| accuracy %: median (least) | smallest McNemar p | s to prepare |",
         "|---|---|---|---|---|---|---|",
     ]
-    for system, group in groups.items():
+    for system, drawn in groups.items():
+        group = [row for row in drawn if row.get("status", "ok") == "ok"]
+        if not group:
+            lines.append(f"| {system} | 0 of {len(drawn)} | failed | - | - | - | - |")
+            continue
         change, flips, accuracy = (
             np.array([row[key] for row in group]) for key in ("mean_abs_logit_change", "num_flips", "accuracy")
         )
         seconds = [row["prepare_s"] for row in group if row["prepare_s"] is not None]
         lines.append(
-            f"| {system} | {len(group)} | {np.median(change):.4f} ({change.max():.4f}) "
+            f"| {system} | {len(group)} of {len(drawn)} | {np.median(change):.4f} ({change.max():.4f}) "
             f"| {np.median(flips):g} ({flips.max()}) | {np.median(accuracy) * 100:.2f} ({accuracy.min() * 100:.2f}) "
             f"| {min(row['mcnemar_p'] for row in group):.3f} | {f'{np.median(seconds):.0f}' if seconds else '-'} |"
         )
