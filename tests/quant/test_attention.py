@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
-from quant.attention import explicit_attention, quantized_attention
+from quant.attention import additive_mask, explicit_attention, quantized_attention
 from quant.tensor_quantizer import TensorQuantizer, fake_quantize
 
 
@@ -62,3 +62,15 @@ def test_position_bias_is_added_and_what_is_not_computed_is_refused():
     torch.testing.assert_close(with_bias, explicit_attention(module, q, k, v, bias)[0])
     with pytest.raises(ValueError, match="passes softcap, which int8kit's attention does not compute"):
         quantized_attention(module, q, k, v, None, softcap=30.0)
+
+
+def test_the_short_mask_is_the_eager_mask_and_causal_models_keep_theirs():
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, eager_mask
+
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    sizes = {"batch_size": 2, "q_length": 4, "kv_length": 4}
+    short = additive_mask(**sizes, mask_function=bidirectional_mask_function, attention_mask=mask)
+    full = eager_mask(**sizes, mask_function=bidirectional_mask_function, attention_mask=mask.bool())
+    assert short.shape == (2, 1, 1, 4) and torch.equal(short.expand_as(full), full)
+    causal = additive_mask(**sizes, mask_function=causal_mask_function, attention_mask=mask.bool())
+    assert causal.shape == (2, 1, 4, 4) and causal[0, 0, 0, 1] < 0 == causal[0, 0, 1, 0]
