@@ -47,6 +47,10 @@ def fidelity_table(rows: list[Row]) -> list[str]:
             f"| {np.median(flips):g} ({flips.max()}) | {np.median(accuracy) * 100:.2f} ({accuracy.min() * 100:.2f}) "
             f"| {min(row['mcnemar_p'] for row in group):.3f} | {f'{np.median(seconds):.0f}' if seconds else '-'} |"
         )
+    failed = [row for group in groups.values() for row in group if row.get("status") == "failed"]
+    if failed:
+        lines += ["", "Medians leave out the draws that failed:"]
+        lines += [f"- {row['system']}, seed {row['seed']}: {row['error']}" for row in failed]
     return lines
 
 

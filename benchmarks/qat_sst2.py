@@ -1,0 +1,128 @@
+"""Float control, PTQ, QAT, QAT + LSQ and QAT + distillation on SST-2, by the project's own commands, scored in ONNX Runtime.
+
+    python -m benchmarks.qat_sst2 --model DIR --data DIR --out benchmarks/results/qat_sst2.jsonl [--parallel 4]
+
+Every variant takes the same number of steps from the same float model; nothing is selected on the validation split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float control": {"recipe": "none"},
+    "QAT": {"activation_ranges": "frozen", "weight_ranges": "retaken", "distill_logits": 0.0, "dropout": True},
+    "QAT + LSQ": {"distill_logits": 0.0, "dropout": True},
+    "QAT + LSQ + distillation": {},
+    "QAT + distillation": {"activation_ranges": "frozen", "weight_ranges": "retaken"},
+    "QAT + LSQ + KL": {"logit_loss": "kl"},
+    "QAT + LSQ + distillation + dropout": {"dropout": True},
+    "QAT + LSQ + distillation + hidden": {"distill_hidden": 1.0},
+}
+
+
+def run(command: list[str], log: Path) -> dict[str, Any]:
+    """Return the JSON line that a command prints last; its log goes to `log`."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(" ".join(command) + "\n")
+        file.flush()
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{log.read_text()[-1500:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) -> dict[str, Any]:
+    """Return the row of one training run."""
+    options = dict(VARIANTS[variant])
+    name = f"{variant.replace(' ', '_')}-{seed}"
+    recipe = options.pop("recipe", None)
+    if recipe is None:
+        recipe = str(work / f"{name}.yaml")
+        qat = "\n".join(f"  {key}: {str(value).lower()}" for key, value in options.items())
+        Path(recipe).write_text(f"extends: {arguments.recipe}\nname: {variant}\n" + (f"qat:\n{qat}\n" if qat else ""))
+    out, log, start = work / name, work / f"{name}.log", time.time()
+    python = sys.executable
+    command = [python, "train_qat.py", "--model", arguments.model, "--task", "sst2", "--data", arguments.data, "--recipe", recipe,
+               "--method", "max", "--seq_length", "64", "--max_steps", str(arguments.steps), "--seed", str(seed),
+               "--learning_rate", str(arguments.learning_rate), "--eval_strategy", "no", "--save_strategy", "no",
+               "--load_best_model_at_end", "false", "--disable_tqdm", "true", "--json", "--out", str(out)]  # fmt: skip
+    trained = run(command, log)
+    row = {"variant": variant, "seed": seed, "steps": arguments.steps, "recipe": arguments.recipe, "learning_rate": arguments.learning_rate,
+           "seconds": time.time() - start, "pytorch": trained, "command": " ".join(sys.argv)}  # fmt: skip
+    return row | {"onnxruntime": score(arguments, out, log)}
+
+
+def score(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> dict[str, Any]:
+    """Return the row of `python -m eval` for the engine that ONNX Runtime runs."""
+    python, onnx, engine = (
+        sys.executable,
+        checkpoint.parent / f"{checkpoint.name}.onnx",
+        checkpoint.parent / f"{checkpoint.name}.engine",
+    )
+    run(
+        [python, "export.py", "--checkpoint", str(checkpoint), "--target", "onnxruntime", "--out", str(onnx), "--json"],
+        log,
+    )
+    run(
+        [python, "build_engine.py", "--onnx", str(onnx), "--backend", "onnxruntime", "--out", str(engine), "--json"],
+        log,
+    )
+    result = run([python, "-m", "eval", "--engine", str(engine), "--task", "sst2", "--data", arguments.data, "--reference", arguments.model,
+                  "--seq-length", "64", "--batch-size", "32", "--iterations", "0", "--json"], log)  # fmt: skip
+    return {key: result[key] for key in ("metric", "error_abs_mean", "num_flips", "num_samples", "backend")}
+
+
+def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
+    """Return the row of the recipe after calibration alone."""
+    out, log = work / f"PTQ-{seed}", work / f"PTQ-{seed}.log"
+    run([sys.executable, "-m", "calib", "--model", arguments.model, "--samples", f"{arguments.data}/train.parquet", "--recipe",
+         arguments.recipe, "--seed", str(seed), "--out", str(out), "--json"], log)  # fmt: skip
+    return {
+        "variant": "PTQ",
+        "seed": seed,
+        "recipe": arguments.recipe,
+        "onnxruntime": score(arguments, out, log),
+        "command": " ".join(sys.argv),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--recipe", default="int8_full")
+    parser.add_argument("--variants", nargs="+", default=["PTQ", *VARIANTS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--parallel", type=int, default=1)
+    parser.add_argument("--out", required=True)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.parallel) as pool:
+        work = Path(folder)
+        jobs = [pool.submit(ptq, arguments, s, work) if v == "PTQ" else pool.submit(train, arguments, v, s, work)
+                for s in arguments.seeds for v in arguments.variants]  # fmt: skip
+        for job in jobs:
+            try:
+                row = job.result()
+            except RuntimeError as error:
+                print(error, file=sys.stderr, flush=True)
+                continue
+            with open(arguments.out, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            score_row = row["onnxruntime"]
+            print(f"{row['variant']:36s} seed {row['seed']}  ORT acc {score_row['metric'] * 100:.2f}  |d| {score_row['error_abs_mean']:.4f}  "
+                  f"flips {score_row['num_flips']}  {row.get('seconds', 0):.0f} s", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
