@@ -1,4 +1,4 @@
-"""Float control, PTQ, QAT, QAT + LSQ and QAT + distillation on SST-2, by the project's own commands, scored in ONNX Runtime.
+"""Float control, PTQ, QAT, QAT + LSQ and QAT + distillation on SST-2, scored in ONNX Runtime.
 
     python -m benchmarks.qat_sst2 --model DIR --data DIR --out benchmarks/results/qat_sst2.jsonl [--parallel 4]
 
@@ -51,13 +51,50 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
         Path(recipe).write_text(f"extends: {arguments.recipe}\nname: {variant}\n" + (f"qat:\n{qat}\n" if qat else ""))
     out, log, start = work / name, work / f"{name}.log", time.time()
     python = sys.executable
-    command = [python, "train_qat.py", "--model", arguments.model, "--task", "sst2", "--data", arguments.data, "--recipe", recipe,
-               "--method", "max", "--seq_length", "64", "--max_steps", str(arguments.steps), "--seed", str(seed),
-               "--learning_rate", str(arguments.learning_rate), "--eval_strategy", "no", "--save_strategy", "no",
-               "--load_best_model_at_end", "false", "--disable_tqdm", "true", "--json", "--out", str(out)]  # fmt: skip
+    command = [
+        python,
+        "train_qat.py",
+        "--model",
+        arguments.model,
+        "--task",
+        "sst2",
+        "--data",
+        arguments.data,
+        "--recipe",
+        recipe,
+        "--method",
+        "max",
+        "--seq_length",
+        "64",
+        "--max_steps",
+        str(arguments.steps),
+        "--seed",
+        str(seed),
+        "--learning_rate",
+        str(arguments.learning_rate),
+        "--eval_strategy",
+        "no",
+        "--save_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "false",
+        "--disable_tqdm",
+        "true",
+        "--json",
+        "--out",
+        str(out),
+    ]
     trained = run(command, log)
-    row = {"variant": variant, "seed": seed, "steps": arguments.steps, "recipe": arguments.recipe, "learning_rate": arguments.learning_rate,
-           "seconds": time.time() - start, "pytorch": trained, "command": " ".join(sys.argv)}  # fmt: skip
+    row = {
+        "variant": variant,
+        "seed": seed,
+        "steps": arguments.steps,
+        "recipe": arguments.recipe,
+        "learning_rate": arguments.learning_rate,
+        "seconds": time.time() - start,
+        "pytorch": trained,
+        "command": " ".join(sys.argv),
+    }
     return row | {"onnxruntime": score(arguments, out, log)}
 
 
@@ -76,16 +113,54 @@ def score(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> dict[st
         [python, "build_engine.py", "--onnx", str(onnx), "--backend", "onnxruntime", "--out", str(engine), "--json"],
         log,
     )
-    result = run([python, "-m", "eval", "--engine", str(engine), "--task", "sst2", "--data", arguments.data, "--reference", arguments.model,
-                  "--seq-length", "64", "--batch-size", "32", "--iterations", "0", "--json"], log)  # fmt: skip
+    result = run(
+        [
+            python,
+            "-m",
+            "eval",
+            "--engine",
+            str(engine),
+            "--task",
+            "sst2",
+            "--data",
+            arguments.data,
+            "--reference",
+            arguments.model,
+            "--seq-length",
+            "64",
+            "--batch-size",
+            "32",
+            "--iterations",
+            "0",
+            "--json",
+        ],
+        log,
+    )
     return {key: result[key] for key in ("metric", "error_abs_mean", "num_flips", "num_samples", "backend")}
 
 
 def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
     """Return the row of the recipe after calibration alone."""
     out, log = work / f"PTQ-{seed}", work / f"PTQ-{seed}.log"
-    run([sys.executable, "-m", "calib", "--model", arguments.model, "--samples", f"{arguments.data}/train.parquet", "--recipe",
-         arguments.recipe, "--seed", str(seed), "--out", str(out), "--json"], log)  # fmt: skip
+    run(
+        [
+            sys.executable,
+            "-m",
+            "calib",
+            "--model",
+            arguments.model,
+            "--samples",
+            f"{arguments.data}/train.parquet",
+            "--recipe",
+            arguments.recipe,
+            "--seed",
+            str(seed),
+            "--out",
+            str(out),
+            "--json",
+        ],
+        log,
+    )
     return {
         "variant": "PTQ",
         "seed": seed,
@@ -109,8 +184,11 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.parallel) as pool:
         work = Path(folder)
-        jobs = [pool.submit(ptq, arguments, s, work) if v == "PTQ" else pool.submit(train, arguments, v, s, work)
-                for s in arguments.seeds for v in arguments.variants]  # fmt: skip
+        jobs = [
+            pool.submit(ptq, arguments, s, work) if v == "PTQ" else pool.submit(train, arguments, v, s, work)
+            for s in arguments.seeds
+            for v in arguments.variants
+        ]
         for job in jobs:
             try:
                 row = job.result()
@@ -120,8 +198,11 @@ def main() -> None:
             with open(arguments.out, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             score_row = row["onnxruntime"]
-            print(f"{row['variant']:36s} seed {row['seed']}  ORT acc {score_row['metric'] * 100:.2f}  |d| {score_row['error_abs_mean']:.4f}  "
-                  f"flips {score_row['num_flips']}  {row.get('seconds', 0):.0f} s", flush=True)  # fmt: skip
+            print(
+                f"{row['variant']:36s} seed {row['seed']}  ORT acc {score_row['metric'] * 100:.2f}  "
+                f"|d| {score_row['error_abs_mean']:.4f}  flips {score_row['num_flips']}  {row.get('seconds', 0):.0f} s",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

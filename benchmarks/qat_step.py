@@ -1,4 +1,4 @@
-"""Times one optimizer step of training: float against quantization-aware, eager and compiled, with peers where installed.
+"""Times one optimizer step: float against quantization-aware training, eager and compiled, with peers where installed.
 
     python -m benchmarks.qat_step --out benchmarks/results/qat_step.jsonl      (a GPU box)
 
@@ -145,7 +145,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     inputs = batch(*arguments.batch, device)
-    rows = []
+    rows, began = [], time.time()
     for mode in arguments.modes:
         steps: dict[str, Step] = {}
         for name in arguments.systems:
@@ -160,6 +160,7 @@ def main() -> None:
                     torch.cuda.reset_peak_memory_stats()
                     steps[name].run()
                     torch.cuda.synchronize()
+                    print("ready", mode, name, round(time.time() - began), "s", file=sys.stderr, flush=True)
                     steps[name].memory_bytes = torch.cuda.max_memory_allocated() - resident
             except Exception as error:  # a peer that does not run is a row with its reason
                 steps.pop(name, None)
@@ -171,22 +172,32 @@ def main() -> None:
                 times[name].append(timed(step, arguments.steps, device))
         for name, values in times.items():
             ratios = sorted(v / f for v, f in zip(values, times["float"], strict=True))
-            rows.append({
-                "system": name, "mode": mode, "ms_median": statistics.median(values), "ratio_median": statistics.median(ratios),
-                "ratio_min": ratios[0], "ratio_max": ratios[-1], "step_memory_bytes": steps[name].memory_bytes,
-                "batch": list(arguments.batch), "layers": arguments.layers, "torch": torch.__version__,
-                "device": torch.cuda.get_device_name() if device == "cuda" else "cpu", "command": " ".join(sys.argv),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "system": name,
+                    "mode": mode,
+                    "ms_median": statistics.median(values),
+                    "ratio_median": statistics.median(ratios),
+                    "ratio_min": ratios[0],
+                    "ratio_max": ratios[-1],
+                    "step_memory_bytes": steps[name].memory_bytes,
+                    "batch": list(arguments.batch),
+                    "layers": arguments.layers,
+                    "torch": torch.__version__,
+                    "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+                    "command": " ".join(sys.argv),
+                }
+            )
             print(
                 {k: rows[-1][k] for k in ("system", "mode", "ms_median", "ratio_median", "step_memory_bytes")},
                 flush=True,
             )
+        if arguments.out:
+            with open(arguments.out, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows if row["mode"] == mode)
         steps.clear()
         if device == "cuda":
             torch.cuda.empty_cache()
-    if arguments.out:
-        with open(arguments.out, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

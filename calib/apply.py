@@ -26,7 +26,7 @@ from calib.statistics import SiteStatistics, Statistics
 from quant.insert import Quantization, Site, quantization_of
 from quant.modules import QuantLayer
 from quant.recipe import CalibratorOptions, Recipe
-from quant.tensor_quantizer import TensorQuantizer, named_quantizers
+from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
 
 
 def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
@@ -53,9 +53,7 @@ def set_weight_amax(model: nn.Module, site: Site, quantizer: TensorQuantizer) ->
     """Store the exact maximum of |weight| for each channel, SmoothQuant's factor included."""
     layer: Any = model.get_submodule(site.consumers[0])
     weight = layer.smoothed_weight() if isinstance(layer, QuantLayer) else layer.weight
-    axis = site.axis if site.axis is None or site.axis >= 0 else weight.dim() + site.axis
-    other = [dim for dim in range(weight.dim()) if dim != axis]
-    quantizer.set_amax(weight.detach().float().abs().amax(other))
+    quantizer.set_amax(channel_amax(weight.detach(), site.axis))
 
 
 def _calibrate_site(

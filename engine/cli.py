@@ -28,15 +28,17 @@ class UsageError(ValueError):
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that states defaults in --help and answers a mistyped flag or choice with its near matches."""
 
-    def __init__(self, prog: str, description: str) -> None:
+    def __init__(self, prog: str, description: str, **kwargs: Any) -> None:
         super().__init__(
             prog=prog,
             description=description,
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
             allow_abbrev=False,
+            **kwargs,
         )
         self.mistyped: list[str] = []
-        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        if "--debug" not in self._flags():  # TrainingArguments bring a --debug of their own
+            self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the parsed arguments; an unknown flag ends the program with its near matches and exit code 2."""

@@ -143,7 +143,9 @@ def _judge(
     """Return the report, or raise ValueError with its figures."""
     engine_error = np.concatenate([_differences(e, f, b) for e, f, b in zip(engine, fake, batches, strict=True)])
     quantization_error = np.concatenate([_differences(f, p, b) for f, p, b in zip(fake, plain, batches, strict=True)])
-    flips = np.concatenate([_flips(e, f) for e, f in zip(engine, fake, strict=True)])
+    # Two logits that each move by the allowed mean error can change places where they lie closer than this.
+    margin = 2 * MAX_ERROR_SHARE * float(quantization_error.mean())
+    flips = np.concatenate([_flips(e, f, margin) for e, f in zip(engine, fake, strict=True)])
     report = ParityReport(
         backend,
         sites.num_weights,
@@ -194,13 +196,13 @@ def _differences(x: Feeds, ref: Feeds, feeds: Feeds) -> np.ndarray:
     return np.concatenate(differences)
 
 
-def _flips(x: Feeds, ref: Feeds) -> np.ndarray:
-    """Return for each row whether a prediction differs.
+def _flips(x: Feeds, ref: Feeds, margin: float) -> np.ndarray:
+    """Return for each row whether a prediction differs though the reference's two best logits lie `margin` apart.
 
     Language models are judged by their last token, encoders not at all.
     """
     flips = [
-        _prediction(name, x[name]) != _prediction(name, ref[name])
+        _flips_of(_scores(name, x[name]), _scores(name, ref[name]), margin)
         for name in ref
         if name != "last_hidden_state" and ref[name].shape[-1] > 1
     ]
@@ -208,8 +210,13 @@ def _flips(x: Feeds, ref: Feeds) -> np.ndarray:
     return np.any(flips, axis=0) if flips else np.zeros(num_rows, bool)
 
 
-def _prediction(name: str, output: np.ndarray) -> np.ndarray:
-    return (output[:, -1] if name == "logits" and output.ndim == 3 else output).argmax(-1)
+def _flips_of(x: np.ndarray, ref: np.ndarray, margin: float) -> np.ndarray:
+    best = np.sort(ref, axis=-1)[..., -2:]
+    return (x.argmax(-1) != ref.argmax(-1)) & (best[..., 1] - best[..., 0] > margin)
+
+
+def _scores(name: str, output: np.ndarray) -> np.ndarray:
+    return output[:, -1] if name == "logits" and output.ndim == 3 else output
 
 
 def _outputs(runner: Runner, batches: list[Feeds]) -> list[Feeds]:

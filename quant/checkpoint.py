@@ -16,7 +16,7 @@ from torch import nn
 from quant.insert import Quantization, Site, attach_sites, quantization_of
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
-from quant.tensor_quantizer import TensorQuantizer, named_quantizers
+from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
 
 CHECKPOINT_FILE = "quantization.json"
 QUANTIZER_FILE = "quantizers.safetensors"
@@ -29,12 +29,18 @@ def is_checkpoint(folder: str | Path) -> bool:
 
 
 def save_checkpoint(
-    model: Any, folder: str | Path, *, processor: Any = None, provenance: dict[str, Any] | None = None
+    model: Any,
+    folder: str | Path,
+    *,
+    processor: Any = None,
+    provenance: dict[str, Any] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """Write the checkpoint folder of a calibrated model.
 
     Args:
         processor: tokenizer or image processor, saved beside the model. provenance: how it came to be (samples, seed).
+        state_dict: the whole state where the model itself holds a shard of it (FSDP).
     The weights are saved under the float model's own names, so plain Transformers' `from_pretrained` loads the folder.
     Raises: RuntimeError: quantizers without an amax (all named).
     """
@@ -43,16 +49,11 @@ def save_checkpoint(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     transformers.utils.logging.disable_progress_bar()
-    model.save_pretrained(folder, state_dict=float_state_dict(model))
+    state = model.state_dict() if state_dict is None else state_dict
+    model.save_pretrained(folder, state_dict=float_state_dict(model, state))
     if processor is not None:
         processor.save_pretrained(folder)
-    tensors = {}
-    for name, quantizer in named_quantizers(model):
-        if quantizer.enabled and quantizer.amax is not None:
-            tensors[f"{name}/amax"] = quantizer.amax.detach().cpu().contiguous()
-            if quantizer.pre_quant_scale is not None:
-                tensors[f"{name}/pre_quant_scale"] = quantizer.pre_quant_scale.detach().cpu().contiguous()
-    save_file(tensors, folder / QUANTIZER_FILE)
+    save_file(_quantizer_tensors(model, state), folder / QUANTIZER_FILE)
     content = {
         "schema": SCHEMA,
         "recipe": quantization.recipe.to_dict(),
@@ -76,10 +77,7 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     loaded = load_float_model(folder)
     sites = tuple(Site(**{**site, "consumers": tuple(site["consumers"])}) for site in content["sites"])
     attach_sites(loaded.model, Quantization(recipe_from_dict(content["recipe"]), sites))
-    tensors = load_file(folder / QUANTIZER_FILE)
-    for name, quantizer in named_quantizers(loaded.model):
-        if quantizer.enabled:
-            _load_quantizer(name, quantizer, tensors, folder)
+    load_quantizers(loaded.model, folder)
     check_calibrated(loaded.model)
     return loaded
 
@@ -111,14 +109,49 @@ def check_calibrated(model: nn.Module) -> None:
         )
 
 
-def float_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state dict under the float model's keys: the quantizers' tensors are left out."""
-    prefixes = tuple(
-        f"{name}."
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, TensorQuantizer)
-    )
-    return {key: value for key, value in model.state_dict().items() if not key.startswith(prefixes)}
+def float_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return `state` under the float model's keys: the quantizers' tensors are left out."""
+    modules = model.named_modules(remove_duplicate=False)
+    prefixes = tuple(f"{name}." for name, module in modules if isinstance(module, TensorQuantizer))
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
+
+
+def _quantizer_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what the enabled quantizers hold; in training also log2_amax, from which a resumed run goes on exactly."""
+    tensors = {}
+    for name, quantizer in named_quantizers(model):
+        if not quantizer.enabled:
+            continue
+        for key in ("amax", "pre_quant_scale", "log2_amax"):
+            if state.get(f"{name}.{key}") is not None:
+                tensors[f"{name}/{key}"] = state[f"{name}.{key}"].detach().cpu().contiguous()
+        if f"{name}/log2_amax" in tensors:
+            tensors[f"{name}/amax"] = torch.exp2(tensors[f"{name}/log2_amax"])
+        elif quantizer.retakes_range:
+            weight = model.get_submodule(name.rpartition(".")[0]).smoothed_weight()  # type: ignore[operator]
+            tensors[f"{name}/amax"] = channel_amax(weight.detach(), quantizer.axis).cpu()
+    return tensors
+
+
+def load_quantizers(model: nn.Module, folder: str | Path) -> None:
+    """Load amax, SmoothQuant's factors and, where they are being learned, the ranges of every enabled quantizer.
+
+    Raises: ValueError: a quantizer of the model is not in the file.
+    """
+    path = Path(folder) / QUANTIZER_FILE
+    tensors = load_file(path)
+    enabled = [(name, quantizer) for name, quantizer in named_quantizers(model) if quantizer.enabled]
+    missing = [name for name, _ in enabled if f"{name}/amax" not in tensors]
+    if missing:
+        raise ValueError(f"{path} lacks {len(missing)} quantizers of this model, e.g. {missing[0]}; calibrate again")
+    for name, quantizer in enabled:
+        device = quantizer.current_amax().device if quantizer.is_calibrated else "cpu"
+        quantizer.set_amax(tensors[f"{name}/amax"].to(device))
+        if f"{name}/pre_quant_scale" in tensors:
+            quantizer.set_pre_quant_scale(tensors[f"{name}/pre_quant_scale"].to(device))
+        if quantizer.log2_amax is not None and f"{name}/log2_amax" in tensors:
+            with torch.no_grad():
+                quantizer.log2_amax.copy_(tensors[f"{name}/log2_amax"])
 
 
 def file_digest(path: Path) -> str:
@@ -138,10 +171,3 @@ def _check_digests(folder: Path, content: dict[str, Any]) -> None:
             f"{folder}: {', '.join(wrong)} {'is' if len(wrong) == 1 else 'are'} missing or not what was saved; "
             f"copy the folder again, or calibrate again"
         )
-
-
-def _load_quantizer(name: str, quantizer: TensorQuantizer, tensors: dict[str, torch.Tensor], folder: Path) -> None:
-    if f"{name}/amax" not in tensors:
-        raise ValueError(f"{folder / QUANTIZER_FILE} lacks the amax of {name}; calibrate again")
-    quantizer.set_amax(tensors[f"{name}/amax"])
-    quantizer.set_pre_quant_scale(tensors.get(f"{name}/pre_quant_scale"))

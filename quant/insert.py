@@ -196,6 +196,7 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
             continue  # attached last, so that a shared quantizer is never hidden by an idle one
         quantizer = TensorQuantizer(site.axis, site.enabled, site.name)
         owner, _, attribute = site.name.rpartition(".")
+        quantizer.num_readers = len(site.consumers) if attribute == "input_quantizer" else 1
         for layer in dict.fromkeys((owner, *site.consumers)) if attribute == "input_quantizer" else (owner,):
             _attach(model.get_submodule(layer), attribute, quantizer)
         if site.kind == "softmax":

@@ -48,10 +48,16 @@ def export_onnx(
             )  # fmt: skip
         assert program is not None  # only None for a function called with dynamo=False
         proto = program.model_proto  # serialized while the smoothed weights stand
-    del proto.metadata_props[:]
+    _strip_metadata(proto)
     if path is not None:
         onnx.save(proto, path)
     return proto
+
+
+def _strip_metadata(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes of Python's call stack at every node: a megabyte that no runtime reads."""
+    for part in (proto, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
+        del part.metadata_props[:]
 
 
 class _ByName(nn.Module):

@@ -1,4 +1,4 @@
-"""What to quantize: ordered rules over quantizer names, the calibrator, SmoothQuant. From YAML, checked, frozen."""
+"""What to quantize: ordered rules over quantizer names, calibrator, SmoothQuant, QAT. From YAML, checked, frozen."""
 
 from __future__ import annotations
 
@@ -71,6 +71,49 @@ class SmoothQuantOptions:
             raise ValueError(f"smoothquant alpha is {self.alpha}; allowed: 0 to 1, 'search', or null for off")
 
 
+RANGES = ("learned", "retaken", "frozen")
+
+
+@dataclass(frozen=True)
+class QatOptions:
+    """How quantization-aware training treats the ranges, and what it learns from the float model."""
+
+    activation_ranges: str = "learned"
+    """`learned` with the weights (LSQ), or `frozen` as calibrated."""
+    weight_ranges: str = "learned"
+    """`learned` (LSQ), `retaken` as the maximum at each step, or `frozen` as calibrated."""
+    scale_learning_rate: float = 1e-3
+    """Learning rate of log2(amax), constant factor apart the schedule's: 1e-3 moves a range by 0.07 % a step."""
+    distill_logits: float = 1.0
+    """Weight of the distance from the float model's logits; 0 switches distillation from them off."""
+    logit_loss: str = "mse"
+    """`mse` of the logits, or `kl` divergence of the probabilities."""
+    distill_hidden: float = 0.0
+    """Weight of the mean squared difference of every layer's hidden states."""
+    distill_attention: float = 0.0
+    """Weight of the divergence of every layer's attention probabilities."""
+    label_loss: float = 0.0
+    """Weight of the task's own loss while distilling; without distillation it is always 1."""
+    temperature: float = 1.0
+    """Softens both distributions of logits before `kl` compares them."""
+    dropout: bool = False
+    """Whether the model's dropout stays on: off, the student can meet its teacher exactly."""
+
+    def __post_init__(self) -> None:
+        _check_choice("qat activation_ranges", self.activation_ranges, ("learned", "frozen"))
+        _check_choice("qat weight_ranges", self.weight_ranges, RANGES)
+        _check_choice("qat logit_loss", self.logit_loss, ("mse", "kl"))
+        negative = [f.name for f in dataclasses.fields(self) if not isinstance(getattr(self, f.name), str)
+                    and getattr(self, f.name) < 0]  # fmt: skip
+        if negative or self.temperature == 0:
+            raise ValueError(f"qat {', '.join(negative) or 'temperature'} must be positive")
+
+    @property
+    def distills(self) -> bool:
+        """Whether the float model teaches."""
+        return self.distill_logits + self.distill_hidden + self.distill_attention > 0
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A named set of rules and options; `digest` identifies it in checkpoints, engines and result rows."""
@@ -79,6 +122,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     calibrator: CalibratorOptions = field(default_factory=CalibratorOptions)
     smoothquant: SmoothQuantOptions = field(default_factory=SmoothQuantOptions)
+    qat: QatOptions = field(default_factory=QatOptions)
 
     def __post_init__(self) -> None:
         if not self.rules or self.rules[0] != Rule(match="*", enable=False):
@@ -142,7 +186,7 @@ def recipe_from_dict(content: dict[str, Any]) -> Recipe:
         _check_keys("rule", rule, Rule)
         if rule.get("kind") is not None:
             _check_choice("rule kind", rule["kind"], KINDS)
-    sections: dict[str, Any] = {"calibrator": CalibratorOptions, "smoothquant": SmoothQuantOptions}
+    sections: dict[str, Any] = {"calibrator": CalibratorOptions, "smoothquant": SmoothQuantOptions, "qat": QatOptions}
     options = {}
     for key, section in sections.items():
         if content.get(key) is not None:

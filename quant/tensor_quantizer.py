@@ -31,11 +31,37 @@ def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
     """Return x rounded to the INT8 grid of `scale`, in x's dtype; the arithmetic is float32 also under autocast.
 
     The rounding passes gradients straight through, the clamp stops them outside the range; the gradient that reaches
-    `scale` is that of LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3). A plain formula: torch.compile fuses it.
+    `scale` is that of LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3).
     """
-    steps = x.float() / scale
-    rounded = steps + (torch.round(steps) - steps).detach()  # exact: the difference of neighbours has no rounding error
-    return (torch.clamp(rounded, QMIN, QMAX) * scale).to(x.dtype)
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
+        return _FakeQuantize.apply(x, scale)
+    return (quantize(x, scale) * scale).to(x.dtype)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """`fake_quantize` with its gradients: keeps x and the scale alone, where autograd would keep five such tensors.
+
+    Plain formulas in both directions, so that torch.compile traces and fuses them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        codes = (x.float() / scale).round_().clamp_(QMIN, QMAX)
+        return codes.mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, scale = ctx.saved_tensors
+        steps = x.float() / scale
+        codes = torch.round(steps)
+        inside = (codes >= QMIN) & (codes <= QMAX)
+        to_x = gradient * inside if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return to_x, None
+        per_value = gradient.float() * torch.where(inside, codes - steps, codes.clamp(QMIN, QMAX))
+        shared = [dim for dim in range(x.dim()) if scale.dim() != x.dim() or scale.shape[dim] == 1]
+        return to_x, per_value.sum(shared).reshape(scale.shape)
 
 
 class TensorQuantizer(nn.Module):
@@ -46,6 +72,7 @@ class TensorQuantizer(nn.Module):
     """
 
     amax: Tensor | None
+    log2_amax: nn.Parameter | None
     pre_quant_scale: Tensor | None
     export_scale: Tensor | None
     export_zero_point: Tensor | None
@@ -56,7 +83,11 @@ class TensorQuantizer(nn.Module):
         self.enabled = enabled
         self.name = name
         self.is_bypassed = False
+        self.retakes_range = False  # in training: the range is the maximum of each step's tensor
+        self.num_readers = 1  # layers that read the same tensor through this quantizer, one after the other
+        self._memo: tuple[Tensor, Tensor, int] | None = None
         self.register_buffer("amax", None)
+        self.register_parameter("log2_amax", None)
         self.register_buffer("pre_quant_scale", None)
         self.register_buffer("export_scale", None, persistent=False)
         self.register_buffer("export_zero_point", None, persistent=False)
@@ -71,15 +102,24 @@ class TensorQuantizer(nn.Module):
         """Whether forward changes its input: switched on by the recipe and not bypassed."""
         return self.enabled and not self.is_bypassed
 
-    @property
-    def scale(self) -> Tensor:
-        """amax / 127, float32, shape of amax. Raises: RuntimeError: no amax yet."""
+    def current_amax(self) -> Tensor:
+        """Return the amax in force, shape (1,) or (channels,): the learned one in training, else the stored one.
+
+        Raises: RuntimeError: no amax yet.
+        """
+        if self.log2_amax is not None:
+            return torch.exp2(self.log2_amax)
         if self.amax is None:
             raise RuntimeError(
                 f"{self.name or 'quantizer'} has no amax. Run 'python -m calib', or switch it off in the "
                 f"recipe (rules: - {{match: '{self.name}', enable: false}})"
             )
-        return amax_to_scale(self.amax)
+        return self.amax
+
+    @property
+    def scale(self) -> Tensor:
+        """amax / 127, float32, shape of amax. Raises: RuntimeError: no amax yet."""
+        return amax_to_scale(self.current_amax())
 
     def set_amax(self, amax: Tensor) -> None:
         """Store amax (shape (1,) or (channels,), float32). Raises: ValueError: negative, NaN or infinite values."""
@@ -94,11 +134,43 @@ class TensorQuantizer(nn.Module):
 
     def broadcast_scale(self, x: Tensor) -> Tensor:
         """Return the scale shaped to divide x: (1,) per tensor, or (1, .., channels, .., 1) along `axis`."""
-        return along_axis(self.scale, x, self.axis)
+        if self.retakes_range:
+            return along_axis(amax_to_scale(channel_amax(x.detach(), self.axis)), x, self.axis)
+        scale = self.scale
+        if self.log2_amax is not None:  # LSQ's gradient scale; the value of `scale` stays as it is, to the bit
+            damped = scale * (scale.numel() / x.numel() / QMAX) ** 0.5
+            scale = scale.detach() + (damped - damped.detach())
+        return along_axis(scale, x, self.axis)
+
+    def start_learning(self) -> None:
+        """Make the range a parameter, log2(amax) in amax's shape: a step of Adam changes any range by a like share.
+
+        Source: Jain et al. 2020, TQT (arXiv:1903.08066), sec. 3.2, with LSQ's gradient.
+        """
+        amax = self.current_amax().detach()
+        self.log2_amax = nn.Parameter(torch.log2(torch.where(amax > 0, amax, torch.ones_like(amax))))
+
+    def finish_learning(self, x: Tensor | None = None) -> None:
+        """Store the learned range as amax, or where it was retaken that of `x`, and stop training it."""
+        if self.retakes_range and x is not None:
+            self.set_amax(channel_amax(x.detach(), self.axis))
+        elif self.log2_amax is not None:
+            self.set_amax(self.current_amax())
+        self.log2_amax = None
+        self.retakes_range = False
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.is_active:
             return x
+        if self.num_readers == 1 or torch.compiler.is_compiling():  # a compiler finds the common expression itself
+            return self._quantize(x)
+        source, output, left = self._memo or (None, None, 0)
+        if source is not x or output is None:
+            output, left = self._quantize(x), self.num_readers
+        self._memo = (x, output, left - 1) if left > 1 else None  # dropped after the last reader
+        return output
+
+    def _quantize(self, x: Tensor) -> Tensor:
         if self.pre_quant_scale is not None:
             x = (x.float() * self.pre_quant_scale).to(x.dtype)
         if self.export_scale is not None and torch.compiler.is_exporting():
@@ -125,6 +197,14 @@ class TensorQuantizer(nn.Module):
     def extra_repr(self) -> str:
         state = "off" if not self.enabled else "uncalibrated" if self.amax is None else f"amax {self.amax.max():.4g}"
         return f"{state}, axis={self.axis}" + (", smoothed" if self.pre_quant_scale is not None else "")
+
+
+def channel_amax(x: Tensor, axis: int | None) -> Tensor:
+    """Return max |x| in float32: shape (1,) over the whole tensor, or (channels,) along `axis`."""
+    if axis is None:
+        return x.float().abs().amax().reshape(1)
+    other = [dim for dim in range(x.dim()) if dim != axis % x.dim()]
+    return x.float().abs().amax(other)
 
 
 def along_axis(values: Tensor, x: Tensor, axis: int | None) -> Tensor:

@@ -1,0 +1,241 @@
+"""What `train_qat.py` does: calibrate or take a checkpoint, train, save, and score float, PTQ and QAT on the same data.
+
+The Trainer and the quantizers are quant's; the samples and scores are calib's and eval's: here they meet.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from calib.apply import apply_statistics
+from calib.collect import collect
+from eval.batches import BatchOptions, check_length
+from eval.evaluate import Evaluation, evaluate
+from eval.pytorch_runner import PyTorchRunner
+from eval.tasks import get_task
+from eval.tasks.base import Task
+from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
+from quant.insert import insert_quantizers
+from quant.pretrained import LoadedModel, load_float_model
+from quant.qat import QatTrainer, finish_qat, start_qat
+from quant.recipe import Recipe, load_recipe
+
+logger = logging.getLogger(__name__)
+RUN_FILE = "run.json"
+
+
+@dataclass
+class FineTuneArguments:
+    """What is trained, on what, and how it is quantized."""
+
+    model: str = field(metadata={"help": "Hugging Face id, folder, or 'digits'"})
+    task: str = field(metadata={"help": "a task of eval, e.g. sst2, squad, digits"})
+    data: str | None = field(default=None, metadata={"help": "hub data set id or folder (default: the task's own)"})
+    recipe: str = field(default="int8_full", metadata={"help": "recipe name or file; 'none' trains the float model"})
+    init: str | None = field(default=None, metadata={"help": "calibrated checkpoint to start from"})
+    seq_length: int | None = field(default=None, metadata={"help": "tokens of a sample (default: the task's)"})
+    padding: str = field(default="longest", metadata={"help": "longest (of the batch) or max (fixed shapes: compile)"})
+    method: str | None = field(default=None, metadata={"help": "calibrator at the start, in place of the recipe's"})
+    num_samples: int = field(default=256, metadata={"help": "training samples to calibrate from"})
+    teach: bool = field(default=True, metadata={"help": "distil from the float model as the recipe says"})
+    force: bool = field(default=False, metadata={"help": "start anew in an --out that holds another run"})
+    json: bool = field(default=False, metadata={"help": "print the result as one JSON line"})
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs before its first step."""
+
+    loaded: LoadedModel
+    teacher: Any
+    task: Task
+    train: Dataset
+    validation: Dataset
+    recipe: Recipe | None
+    seq_length: int | None
+
+
+class Collator:
+    """Makes a training batch of raw rows: inputs and labels as tensors. Runs in the data loader's workers too."""
+
+    def __init__(self, task: Task, processor: Any, seq_length: int | None, padding: str) -> None:
+        self.task, self.processor, self.seq_length, self.padding = task, processor, seq_length, padding
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        arrays = self.task.encode(columns, self.processor, self.seq_length, self.padding)
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+
+def prepare(arguments: FineTuneArguments, training: TrainingArguments) -> Prepared:
+    """Load model, data and quantizers; calibrate where no checkpoint is given.
+
+    Raises: ValueError: a checkpoint of another recipe, or labels that do not fit the head.
+    """
+    recipe = None if arguments.recipe == "none" else load_recipe(arguments.recipe)
+    task = get_task(arguments.task)
+    loaded = load_float_model(arguments.model, head=None)
+    task = task.with_labels(loaded.model.config.label2id)
+    train, validation = task.load(arguments.data, "train"), task.load(arguments.data, "validation")
+    wanted, given = task.num_labels(train), loaded.model.config.num_labels
+    if wanted is not None and wanted > given:
+        loaded = load_float_model(arguments.model, head=task.head, num_labels=wanted)
+        logger.warning("the head of %s has %d outputs, the data %d: it is trained anew", arguments.model, given, wanted)
+    seq_length = check_length(task, arguments.seq_length, loaded.model.config, loaded.processor)
+    teacher = None
+    if recipe is not None and arguments.teach and recipe.qat.distills:
+        teacher = copy.deepcopy(loaded.model)
+    if recipe is not None and arguments.init:
+        loaded = _take_checkpoint(arguments, recipe)
+        recipe = loaded.model.quantization.recipe  # type: ignore[union-attr, assignment]
+    loaded.model.to(training.device)
+    if recipe is not None and not arguments.init:
+        insert_quantizers(loaded.model, recipe)
+        batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
+        statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
+        recipe = apply_statistics(loaded.model, statistics, arguments.method)
+    return Prepared(loaded, teacher, task, train, validation, recipe, seq_length)
+
+
+def _take_checkpoint(arguments: FineTuneArguments, recipe: Recipe) -> LoadedModel:
+    """Return the calibrated checkpoint of --init. Raises: ValueError: it was made by a recipe of another name."""
+    description = read_description(str(arguments.init))
+    name = description["recipe"]["name"]
+    if name != recipe.name:
+        raise ValueError(
+            f"--init {arguments.init} was made by recipe '{name}', not '{recipe.name}'; give --recipe {name}"
+        )
+    return load_checkpoint(str(arguments.init))
+
+
+def calibration_batches(
+    task: Task, train: Dataset, processor: Any, arguments: FineTuneArguments, training: TrainingArguments,
+    seq_length: int | None,
+) -> Iterator[dict[str, Tensor]]:  # fmt: skip
+    """Yield seeded batches of training samples without labels; under several processes each gets its share."""
+    rng = np.random.default_rng(training.seed)
+    rows = rng.permutation(len(train))[: arguments.num_samples]
+    rows = rows[training.process_index :: training.world_size]
+    collate = Collator(task, processor, seq_length, "longest")
+    for start in range(0, len(rows), 32):
+        batch = collate([train[int(row)] for row in rows[start : start + 32]])
+        yield {k: v for k, v in batch.items() if k not in ("labels", "start_positions", "end_positions")}
+
+
+def make_trainer(prepared: Prepared, arguments: FineTuneArguments, training: TrainingArguments) -> QatTrainer:
+    """Return the trainer; the model's ranges are being trained from here on."""
+    if prepared.recipe is not None:
+        start_qat(prepared.loaded.model, prepared.recipe.qat)
+    processor = prepared.loaded.processor
+    return QatTrainer(
+        model=prepared.loaded.model, args=training, train_dataset=prepared.train, eval_dataset=prepared.validation,
+        data_collator=Collator(prepared.task, processor, prepared.seq_length, arguments.padding),
+        processing_class=processor, compute_metrics=_accuracy if prepared.task.num_labels(prepared.train) else None,
+        options=prepared.recipe.qat if prepared.recipe else load_recipe("int8_linear").qat, teacher=prepared.teacher,
+    )  # fmt: skip
+
+
+def _accuracy(prediction: Any) -> dict[str, float]:
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    labels = prediction.label_ids
+    return {"accuracy": float((logits.argmax(-1) == labels).mean())} if logits.shape[-1] > 1 else {}
+
+
+def score(prepared: Prepared, loaded: LoadedModel, training: TrainingArguments, reference: Any = None) -> Evaluation:
+    """Return the validation scores of a model, and its distance from the float model where one is given."""
+    device = str(training.device)
+    runner = PyTorchRunner(loaded, device)
+    against = (
+        PyTorchRunner(LoadedModel(reference, loaded.processor, "float"), device) if reference is not None else None
+    )
+    options = BatchOptions(training.per_device_eval_batch_size, prepared.seq_length, "longest")
+    return evaluate(prepared.task, prepared.validation, loaded.processor, runner, reference=against, options=options,
+                    show_progress=not training.disable_tqdm)  # fmt: skip
+
+
+def claim_run(out: Path, description: dict[str, Any], force: bool) -> str | None:
+    """Write OUT/run.json and return the checkpoint to resume from, if the folder holds the same run.
+
+    Raises: FileExistsError: the folder holds another run, or something else.
+    """
+    manifest = out / RUN_FILE
+    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")) == description:
+        return get_last_checkpoint(str(out))
+    if out.exists() and any(out.iterdir()) and not force:
+        raise FileExistsError(f"{out} holds another run; choose another --out, or start anew there with --force true")
+    if out.exists():
+        for old in out.glob("checkpoint-*"):
+            old.rename(out / f"old-{old.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    manifest.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return None
+
+
+def describe_run(arguments: FineTuneArguments, training: TrainingArguments, recipe: Recipe | None) -> dict[str, Any]:
+    """Return what must be equal for a run to be resumed: arguments, recipe and the training options."""
+    own = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in ("force", "json")}
+    skipped = (
+        "output_dir",
+        "logging_dir",
+        "disable_tqdm",
+        "resume_from_checkpoint",
+        "local_rank",
+        "log_level",
+        "run_name",
+    )
+    options = {k: v for k, v in training.to_dict().items() if k not in skipped}
+    return json.loads(
+        json.dumps({**own, "recipe_digest": recipe.digest if recipe else None, "training": options}, default=str)
+    )
+
+
+def save_result(prepared: Prepared, out: Path) -> None:
+    """Write the trained model into OUT: the checkpoint folder that export.py takes, or the plain float model."""
+    model, processor = prepared.loaded.model, prepared.loaded.processor
+    if prepared.recipe is None:
+        model.save_pretrained(out)
+        if processor is not None:
+            processor.save_pretrained(out)
+        return
+    finish_qat(model)
+    save_checkpoint(
+        model, out, processor=processor, provenance={"trained_by": "train_qat.py", "model": prepared.loaded.name}
+    )
+
+
+def plot_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Draw the training loss and, where it was measured, the validation accuracy over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
+    loss = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    accuracy = [(row["step"], row["eval_accuracy"]) for row in history if "eval_accuracy" in row]
+    if loss:
+        axis.plot(*zip(*loss, strict=True), color="tab:blue", label="training loss")
+    axis.set_xlabel("step")
+    axis.set_ylabel("training loss")
+    axis.set_ylim(bottom=0)
+    if accuracy:
+        right = axis.twinx()
+        right.plot(*zip(*accuracy, strict=True), color="tab:orange", marker="o", label="validation accuracy")
+        right.set_ylabel("validation accuracy")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,93 @@
+"""What a quantized student learns from its float teacher: logits, hidden states, attention probabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from quant.recipe import QatOptions
+
+LOGITS = ("logits", "start_logits", "end_logits", "last_hidden_state")
+
+
+class Teacher:
+    """A frozen float model that answers each batch once."""
+
+    def __init__(self, model: nn.Module, options: QatOptions) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.options = options
+
+    def __call__(self, inputs: dict[str, Tensor]) -> Any:
+        """Return the float model's outputs for a batch (labels are not passed on)."""
+        device = next(iter(inputs.values())).device
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        with torch.no_grad():
+            return self.model(**inputs, **extra_outputs(self.options))
+
+
+def extra_outputs(options: QatOptions) -> dict[str, bool]:
+    """Return the arguments that make a model return what is compared besides its logits."""
+    wanted = {"output_hidden_states": options.distill_hidden > 0, "output_attentions": options.distill_attention > 0}
+    return {name: True for name, value in wanted.items() if value}
+
+
+def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: QatOptions) -> Tensor:
+    """Return the weighted sum of what the options compare.
+
+    Args:
+        student, teacher: model outputs. mask: (B, S), 1 where a token is real; outputs per token count only there.
+    Logits are compared by squared difference, or by KL divergence x temperature^2 (Hinton et al. 2015,
+    arXiv:1503.02531), hidden states by mean squared error over the teacher's mean square, attention by KL divergence
+    over the keys.
+    Raises: ValueError: nothing to compare.
+    """
+    losses = []
+    if options.distill_logits:
+        names = [name for name in LOGITS if teacher.get(name) is not None]
+        losses += [options.distill_logits * _logit_loss(student[name], teacher[name], mask, options) for name in names]
+    if options.distill_hidden:
+        pairs = zip(student["hidden_states"], teacher["hidden_states"], strict=True)
+        losses.append(options.distill_hidden * torch.stack([_relative_error(s, t, mask) for s, t in pairs]).mean())
+    if options.distill_attention:
+        pairs = zip(student["attentions"], teacher["attentions"], strict=True)
+        losses.append(options.distill_attention * torch.stack([_attention_loss(s, t, mask) for s, t in pairs]).mean())
+    if not losses:
+        raise ValueError(f"the model returns none of {', '.join(LOGITS)} to distil from")
+    return torch.stack(losses).sum()
+
+
+def _logit_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, options: QatOptions) -> Tensor:
+    student, teacher = student.float(), teacher.float()
+    if student.shape[-1] == 1 or options.logit_loss == "mse":
+        per_row = (student - teacher).square().mean(-1)
+        return _mean_of_real(per_row, mask)
+    t = options.temperature
+    divergence = F.kl_div(
+        F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1), log_target=True, reduction="none"
+    )
+    per_row = divergence.sum(-1) * t * t  # (B,) or (B, S)
+    return _mean_of_real(per_row, mask)
+
+
+def _mean_of_real(per_row: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None and per_row.shape == mask.shape:
+        return per_row[mask.bool()].mean()
+    return per_row.mean()
+
+
+def _relative_error(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    student, teacher = student.float(), teacher.float()
+    if mask is not None and mask.shape == student.shape[:2]:
+        student, teacher = student[mask.bool()], teacher[mask.bool()]
+    return F.mse_loss(student, teacher) / teacher.square().mean().clamp_min(1e-6)
+
+
+def _attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean divergence of the rows (B, H, S, T) of real queries."""
+    student, teacher = student.float().clamp_min(1e-8), teacher.float().clamp_min(1e-8)
+    per_query = (teacher * (teacher.log() - student.log())).sum(-1).mean(1)  # (B, S)
+    return per_query[mask.bool()].mean() if mask is not None else per_query.mean()

@@ -1,0 +1,186 @@
+"""Quantization-aware training on transformers' Trainer: learned ranges, distillation, checkpoints that resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
+from quant.distillation import Teacher, distillation_loss, extra_outputs
+from quant.insert import quantization_of
+from quant.modules import QuantLayer
+from quant.recipe import QatOptions
+from quant.tensor_quantizer import named_quantizers
+
+
+def start_qat(model: nn.Module, options: QatOptions) -> None:
+    """Put the calibrated model's ranges into training as the options say (in place)."""
+    if not options.dropout:
+        switch_dropout_off(model)
+    for name, quantizer in named_quantizers(model):
+        if not quantizer.enabled or name.endswith("softmax_quantizer"):
+            continue  # a probability's range is 0 to 1 whatever the training does
+        is_weight = name.endswith("weight_quantizer")
+        ranges = options.weight_ranges if is_weight else options.activation_ranges
+        if ranges == "learned":
+            quantizer.start_learning()
+        quantizer.retakes_range = ranges == "retaken"
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Set every dropout probability of the model to 0, also those that attention modules keep as a number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "activation_dropout", "dropout_prob"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def finish_qat(model: nn.Module) -> None:
+    """Store the trained ranges as amax (in place): the model is then like any calibrated one."""
+    for name, quantizer in named_quantizers(model):
+        layer: Any = model.get_submodule(name.rpartition(".")[0])
+        retaken = quantizer.retakes_range and isinstance(layer, QuantLayer)
+        quantizer.finish_learning(layer.smoothed_weight() if retaken else getattr(layer, "weight", None))
+
+
+class QatTrainer(Trainer):
+    """Trainer for a quantized model (or, without quantizers, a float one).
+
+    Args:
+        options: of the recipe. teacher: the float model, or None for the labels alone.
+    Checkpoints are int8kit checkpoint folders with the Trainer's state beside them; a resume calibrates nothing.
+    Raises: RuntimeError: the loss is NaN or infinite (the step and the range that moved most are named).
+    """
+
+    def __init__(self, *args: Any, options: QatOptions, teacher: nn.Module | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.options = options
+        self.teacher = Teacher(teacher, options) if teacher is not None else None
+        self.model_accepts_loss_kwargs = False  # the loss is a mean; Trainer divides it by the accumulation steps
+        self.is_quantized = hasattr(self.model, "quantization")
+        self._bad_step: Tensor | None = None
+        self._start = {name: q.current_amax().detach().clone() for name, q in self._ranges()}
+
+    def _ranges(self) -> list[tuple[str, Any]]:
+        if not self.is_quantized:
+            return []
+        return [(name, q) for name, q in named_quantizers(self.model) if q.enabled and q.is_calibrated]  # type: ignore[arg-type]
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Return the optimizer; the ranges are a group of their own, without weight decay."""
+        if self.optimizer is not None:
+            return self.optimizer
+        trained = {n: p for n, p in (model or self.model).named_parameters() if p.requires_grad}
+        decayed = set(self.get_decay_parameter_names(model or self.model))
+        ranges = [p for n, p in trained.items() if n.endswith("log2_amax")]
+        plain = [(n, p) for n, p in trained.items() if not n.endswith("log2_amax")]
+        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+        groups: list[dict[str, Any]] = [
+            {"params": [p for n, p in plain if n in decayed], "weight_decay": self.args.weight_decay},
+            {"params": [p for n, p in plain if n not in decayed], "weight_decay": 0.0},
+        ]
+        if ranges:
+            groups.append({"params": ranges, "weight_decay": 0.0, "lr": self.options.scale_learning_rate})
+        self.optimizer = optimizer_class(groups, **kwargs)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of a batch (and the outputs): the labels' alone, or with distillation from the teacher."""
+        if self.teacher is None or not model.training:
+            outputs = model(**inputs)
+            loss = outputs["loss"]
+        else:
+            features = {
+                name: x for name, x in inputs.items() if name not in ("labels", "start_positions", "end_positions")
+            }
+            outputs = model(**inputs, **extra_outputs(self.options))
+            loss = distillation_loss(outputs, self.teacher(features), inputs.get("attention_mask"), self.options)
+            if self.options.label_loss:
+                loss = loss + self.options.label_loss * outputs["loss"]
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Take one step; remembers on the device, without waiting for it, the first step whose loss was not finite."""
+        loss = super().training_step(*args, **kwargs)
+        step = torch.full((), self.state.global_step + 1, dtype=torch.int64, device=loss.device)
+        none = torch.full_like(step, -1)
+        before = none if self._bad_step is None else self._bad_step
+        self._bad_step = torch.where((before < 0) & ~torch.isfinite(loss.detach()), step, before)
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, but stop at a loss that was not finite."""
+        self._refuse_bad_loss()
+        super().log(logs, *args, **kwargs)
+
+    def _refuse_bad_loss(self) -> None:
+        step = -1 if self._bad_step is None else int(self._bad_step)
+        if step < 0:
+            return
+        moved = {
+            n: float((q.current_amax() / self._start[n].to(q.current_amax())).log2().abs().max())
+            for n, q in self._ranges()
+        }
+        unknown = {name: float("inf") if change != change else change for name, change in moved.items()}
+        site = max(unknown, key=unknown.__getitem__, default=None)
+        worst = f"; the range that moved most is {site}'s, by a factor of {2 ** unknown[site]:.3g}" if site else ""
+        kept = get_last_checkpoint(str(self.args.output_dir)) if Path(str(self.args.output_dir)).is_dir() else None
+        raise RuntimeError(
+            f"the loss was NaN or infinite at step {step}{worst}. Last good checkpoint: {kept or 'none yet'}. Lower "
+            "--learning_rate or the recipe's qat scale_learning_rate, or set --max_grad_norm"
+        )
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_bad_loss()
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        if not self.is_quantized:
+            super()._save(output_dir, state_dict)
+            return
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        save_checkpoint(
+            model, output_dir or str(self.args.output_dir), processor=self.processing_class, state_dict=state_dict
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if not (Path(resume_from_checkpoint) / CHECKPOINT_FILE).is_file():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        load_training_state(
+            self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False), resume_from_checkpoint
+        )
+
+    def _load_best_model(self) -> None:
+        if self.is_quantized and self.state.best_model_checkpoint and not self.is_fsdp_enabled:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+
+def load_training_state(model: Any, folder: str | Path) -> None:
+    """Load weights and ranges of a checkpoint into a model that is being trained, to the bit.
+
+    Raises: ValueError: another recipe or model.
+    """
+    recipe = quantization_of(model).recipe
+    saved = read_description(folder)
+    if saved["recipe_digest"] != recipe.digest:
+        raise ValueError(
+            f"{folder} is of recipe '{saved['recipe']['name']}', this run of '{recipe.name}' or other options"
+        )
+    # Through from_pretrained: the file bears the names of the hub, which may differ from the module's own.
+    weights = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+    missing = [key for key in model.load_state_dict(weights, strict=False).missing_keys if "_quantizer." not in key]
+    if missing:
+        raise ValueError(f"{folder} is of another model: it lacks {len(missing)} tensors, e.g. {missing[0]}")
+    load_quantizers(model, folder)

@@ -1,0 +1,131 @@
+"""`python train_qat.py`: fine-tunes a transformer with quantization-aware training, on one GPU, many, or a CPU."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from engine.cli import CommandParser, print_result, run_command
+from eval.evaluate import Evaluation
+from eval.fine_tune import (
+    FineTuneArguments,
+    claim_run,
+    describe_run,
+    make_trainer,
+    plot_curves,
+    prepare,
+    save_result,
+    score,
+)
+from quant.checkpoint import load_checkpoint
+from quant.pretrained import load_float_model
+
+
+@dataclass
+class QatTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults of fine-tuning; every flag is theirs."""
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "of the weights"})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "samples of a step on each device"})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "samples of an evaluation batch"})
+    lr_scheduler_type: str = field(default="linear", metadata={"help": "learning rate schedule"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the training data"})
+    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch"})
+    save_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch"})
+    save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint by the metric"})
+    logging_steps: float = field(default=50, metadata={"help": "steps between two log lines"})
+    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, ..."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "leave off: the batches are made of raw columns"}
+    )
+    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or a share of all steps, with a rising rate"})
+
+
+def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
+    """Prepare, score before, train, save, score after; print one summary line."""
+    out = Path(str(training.output_dir))
+    prepared = prepare(arguments, training)
+    is_first = training.process_index == 0
+    description = describe_run(arguments, training, prepared.recipe)
+    with training.main_process_first(local=False):
+        resume = claim_run(out, description, arguments.force) if is_first else None
+    if not is_first:
+        resume = claim_run(out, description, force=False)
+    scores: dict[str, Evaluation] = {}
+    if is_first:
+        reference = load_float_model(arguments.model).model.to(training.device)  # type: ignore[arg-type]
+        if prepared.recipe is not None:
+            scores["PTQ"] = score(prepared, prepared.loaded, training, reference)
+    trainer = make_trainer(prepared, arguments, training)
+    trainer.train(resume_from_checkpoint=resume)
+    if trainer.is_fsdp_enabled:
+        trainer.save_model(str(out))
+    if not is_first:
+        return
+    if not trainer.is_fsdp_enabled:
+        save_result(prepared, out)
+    plot_curves(trainer.state.log_history, out / "curves.png")
+    saved = load_checkpoint(out) if prepared.recipe is not None else load_float_model(out)
+    name = "QAT" if prepared.recipe is not None else "fine-tuned"
+    scores[name] = score(prepared, saved, training, reference)
+    row, summary = _result(scores, arguments, trainer)
+    (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    print_result(row, f"{out}: {summary}", arguments.json)
+
+
+def _result(scores: dict[str, Evaluation], arguments: FineTuneArguments, trainer: Any) -> tuple[dict[str, Any], str]:
+    """Return the result as a row and as one line: float, PTQ, QAT."""
+    row: dict[str, Any] = {"model": arguments.model, "task": arguments.task, "recipe": arguments.recipe}
+    row |= {"steps": trainer.state.global_step, "train_runtime_s": trainer.state.log_history[-1].get("train_runtime")}
+    parts = []
+    for name, evaluation in scores.items():
+        if evaluation.reference_scores is not None and "float" not in row:
+            row["float"] = evaluation.reference_scores.metrics[0].value
+            parts.append(f"float {row['float']:.4f}")
+        error = evaluation.error.abs_mean if evaluation.error else None
+        row[name] = {
+            "metric": evaluation.scores.metrics[0].value,
+            "error_abs_mean": error,
+            "num_flips": evaluation.num_flips,
+        }
+        parts.append(f"{name} {row[name]['metric']:.4f} (mean |Δ| {error:.4f}, {evaluation.num_flips} flips)")
+    return row, "  ".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    words = ["--output_dir" if word == "--out" else word for word in (sys.argv[1:] if argv is None else argv)]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "torch", "accelerate"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    run_command(TrainParser(), _train_from, words)
+
+
+class TrainParser(CommandParser, HfArgumentParser):
+    """Our flags and all of TrainingArguments', with near matches for what is mistyped."""
+
+    types = (FineTuneArguments, QatTrainingArguments)
+
+    def __init__(self) -> None:
+        super().__init__("python train_qat.py", str(__doc__), dataclass_types=self.types)
+
+
+def _train_from(namespace: argparse.Namespace) -> None:
+    given = vars(namespace)
+    arguments, training = (
+        t(**{f.name: given[f.name] for f in dataclasses.fields(t) if f.init}) for t in TrainParser.types
+    )
+    train(arguments, training)
+
+
+if __name__ == "__main__":
+    main()
