@@ -178,3 +178,72 @@ def split_gemms(model: ir.Model) -> int:
         replace(node.outputs[0], new[-1].outputs[0])
         split += 1
     return split
+
+
+def hoist_quantizers(model: ir.Model) -> int:
+    """Move the Q/DQ of attention's Q, K and V before the Reshape and Transpose behind their linear layers.
+
+    T -> Q -> DQ becomes Q -> DQ -> T, and a product with one number passes T the same way: the same numbers to the bit.
+    OpenVINO then fuses the rounding into the linear layer and moves integers. Returns how many moves there were.
+    """
+    moves = 0
+    is_moving = True
+    while is_moving:
+        is_moving = False
+        for node in list(model.graph):
+            if is_op(node, "QuantizeLinear") and _hoist_pair(model, node):
+                moves, is_moving = moves + 1, True
+            elif is_op(node, "Mul") and _hoist_factor(model, node):
+                moves, is_moving = moves + 1, True
+    return moves
+
+
+def _hoist_pair(model: ir.Model, quantize: ir.Node) -> bool:
+    """Turn T -> Q -> DQ into Q -> DQ -> T if T and Q have no other reader and the scale is one number."""
+    mover, readers = _only_mover(operand(quantize, 0)), users(quantize.outputs[0])
+    if mover is None or len(readers) != 1 or not is_op(readers[0], "DequantizeLinear"):
+        return False
+    if constant_shape(operand(quantize, 1)) != () or quantize.outputs[0].is_graph_output():
+        return False
+    dequantize, source = readers[0], operand(mover, 0)
+    first = ir.node("QuantizeLinear", [source, *quantize.inputs[1:]], name=quantize.name)
+    second = ir.node("DequantizeLinear", [first.outputs[0], *dequantize.inputs[1:]], name=dequantize.name)
+    moved = ir.node(mover.op_type, [second.outputs[0], *mover.inputs[1:]], mover.attributes.copy(), name=mover.name)
+    set_type(first.outputs[0], ir.DataType.INT8, source.shape)
+    set_type(second.outputs[0], source.dtype, source.shape)
+    set_type(moved.outputs[0], dequantize.outputs[0].dtype, dequantize.outputs[0].shape)
+    model.graph.insert_before(dequantize, [first, second, moved])
+    _take_over(model, dequantize, moved, [quantize, mover])
+    return True
+
+
+def _hoist_factor(model: ir.Model, product: ir.Node) -> bool:
+    """Turn T -> Mul(number) -> Q into Mul(number) -> T -> Q."""
+    mover, readers = _only_mover(operand(product, 0)), users(product.outputs[0])
+    if mover is None or len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
+        return False
+    factor = constant_shape(operand(product, 1))
+    if factor is None or any(size != 1 for size in factor) or len(factor) > 1:
+        return False
+    source = operand(mover, 0)
+    first = ir.node("Mul", [source, operand(product, 1)], name=product.name)
+    moved = ir.node(mover.op_type, [first.outputs[0], *mover.inputs[1:]], mover.attributes.copy(), name=mover.name)
+    set_type(first.outputs[0], source.dtype, source.shape)
+    set_type(moved.outputs[0], product.outputs[0].dtype, product.outputs[0].shape)
+    model.graph.insert_before(product, [first, moved])
+    _take_over(model, product, moved, [mover])
+    return True
+
+
+def _only_mover(value: ir.Value) -> ir.Node | None:
+    """Return the Reshape or Transpose that made `value`, if nothing else reads it."""
+    node = value.producer()
+    if node is None or not is_op(node, "Reshape", "Transpose") or len(users(value)) != 1 or value.is_graph_output():
+        return None
+    return node if constant_tensor(operand(node, 0)) is None else None
+
+
+def _take_over(model: ir.Model, old: ir.Node, new: ir.Node, dead: list[ir.Node]) -> None:
+    """Let `new` stand for `old`, and remove `old` and what only it read."""
+    replace(old.outputs[0], new.outputs[0])
+    model.graph.remove([old, *dead], safe=True)

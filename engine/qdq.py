@@ -13,7 +13,13 @@ import onnx_ir as ir
 
 from engine.cli import near_matches
 from engine.graph import sweep
-from engine.placement import activations_to_uint8, dedupe, gather_before_dequantize, split_gemms
+from engine.placement import (
+    activations_to_uint8,
+    dedupe,
+    gather_before_dequantize,
+    hoist_quantizers,
+    split_gemms,
+)
 from engine.weights import fold_transposes, fold_weights
 
 Pass = Callable[[ir.Model], int]
@@ -21,7 +27,7 @@ Pass = Callable[[ir.Model], int]
 COMMON: tuple[Pass, ...] = (fold_weights, split_gemms, fold_transposes, dedupe, gather_before_dequantize)
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "onnxruntime": (*COMMON, activations_to_uint8),
-    "openvino": COMMON,
+    "openvino": (*COMMON, hoist_quantizers),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,3 +147,34 @@ def test_a_weight_that_is_not_symmetric_int8_is_refused(name, value, message):
             tensor.CopyFrom(numpy_helper.from_array(value, name))
     with pytest.raises(ValueError, match=message):
         prepare_for_target(model, "openvino")
+
+
+ATTENTION_SIDE = """
+<ir_version: 10, opset_import: ["" : 20]>
+graph (float[b, s, 8] x) => (float[b, 2, s, 4] y)
+<int64[4] shape = {0, 0, 2, 4}, float scale = {0.03}, int8 zero = {0}, float factor = {0.35355338},
+ float[8] one = {1, 1, 1, 1, 1, 1, 1, 1}>
+{
+    a = Add(x, one)
+    r = Reshape(a, shape)
+    t = Transpose <perm = [0, 2, 1, 3]> (r)
+    m = Mul(t, factor)
+    q = QuantizeLinear(m, scale, zero)
+    y = DequantizeLinear(q, scale, zero)
+}
+"""  # fmt: skip
+
+
+def test_hoisting_moves_rounding_before_the_reshape_and_keeps_every_bit():
+    model = onnx.parser.parse_model(ATTENTION_SIDE)
+    hoisted = prepare_for_target(model, "openvino")
+    assert [node.op_type for node in hoisted.graph.node] == [
+        "Add", "Mul", "QuantizeLinear", "DequantizeLinear", "Reshape", "Transpose",
+    ]  # fmt: skip
+    x = np.random.default_rng(0).normal(size=(3, 5, 8)).astype(np.float32)
+    outputs = [
+        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for m in (model, hoisted)
+    ]
+    assert np.array_equal(*outputs)
+    assert hoisted.graph.output[0].name == "y"
