@@ -121,10 +121,8 @@ class TrainParser(CommandParser, HfArgumentParser):
 
 def _train_from(namespace: argparse.Namespace) -> None:
     given = vars(namespace)
-    arguments, training = (
-        t(**{f.name: given[f.name] for f in dataclasses.fields(t) if f.init}) for t in TrainParser.types
-    )
-    train(arguments, training)
+    made: list[Any] = [t(**{f.name: given[f.name] for f in dataclasses.fields(t) if f.init}) for t in TrainParser.types]
+    train(*made)
 
 
 if __name__ == "__main__":

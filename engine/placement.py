@@ -191,9 +191,8 @@ def hoist_quantizers(model: ir.Model) -> int:
     while is_moving:
         is_moving = False
         for node in list(model.graph):
-            if is_op(node, "QuantizeLinear") and _hoist_pair(model, node):
-                moves, is_moving = moves + 1, True
-            elif is_op(node, "Mul") and _hoist_factor(model, node):
+            is_pair = is_op(node, "QuantizeLinear") and _hoist_pair(model, node)
+            if is_pair or (is_op(node, "Mul") and _hoist_factor(model, node)):
                 moves, is_moving = moves + 1, True
     return moves
 

@@ -89,9 +89,10 @@ def prepare(arguments: FineTuneArguments, training: TrainingArguments) -> Prepar
     recipe = None if arguments.recipe == "none" else load_recipe(arguments.recipe)
     task = get_task(arguments.task)
     loaded = load_float_model(arguments.model, head=None)
-    task = task.with_labels(loaded.model.config.label2id)
+    config: Any = loaded.model.config
+    task = task.with_labels(config.label2id)
     train, validation = task.load(arguments.data, "train"), task.load(arguments.data, "validation")
-    wanted, given = task.num_labels(train), loaded.model.config.num_labels
+    wanted, given = task.num_labels(train), int(config.num_labels or 0)
     if wanted is not None and wanted > given:
         loaded = load_float_model(arguments.model, head=task.head, num_labels=wanted)
         logger.warning("the head of %s has %d outputs, the data %d: it is trained anew", arguments.model, given, wanted)
@@ -102,7 +103,7 @@ def prepare(arguments: FineTuneArguments, training: TrainingArguments) -> Prepar
     if recipe is not None and arguments.init:
         loaded = _take_checkpoint(arguments, recipe)
         recipe = loaded.model.quantization.recipe  # type: ignore[union-attr, assignment]
-    loaded.model.to(training.device)
+    loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not arguments.init:
         insert_quantizers(loaded.model, recipe)
         batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))

@@ -77,11 +77,12 @@ class QatTrainer(Trainer):
         """Return the optimizer; the ranges are a group of their own, without weight decay."""
         if self.optimizer is not None:
             return self.optimizer
-        trained = {n: p for n, p in (model or self.model).named_parameters() if p.requires_grad}
-        decayed = set(self.get_decay_parameter_names(model or self.model))
+        trained_model: Any = model or self.model
+        trained = {n: p for n, p in trained_model.named_parameters() if p.requires_grad}
+        decayed = set(self.get_decay_parameter_names(trained_model))
         ranges = [p for n, p in trained.items() if n.endswith("log2_amax")]
         plain = [(n, p) for n, p in trained.items() if not n.endswith("log2_amax")]
-        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model or self.model)
+        optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, trained_model)
         groups: list[dict[str, Any]] = [
             {"params": [p for n, p in plain if n in decayed], "weight_decay": self.args.weight_decay},
             {"params": [p for n, p in plain if n not in decayed], "weight_decay": 0.0},

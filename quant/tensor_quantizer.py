@@ -51,7 +51,7 @@ class _FakeQuantize(torch.autograd.Function):
         return codes.mul_(scale).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, scale = ctx.saved_tensors
         steps = x.float() / scale
         codes = torch.round(steps)

@@ -1,4 +1,4 @@
-"""QAT: ranges that learn, one for a shared tensor; a resume that changes no bit; a loss that is not a number stops the run."""
+"""QAT: ranges that learn, one for a shared tensor; a resume that changes no bit; a NaN loss stops the run."""
 
 import dataclasses
 import multiprocessing
@@ -42,10 +42,9 @@ def calibrated(recipe="int8_full", **options):
 
 
 def trainer_of(model, folder, steps=6, teacher=None, **changes):
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, save_steps=3, per_device_train_batch_size=8, learning_rate=1e-3,
-        report_to="none", use_cpu=True, disable_tqdm=True, remove_unused_columns=False, logging_steps=1, seed=5, **changes,
-    )  # fmt: skip
+    fixed = {"save_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "seed": 5}
+    plain = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "remove_unused_columns": False}
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **fixed, **plain, **changes)
     options = model.quantization.recipe.qat
     start_qat(model, options)
     return QatTrainer(model=model, args=arguments, train_dataset=Sentences(), options=options, teacher=teacher)
@@ -186,7 +185,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     trainer = trainer_of(calibrated(), f"{folder}/run", teacher=tiny_bert())
     trainer.train()
-    torch.save({k: v for k, v in trainer.model.state_dict().items()}, f"{folder}/{rank}.pt")
+    torch.save(dict(trainer.model.state_dict()), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
