@@ -27,6 +27,7 @@ from eval.fine_tune import (
 )
 from quant.checkpoint import load_checkpoint
 from quant.pretrained import load_float_model
+from quant.recipe import load_recipe
 
 
 @dataclass
@@ -53,13 +54,14 @@ class QatTrainingArguments(TrainingArguments):
 def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
     """Prepare, score before, train, save, score after; print one summary line."""
     out = Path(str(training.output_dir))
-    prepared = prepare(arguments, training)
+    recipe = None if arguments.recipe == "none" else load_recipe(arguments.recipe)
     is_first = training.process_index == 0
-    description = describe_run(arguments, training, prepared.recipe)
+    description = describe_run(arguments, training, recipe)
     with training.main_process_first(local=False):
         resume = claim_run(out, description, arguments.force) if is_first else None
     if not is_first:
         resume = claim_run(out, description, force=False)
+    prepared = prepare(arguments, training, recipe, resume)
     scores: dict[str, Evaluation] = {}
     if is_first:
         reference = load_float_model(arguments.model).model.to(training.device)  # type: ignore[arg-type]

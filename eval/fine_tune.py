@@ -81,12 +81,13 @@ class Collator:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-def prepare(arguments: FineTuneArguments, training: TrainingArguments) -> Prepared:
-    """Load model, data and quantizers; calibrate where no checkpoint is given.
+def prepare(
+    arguments: FineTuneArguments, training: TrainingArguments, recipe: Recipe | None, resume: str | None = None
+) -> Prepared:
+    """Load model, data and quantizers; calibrate where neither --init nor a run to resume brings the ranges.
 
     Raises: ValueError: a checkpoint of another recipe, or labels that do not fit the head.
     """
-    recipe = None if arguments.recipe == "none" else load_recipe(arguments.recipe)
     task = get_task(arguments.task)
     loaded = load_float_model(arguments.model, head=None)
     config: Any = loaded.model.config
@@ -100,11 +101,12 @@ def prepare(arguments: FineTuneArguments, training: TrainingArguments) -> Prepar
     teacher = None
     if recipe is not None and arguments.teach and recipe.qat.distills:
         teacher = copy.deepcopy(loaded.model)
-    if recipe is not None and arguments.init:
-        loaded = _take_checkpoint(arguments, recipe)
+    source = resume or arguments.init
+    if recipe is not None and source:
+        loaded = _take_checkpoint(source, recipe)
         recipe = loaded.model.quantization.recipe  # type: ignore[union-attr, assignment]
     loaded.model.to(training.device)  # type: ignore[arg-type]
-    if recipe is not None and not arguments.init:
+    if recipe is not None and not source:
         insert_quantizers(loaded.model, recipe)
         batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
         statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
@@ -112,15 +114,12 @@ def prepare(arguments: FineTuneArguments, training: TrainingArguments) -> Prepar
     return Prepared(loaded, teacher, task, train, validation, recipe, seq_length)
 
 
-def _take_checkpoint(arguments: FineTuneArguments, recipe: Recipe) -> LoadedModel:
-    """Return the calibrated checkpoint of --init. Raises: ValueError: it was made by a recipe of another name."""
-    description = read_description(str(arguments.init))
-    name = description["recipe"]["name"]
+def _take_checkpoint(source: str, recipe: Recipe) -> LoadedModel:
+    """Return the checkpoint to start from. Raises: ValueError: it was made by a recipe of another name."""
+    name = read_description(source)["recipe"]["name"]
     if name != recipe.name:
-        raise ValueError(
-            f"--init {arguments.init} was made by recipe '{name}', not '{recipe.name}'; give --recipe {name}"
-        )
-    return load_checkpoint(str(arguments.init))
+        raise ValueError(f"{source} was made by recipe '{name}', not '{recipe.name}'; give --recipe {name}")
+    return load_checkpoint(source)
 
 
 def calibration_batches(

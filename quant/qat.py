@@ -128,7 +128,7 @@ class QatTrainer(Trainer):
         if step < 0:
             return
         moved = {
-            n: float((q.current_amax() / self._start[n].to(q.current_amax())).log2().abs().max())
+            n: float((q.current_amax().detach() / self._start[n].to(q.current_amax())).log2().abs().max())
             for n, q in self._ranges()
         }
         unknown = {name: float("inf") if change != change else change for name, change in moved.items()}
