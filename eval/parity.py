@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 
+from eval.batches import select_feeds
 from eval.evaluate import Runner
 from eval.graph_parity import active_quantizers, check_sites
 from eval.latency import Feeds
@@ -98,7 +99,28 @@ def check_parity(
         plain = _outputs(PyTorchRunner(model), batches)
     with _engine(path, backend) as runner:
         engine = _outputs(runner, batches)
+        check_padding(runner, batches, engine)
     return _judge(backend, sites, is_quantized, batches, engine, fake, plain)
+
+
+def check_padding(runner: Runner, batches: list[Feeds], outputs: list[Feeds]) -> None:
+    """Run the padded batches again with other ids in the padding; real positions must not see the difference.
+
+    Raises: ValueError: the padding mask is lost, wholly or in part.
+    """
+    for feeds, before in zip(batches, outputs, strict=True):
+        mask = feeds.get("attention_mask")
+        if mask is None or "input_ids" not in feeds or mask.all():
+            continue
+        ids = feeds["input_ids"]
+        other = {**feeds, "input_ids": np.where(mask.astype(bool), ids, np.roll(ids, 1, axis=1))}
+        change = float(_differences(runner(select_feeds(other, runner.input_names)), before, feeds).max())
+        allowed = FLOAT_TOLERANCE * max(1.0, max(float(np.abs(array).max()) for array in before.values()))
+        if change > allowed:
+            raise ValueError(
+                f"the engine's outputs change by {change:.2g} with what stands in the padding. Look for a lost mask: "
+                "the model's attention must get its attention_mask"
+            )
 
 
 def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:

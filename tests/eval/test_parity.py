@@ -107,7 +107,16 @@ def test_a_lost_mask_fails_the_outputs(tmp_path, quantized, exported):
     proto.graph.node.insert(0, onnx.helper.make_node("Pow", ["attention_mask", "zero_exponent"], ["all_ones"]))
     proto.graph.initializer.append(numpy_helper.from_array(np.array(0, np.int64), "zero_exponent"))
     onnx.save(proto, tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match=r"does not compute what the quantized model computes: .*Look for a lost mask"):
+    with pytest.raises(
+        ValueError, match=r"outputs change by .* with what stands in the padding\. Look for a lost mask"
+    ):
+        check_parity(tmp_path / "model.onnx", quantized, backend="onnxruntime")
+
+
+def test_a_changed_float_weight_fails_the_outputs(tmp_path, quantized, exported):
+    proto = edited(prepare_for_target(exported, "onnxruntime"), "LayerNorm.weight", lambda w: w * 1.5)
+    onnx.save(proto, tmp_path / "model.onnx")
+    with pytest.raises(ValueError, match="the engine does not compute what the quantized model computes: .*flips"):
         check_parity(tmp_path / "model.onnx", quantized, backend="onnxruntime")
 
 
