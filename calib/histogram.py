@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 NUM_BINS = 4096  # the range is at most twice the maximum, so at least 2,048 bins lie below it
+MIN_RANGE = 2.0**-100  # bins per unit of a smaller range overflow float32
 CHUNK = 1 << 20  # values counted at once: 4 MB of indices stay in the cache (2.1 instead of 4.0 ns a value)
 
 
@@ -85,9 +86,9 @@ class Histogram:
 
 
 def amax_range(amax: float) -> float:
-    """Return the smallest power of two that is not below `amax` > 0."""
+    """Return the smallest power of two that is not below `amax` > 0, and at least MIN_RANGE."""
     top = 2.0 ** math.ceil(math.log2(amax))
-    return top * 2 if top < amax else top
+    return max(top * 2 if top < amax else top, MIN_RANGE)
 
 
 def count_bins(magnitudes: Tensor, num_bins: int, top: float) -> Tensor:

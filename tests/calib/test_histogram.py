@@ -61,6 +61,11 @@ def test_order_of_batches_does_not_matter():
     assert same(of(*parts), of(*reversed(parts)))
 
 
+def test_values_next_to_zero_are_counted():
+    histogram = of([0.0], [1.2e-38], [2.0**-100])
+    assert histogram.num_values == 3 and histogram.amax == 2.0**-100 and histogram.top == 2.0**-100
+
+
 def test_large_tensors_are_counted_exactly():
     x = torch.rand(1 << 18)
     expected, _ = np.histogram(x.numpy(), bins=64, range=(0, 1))
