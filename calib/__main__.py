@@ -78,6 +78,11 @@ def _join_ranks() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def _own_device() -> str:
+    """Return the GPU of this rank (torchrun sets LOCAL_RANK), or the CPU where there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 def _share(samples: Samples) -> Any:
     """Return the batches of this rank: every n-th one under torchrun, else all."""
     if not dist.is_initialized():
@@ -122,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="samples for each forward pass")
     parser.add_argument("--max-length", type=int, help="tokens at which text is cut (default: the model's maximum)")
     parser.add_argument("--skip-bad", action="store_true", help="skip unreadable samples instead of stopping")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where the model runs")
+    parser.add_argument("--device", default=_own_device(), help="where the model runs")
     parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with --model")
     parser.add_argument("--out", required=True, help="checkpoint folder to write")
     parser.add_argument("--force", action="store_true", help="replace --out")

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from calib.histogram import Histogram
+from quant.checkpoint import disk_errors
 
 NUM_ROWS = 256
 
@@ -100,11 +101,12 @@ class Statistics:
                 tensors[f"{name}/channel_amax"] = site.channel_amax.cpu().contiguous()
                 tensors[f"{name}/rows"] = site.sample.rows.contiguous()
                 tensors[f"{name}/keys"] = site.sample.keys.contiguous()
-        save_file(
-            tensors,
-            path,
-            {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "format": "int8kit-statistics-1"},
-        )
+        with disk_errors(path):
+            save_file(
+                tensors,
+                path,
+                {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "format": "int8kit-statistics-1"},
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Statistics:

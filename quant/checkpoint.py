@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,6 +24,15 @@ from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantize
 CHECKPOINT_FILE = "quantization.json"
 QUANTIZER_FILE = "quantizers.safetensors"
 SCHEMA = 1
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn what safetensors says of a full or broken disk into the OSError that every command prints in one line."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def is_checkpoint(folder: str | Path) -> bool:
@@ -50,10 +62,11 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     transformers.utils.logging.disable_progress_bar()
     state = model.state_dict() if state_dict is None else state_dict
-    model.save_pretrained(folder, state_dict=float_state_dict(model, state))
+    with disk_errors(folder):
+        model.save_pretrained(folder, state_dict=float_state_dict(model, state))
+        save_file(_quantizer_tensors(model, state), folder / QUANTIZER_FILE)
     if processor is not None:
         processor.save_pretrained(folder)
-    save_file(_quantizer_tensors(model, state), folder / QUANTIZER_FILE)
     content = {
         "schema": SCHEMA,
         "recipe": quantization.recipe.to_dict(),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from calib.apply import apply_statistics
 from calib.collect import collect
@@ -66,3 +67,13 @@ def test_damage_is_named(tmp_path):
     (folder / "quantization.json").write_text('{"schema": 99}')
     with pytest.raises(ValueError, match="has schema 99, this version reads 1"):
         load_checkpoint(folder)
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("quant.checkpoint.save_file", full)
+    with pytest.raises(OSError, match=r"cannot write .*No space left on device"):
+        save_checkpoint(calibrated(tiny_bert()), tmp_path / "c")
+    assert not is_checkpoint(tmp_path / "c")
