@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -93,7 +94,7 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
         "learning_rate": arguments.learning_rate,
         "seconds": time.time() - start,
         "pytorch": trained,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["python", "-m", "benchmarks.qat_sst2", *sys.argv[1:]]),
     }
     return row | {"onnxruntime": score(arguments, out, log)}
 
@@ -166,7 +167,7 @@ def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
         "seed": seed,
         "recipe": arguments.recipe,
         "onnxruntime": score(arguments, out, log),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(["python", "-m", "benchmarks.qat_sst2", *sys.argv[1:]]),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -185,7 +186,7 @@ def main() -> None:
                     "layers": arguments.layers,
                     "torch": torch.__version__,
                     "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                    "command": " ".join(sys.argv),
+                    "command": shlex.join(["python", "-m", "benchmarks.qat_step", *sys.argv[1:]]),
                 }
             )
             print(
