@@ -228,7 +228,8 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     loss = [(row["step"], row["loss"]) for row in history if "loss" in row]
     accuracy = [(row["step"], row["eval_accuracy"]) for row in history if "eval_accuracy" in row]
     if loss:
-        axis.plot(*zip(*loss, strict=True), color="tab:blue", label="training loss")
+        axis.plot(*zip(*loss, strict=True), color="tab:blue", marker=".", label="training loss")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_xlabel("step")
     axis.set_ylabel("training loss")
     axis.set_ylim(bottom=0)
