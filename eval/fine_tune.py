@@ -223,13 +223,14 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     loss = [(row["step"], row["loss"]) for row in history if "loss" in row]
     accuracy = [(row["step"], row["eval_accuracy"]) for row in history if "eval_accuracy" in row]
     if loss:
         axis.plot(*zip(*loss, strict=True), color="tab:blue", marker=".", label="training loss")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("step")
     axis.set_ylabel("training loss")
     axis.set_ylim(bottom=0)
