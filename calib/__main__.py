@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _share(samples: Samples) -> Any:
     if not dist.is_initialized():
         return samples
     rank, size = dist.get_rank(), dist.get_world_size()
-    return [batch for index, batch in enumerate(samples) if index % size == rank]
+    return islice(samples, rank, None, size)  # read as it goes: memory does not grow with the samples
 
 
 def _load_statistics(paths: list[str]) -> Statistics:

@@ -67,13 +67,9 @@ def _calibrate_site(
     quantizer.set_pre_quant_scale(None)
     smoothing = None
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
-        weights = consumer_weights(model, site)
         site, smoothing = smooth_site(model, site, seen, recipe)
     try:
-        if smoothing is None:
-            amax = compute_amax(seen.histogram, recipe.calibrator)
-        else:
-            amax = smoothed_amax(seen, weights, smoothing.scale, recipe.calibrator)
+        amax = compute_amax(seen.histogram, recipe.calibrator) if smoothing is None else smoothing.amax
     except ValueError as error:
         raise ValueError(f"{site.name}: {error}; were all samples padding?") from error
     if smoothing is not None and site.smoothing.startswith("explicit"):

@@ -36,6 +36,8 @@ class Smoothing:
     alpha: float
     scale: Tensor
     """s > 0, shape (channels,): x is divided by it, the consumers' weights multiplied."""
+    amax: float
+    """The calibrator's amax of x / s."""
 
 
 def smoothing_scale(act_amax: Tensor, weight_amax: Tensor, alpha: float) -> Tensor:
@@ -105,22 +107,24 @@ def choose_smoothing(
     act_amax = statistics.channel_amax.cpu()
     weight_amax = torch.stack([w.abs().amax(0) for w in weights]).amax(0)
     candidates = ALPHAS if options.alpha == "search" else (float(options.alpha or 0),)
-    choices = [Smoothing(alpha, constrain(smoothing_scale(act_amax, weight_amax, alpha))) for alpha in candidates]
+
+    def smoothing(alpha: float, s: Tensor) -> Smoothing:
+        return Smoothing(alpha, s, amax_of(statistics, weights, s))
+
+    choices = [smoothing(alpha, constrain(smoothing_scale(act_amax, weight_amax, alpha))) for alpha in candidates]
     if options.alpha != "search":
         return choices[0]
     targets = [statistics.sample.rows @ w.T for w in weights]
-    errors = [_output_error(statistics, weights, targets, choice.scale, amax_of) for choice in choices]
+    errors = [_output_error(statistics, weights, targets, choice) for choice in choices]
     best = min(range(len(choices)), key=errors.__getitem__)
-    plain = _output_error(statistics, weights, targets, torch.ones_like(act_amax), amax_of)
+    plain = _output_error(statistics, weights, targets, smoothing(0, torch.ones_like(act_amax)))
     return choices[best] if errors[best] < plain else None
 
 
-def _output_error(
-    stats: SiteStatistics, weights: list[Tensor], targets: list[Tensor], s: Tensor, amax_of: AmaxOf
-) -> float:
+def _output_error(stats: SiteStatistics, weights: list[Tensor], targets: list[Tensor], choice: Smoothing) -> float:
     """Return the summed squared error of the consumers' outputs over the kept rows, activations and weights in INT8."""
-    amax = torch.tensor([amax_of(stats, weights, s)])
-    x = fake_quantize(stats.sample.rows / s, amax_to_scale(amax))
+    s = choice.scale
+    x = fake_quantize(stats.sample.rows / s, amax_to_scale(torch.tensor([choice.amax])))
     error = 0.0
     for weight, target in zip(weights, targets, strict=True):
         smoothed = weight * s

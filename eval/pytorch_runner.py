@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from eval.latency import Feeds, time_calls
-from quant.example_inputs import example_inputs, input_names
+from quant.example_inputs import OUTPUT_NAMES, example_inputs, input_names
 from quant.pretrained import LoadedModel
-
-OUTPUT_NAMES = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
 class PyTorchRunner:

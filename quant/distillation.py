@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from quant.example_inputs import OUTPUT_NAMES
 from quant.recipe import QatOptions
-
-LOGITS = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
 class Teacher:
@@ -47,7 +46,7 @@ def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: 
     """
     losses = []
     if options.distill_logits:
-        names = [name for name in LOGITS if teacher.get(name) is not None]
+        names = [name for name in OUTPUT_NAMES if teacher.get(name) is not None]
         losses += [options.distill_logits * _logit_loss(student[name], teacher[name], mask, options) for name in names]
     if options.distill_hidden:
         pairs = zip(student["hidden_states"], teacher["hidden_states"], strict=True)
@@ -56,7 +55,7 @@ def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: 
         pairs = zip(student["attentions"], teacher["attentions"], strict=True)
         losses.append(options.distill_attention * torch.stack([_attention_loss(s, t, mask) for s, t in pairs]).mean())
     if not losses:
-        raise ValueError(f"the model returns none of {', '.join(LOGITS)} to distil from")
+        raise ValueError(f"the model returns none of {', '.join(OUTPUT_NAMES)} to distil from")
     return torch.stack(losses).sum()
 
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# What is kept of a model's outputs, in this order: exported, scored and distilled.
+OUTPUT_NAMES = ("logits", "start_logits", "end_logits", "last_hidden_state")
 
 
 def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...]:

@@ -18,11 +18,9 @@ from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
-from quant.example_inputs import example_inputs, without_cache
+from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES
 from quant.tensor_quantizer import named_quantizers
-
-OUTPUTS = ("logits", "start_logits", "end_logits", "last_hidden_state")  # kept from a model's output, in this order
 
 
 def export_onnx(
@@ -77,9 +75,9 @@ class _ByName(nn.Module):
 
 def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
     output = model(**inputs, return_dict=True)
-    names = tuple(name for name in OUTPUTS if output.get(name) is not None)
+    names = tuple(name for name in OUTPUT_NAMES if output.get(name) is not None)
     if not names:
-        raise ValueError(f"{type(model).__name__} returns {', '.join(output)}; supported: {', '.join(OUTPUTS)}")
+        raise ValueError(f"{type(model).__name__} returns {', '.join(output)}; supported: {', '.join(OUTPUT_NAMES)}")
     return names
 
 

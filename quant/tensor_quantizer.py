@@ -24,7 +24,7 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     Args:
         x: any float tensor. scale: broadcastable to x, float32, positive.
     """
-    return torch.clamp(torch.round(x.float() / scale), QMIN, QMAX)
+    return (x.float() / scale).round_().clamp_(QMIN, QMAX)
 
 
 def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
@@ -47,8 +47,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
-        codes = (x.float() / scale).round_().clamp_(QMIN, QMAX)
-        return codes.mul_(scale).to(x.dtype)
+        return quantize(x, scale).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
