@@ -1,7 +1,5 @@
 """Collection: padding left out, one count for a shared tensor, merging, saving, and NaN named."""
 
-import multiprocessing
-import os
 
 import pytest
 import torch
@@ -12,6 +10,7 @@ from calib.statistics import RowSample, Statistics
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe
 from tests.conftest import batch_for, text_batch, tiny_bert
+from tests.ranks import run_ranks
 
 QKV = "bert.encoder.layer.0.attention.self.query.input_quantizer"
 
@@ -108,23 +107,14 @@ def test_row_samples_are_bounded_uniform_and_mergeable():
     assert len(sample.rows) == 50 and torch.equal(sample.keys, sample.keys.sort().values)
 
 
-def _rank(rank: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29561", "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+def _collect_on(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo")
     statistics = collect(inserted(), [text_batch(seed=seed) for seed in range(4)][rank::2], progress=False)
     statistics.save(f"{folder}/{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 def test_two_ranks_get_the_statistics_of_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-        assert process.exitcode == 0
+    run_ranks(_collect_on, str(tmp_path))
     whole = collect(inserted(), [text_batch(seed=seed) for seed in range(4)], progress=False)
     for rank in range(2):
         assert_equal(Statistics.load(tmp_path / f"{rank}.safetensors"), whole)

@@ -1,8 +1,6 @@
 """QAT: ranges that learn, one for a shared tensor; a resume that changes no bit; a NaN loss stops the run."""
 
 import dataclasses
-import multiprocessing
-import os
 
 import pytest
 import torch
@@ -17,6 +15,7 @@ from quant.qat import QatTrainer, finish_qat, start_qat
 from quant.recipe import QatOptions, load_recipe
 from quant.tensor_quantizer import named_quantizers
 from tests.conftest import text_batch, tiny_bert
+from tests.ranks import run_ranks
 
 
 class Sentences(torch.utils.data.Dataset):
@@ -172,29 +171,14 @@ def test_distillation_brings_the_student_closer_to_its_teacher(tmp_path):
     assert after < 0.7 * before
 
 
-def _rank(rank: int, folder: str) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "29562",
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": str(rank),
-    }
-    torch.set_num_threads(1)
+def _train_on(rank: int, folder: str) -> None:
     trainer = trainer_of(calibrated(), f"{folder}/run", teacher=tiny_bert())
     trainer.train()
     torch.save(dict(trainer.model.state_dict()), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_ranks_keep_equal_scales(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(240)
-        assert process.exitcode == 0
+    run_ranks(_train_on, str(tmp_path))
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     moved = calibrated().bert.encoder.layer[0].intermediate.dense.weight_quantizer.amax
     name = "bert.encoder.layer.0.intermediate.dense.weight_quantizer.log2_amax"
