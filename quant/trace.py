@@ -27,6 +27,8 @@ class ModelTrace:
     """Output tensor → the linear layer or norm that made it."""
     attentions: dict[str, str | None] = field(default_factory=dict)
     """Attention module → the layer that made V alone (None where V is a part of a larger product)."""
+    scalings: dict[str, float] = field(default_factory=dict)
+    """Attention module → the factor that Q is multiplied by."""
     attention_outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output of attention → its attention module."""
     norms: dict[str, TensorKey] = field(default_factory=dict)
@@ -73,7 +75,9 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
 
     def see_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
         value_layer = _value_layer(value, trace)
-        output, weights = explicit_attention(module, query, key, value, mask, kwargs.get("scaling"))
+        scaling = kwargs.get("scaling")
+        trace.scalings.setdefault(names[module], query.shape[-1] ** -0.5 if scaling is None else float(scaling))
+        output, weights = explicit_attention(module, query, key, value, mask, scaling)
         alive.extend([value, output])
         trace.attentions.setdefault(names[module], value_layer)
         trace.attention_outputs[tensor_key(output.flatten(2))] = names[module]
