@@ -94,6 +94,11 @@ def import_amax(
     resolver = KeyResolver(model)
     plan = _Plan()
     _plan_ranges(model, quantization, foreign, resolver, plan)
+    if not plan.amax:
+        first = next((f"e.g. {name}: {reason}" for name, reason in plan.unmatched), "all of them are off there")
+        raise ValueError(
+            f"{foreign.source} has no quantizer that fits this model and recipe ({first}); is it of another model?"
+        )
     missing = [site.name for site in quantization.sites if site.enabled and site.name not in plan.amax]
     weights = match_weights(model, foreign, resolver) if load_weights else WeightMatch()
     missing += weights.missing

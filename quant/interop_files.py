@@ -97,6 +97,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([slice]):  # ModelOpt's settings of block formats hold slices
             content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "GLOBAL" not in str(error) and "Unsupported class" not in str(error):
+            raise ValueError(f"{path} is neither .safetensors nor a file of torch.save; give a checkpoint") from error
         raise ValueError(
             f"{path} holds more than tensors ({_reason(error)}), which int8kit does not run; {SAVE_AGAIN}"
         ) from error
@@ -111,7 +113,7 @@ def _reason(error: BaseException) -> str:
     """Return the one line of torch's long texts that names what it met."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     named = [line for line in lines if "Unsupported" in line or "GLOBAL" in line]
-    return (named or lines or [type(error).__name__])[0][:160]
+    return (named or lines or [type(error).__name__])[0].partition(". ")[0]
 
 
 def _unwrapped(source: str, content: dict[str, Any]) -> dict[str, Any]:

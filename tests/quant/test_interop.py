@@ -217,6 +217,7 @@ def test_names_of_older_transformers_of_wrappers_and_of_a_base_model_are_found()
         (torch.ones(1), "holds a Tensor, not a state dict"),
         (tiny_bert, r"holds more than tensors \(.*torch\.save\(model\.state_dict\(\)"),
         (b"PK\x03\x04 cut", r"cannot be read \(.*Copy it again"),
+        (b"# A text\n", r"is neither \.safetensors nor a file of torch\.save"),
         ({"modelopt_state_dict": [], "modelopt_version": "0.47.0"}, "settings without tensors"),
     ],
 )
@@ -260,6 +261,8 @@ def test_another_models_checkpoint_is_refused():
         ValueError, match=r"intermediate\.dense\.weight: its shape differs here: a checkpoint of another model"
     ):
         import_amax(quantized(peer_model("bert", intermediate_size=48)), state)
+    with pytest.raises(ValueError, match=r"has no quantizer that fits this model .* is it of another model"):
+        import_amax(quantized(peer_model("vit")), state, allow_partial=True)
 
 
 # ModelOpt ------------------------------------------------------------------------------------------------------------
@@ -297,6 +300,8 @@ def test_forward_equals_modelopt(case, form, modelopt_folder):
 def test_smoothquant_factors_come_along_and_weights_become_float_again(modelopt_folder):
     ours = quantized(peer_model("bert", seed=3))
     import_amax(ours, modelopt_folder / "bert_smooth.pt")
+    again = import_amax(quantized(peer_model("bert")), modelopt_folder / "bert_smooth.pt")
+    assert not again.notes  # no weight is said to differ
     for name, parameter in peer_model("bert").named_parameters():  # s / s moves a weight by an ulp
         torch.testing.assert_close(ours.get_parameter(name), parameter, atol=0, rtol=3e-7)
     site = next(s for s in ours.quantization.sites if s.name.endswith("layer.0.intermediate.dense.input_quantizer"))
