@@ -8,34 +8,43 @@ Every variant takes the same number of steps from the same float model; nothing 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
+
+TURNS = itertools.count()
+LABELS = {"distill_logits": 0.0, "distill_hidden": 0.0, "dropout": True}
+FIXED = {"activation_ranges": "frozen", "weight_ranges": "retaken"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "float control": {"recipe": "none"},
-    "QAT": {"activation_ranges": "frozen", "weight_ranges": "retaken", "distill_logits": 0.0, "dropout": True},
-    "QAT + LSQ": {"distill_logits": 0.0, "dropout": True},
-    "QAT + LSQ + distillation": {},
-    "QAT + distillation": {"activation_ranges": "frozen", "weight_ranges": "retaken"},
-    "QAT + LSQ + KL": {"logit_loss": "kl"},
-    "QAT + LSQ + distillation + dropout": {"dropout": True},
-    "QAT + LSQ + distillation + hidden": {"distill_hidden": 1.0},
+    "QAT": FIXED | LABELS,
+    "QAT + LSQ": LABELS,
+    "QAT + LSQ + logits": {"distill_hidden": 0.0, "distill_logits": 1.0},
+    "QAT + LSQ + distillation": {"distill_hidden": 1.0, "distill_logits": 1.0},
+    "QAT + distillation": FIXED,
 }
+LEARNING_RATES = {"QAT + LSQ + distillation": 1e-4, "QAT + distillation": 1e-4}  # a teacher allows a higher one
 
 
 def run(command: list[str], log: Path) -> dict[str, Any]:
-    """Return the JSON line that a command prints last; its log goes to `log`."""
+    """Return the JSON line that a command prints last; its log goes to `log`. Jobs take the GPUs in turn."""
+    visible = {}
+    if (count := torch.cuda.device_count()) > 1:
+        visible = {"CUDA_VISIBLE_DEVICES": str(next(TURNS) % count)}
     with log.open("a", encoding="utf-8") as file:
         file.write(" ".join(command) + "\n")
         file.flush()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | visible)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{log.read_text()[-1500:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -51,47 +60,19 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
         qat = "\n".join(f"  {key}: {str(value).lower()}" for key, value in options.items())
         Path(recipe).write_text(f"extends: {arguments.recipe}\nname: {variant}\n" + (f"qat:\n{qat}\n" if qat else ""))
     out, log, start = work / name, work / f"{name}.log", time.time()
-    python = sys.executable
-    command = [
-        python,
-        "train_qat.py",
-        "--model",
-        arguments.model,
-        "--task",
-        "sst2",
-        "--data",
-        arguments.data,
-        "--recipe",
-        recipe,
-        "--method",
-        "max",
-        "--seq_length",
-        "64",
-        "--max_steps",
-        str(arguments.steps),
-        "--seed",
-        str(seed),
-        "--learning_rate",
-        str(arguments.learning_rate),
-        "--eval_strategy",
-        "no",
-        "--save_strategy",
-        "no",
-        "--load_best_model_at_end",
-        "false",
-        "--disable_tqdm",
-        "true",
-        "--json",
-        "--out",
-        str(out),
-    ]
+    rate = arguments.learning_rate or LEARNING_RATES.get(variant, 2e-5)
+    flags = f"""--task sst2 --method {arguments.method} --seq_length 64 --max_steps {arguments.steps} --seed {seed}
+        --learning_rate {rate} --eval_strategy no --save_strategy no --load_best_model_at_end false
+        --disable_tqdm true --json""".split()
+    paths = ["--model", arguments.model, "--data", arguments.data, "--recipe", recipe, "--out", str(out)]
+    command = [sys.executable, "train_qat.py", *paths, *flags]
     trained = run(command, log)
     row = {
         "variant": variant,
         "seed": seed,
         "steps": arguments.steps,
         "recipe": arguments.recipe,
-        "learning_rate": arguments.learning_rate,
+        "learning_rate": rate,
         "seconds": time.time() - start,
         "pytorch": trained,
         "command": shlex.join(["python", "-m", "benchmarks.qat_sst2", *sys.argv[1:]]),
@@ -101,67 +82,23 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
 
 def score(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> dict[str, Any]:
     """Return the row of `python -m eval` for the engine that ONNX Runtime runs."""
-    python, onnx, engine = (
-        sys.executable,
-        checkpoint.parent / f"{checkpoint.name}.onnx",
-        checkpoint.parent / f"{checkpoint.name}.engine",
-    )
-    run(
-        [python, "export.py", "--checkpoint", str(checkpoint), "--target", "onnxruntime", "--out", str(onnx), "--json"],
-        log,
-    )
-    run(
-        [python, "build_engine.py", "--onnx", str(onnx), "--backend", "onnxruntime", "--out", str(engine), "--json"],
-        log,
-    )
-    result = run(
-        [
-            python,
-            "-m",
-            "eval",
-            "--engine",
-            str(engine),
-            "--task",
-            "sst2",
-            "--data",
-            arguments.data,
-            "--reference",
-            arguments.model,
-            "--seq-length",
-            "64",
-            "--batch-size",
-            "32",
-            "--iterations",
-            "0",
-            "--json",
-        ],
-        log,
-    )
+    onnx, engine = (str(checkpoint.parent / f"{checkpoint.name}.{kind}") for kind in ("onnx", "engine"))
+    export = f"export.py --checkpoint {checkpoint} --target onnxruntime --out {onnx} --json"
+    build = f"build_engine.py --onnx {onnx} --backend onnxruntime --out {engine} --json"
+    evaluation = f"-m eval --engine {engine} --task sst2 --seq-length 64 --batch-size 32 --iterations 0 --json"
+    run([sys.executable, *export.split()], log)
+    run([sys.executable, *build.split()], log)
+    paths = ["--data", arguments.data, "--reference", arguments.model]
+    result = run([sys.executable, *evaluation.split(), *paths], log)
     return {key: result[key] for key in ("metric", "error_abs_mean", "num_flips", "num_samples", "backend")}
 
 
 def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
     """Return the row of the recipe after calibration alone."""
     out, log = work / f"PTQ-{seed}", work / f"PTQ-{seed}.log"
-    run(
-        [
-            sys.executable,
-            "-m",
-            "calib",
-            "--model",
-            arguments.model,
-            "--samples",
-            f"{arguments.data}/train.parquet",
-            "--recipe",
-            arguments.recipe,
-            "--seed",
-            str(seed),
-            "--out",
-            str(out),
-            "--json",
-        ],
-        log,
-    )
+    paths = ["--model", arguments.model, "--samples", f"{arguments.data}/train.parquet", "--out", str(out)]
+    flags = ["--recipe", arguments.recipe, "--method", arguments.method, "--seed", str(seed), "--json"]
+    run([sys.executable, "-m", "calib", *paths, *flags], log)
     return {
         "variant": "PTQ",
         "seed": seed,
@@ -179,7 +116,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["PTQ", *VARIANTS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
+    parser.add_argument("--learning-rate", type=float, help="of every variant (default: each one's own)")
+    parser.add_argument("--method", default="max", help="calibrator at the start")
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()
@@ -190,7 +128,7 @@ def main() -> None:
             for s in arguments.seeds
             for v in arguments.variants
         ]
-        for job in jobs:
+        for job in as_completed(jobs):
             try:
                 row = job.result()
             except RuntimeError as error:

@@ -2,19 +2,21 @@
 
     python -m benchmarks.qat_step --out benchmarks/results/qat_step.jsonl      (a GPU box)
 
-BERT-base (random weights), batch 32 x 128, bf16 autocast, AdamW. Systems alternate in blocks; ratios are per round.
+BERT-base (random weights), batch 32 x 128, bf16 autocast, AdamW. Each system has its own process; they are timed in
+turn, in blocks, and ratios are per round.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
+import multiprocessing
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -98,18 +100,27 @@ SYSTEMS: dict[str, Callable[[Any, dict], Any]] = {
 }
 
 
-@dataclasses.dataclass
-class Step:
-    """One system ready to be timed."""
+def serve(pipe: Connection, name: str, arguments: argparse.Namespace) -> None:
+    """Prepare one system, say how long that took, then time a block for each number of steps that comes in."""
+    mode, _, system = name.partition(" ")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        run, began = make_step(SYSTEMS[system], mode == "compiled", arguments, device), time.time()
+        for _ in range(4):
+            run()
+        pipe.send({"first_steps_s": round(time.time() - began, 1), "step_memory_bytes": step_memory(run, device)})
+    except Exception as error:  # a peer that does not run is a row with its reason
+        pipe.send({"error": f"{type(error).__name__}: {error}"[:300]})
+        return
+    while (count := pipe.recv()) > 0:
+        pipe.send(timed(run, count, device))
 
-    run: Callable[[], None]
-    memory_bytes: int = 0
 
-
-def make_step(convert: Callable, compiled: bool, inputs: dict, layers: int, device: str) -> Step:
-    """Return the step of one system; its peak memory is that of a step alone on the device."""
-    model = convert(float_model(layers, device), inputs)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device == "cuda")
+def make_step(convert: Callable, compiled: bool, arguments: argparse.Namespace, device: str) -> Callable[[], None]:
+    """Return one optimizer step of one system."""
+    inputs = batch(*arguments.batch, device)
+    model = convert(float_model(arguments.layers, device), inputs)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     forward = torch.compile(model) if compiled else model
 
     def run() -> None:
@@ -119,19 +130,70 @@ def make_step(convert: Callable, compiled: bool, inputs: dict, layers: int, devi
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return Step(run)
+    return run
 
 
-def timed(step: Step, count: int, device: str) -> float:
-    """Return milliseconds of a step, mean over `count` steps back to back."""
+def step_memory(run: Callable[[], None], device: str) -> int | None:
+    """Return the peak bytes that a step holds on the GPU: weights, optimizer states, gradients and activations."""
+    if device != "cuda":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated()
+
+
+def timed(run: Callable[[], None], count: int, device: str) -> float:
+    """Return milliseconds of a step, mean over `count` steps back to back after one that is not counted."""
+    run()
     if device == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(count):
-        step.run()
+        run()
     if device == "cuda":
         torch.cuda.synchronize()
     return (time.perf_counter() - start) / count * 1e3
+
+
+def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each system: every one lives in a process of its own and they are timed in turn."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name in [f"{mode} {system}" for mode in arguments.modes for system in arguments.systems]:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, name, arguments), daemon=True).start()
+    rows, began = {}, time.time()
+    for name in list(pipes):
+        left = max(0.0, arguments.patience - (time.time() - began))
+        ready = pipes[name].recv() if pipes[name].poll(left) else {"error": f"not ready after {arguments.patience} s"}
+        mode, _, system = name.partition(" ")
+        rows[name] = {"system": system, "mode": mode, **ready}
+        print(rows[name], file=sys.stderr, flush=True)
+        if "error" in ready:
+            pipes.pop(name)
+    times: dict[str, list[float]] = {name: [] for name in pipes}
+    for _ in range(arguments.rounds):
+        for name, pipe in pipes.items():
+            pipe.send(arguments.steps)
+            times[name].append(pipe.recv())
+    for pipe in pipes.values():
+        pipe.send(0)
+    for name, values in times.items():
+        rows[name] |= ratios(values, times.get(f"{rows[name]['mode']} float", []), rows, name)
+    return list(rows.values())
+
+
+def ratios(values: list[float], floats: list[float], rows: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the median step and, round by round, its ratio to the float step of the same mode."""
+    row: dict[str, Any] = {"ms_median": statistics.median(values), "ms_rounds": [round(v, 3) for v in values]}
+    if floats:
+        each = sorted(v / f for v, f in zip(values, floats, strict=True))
+        row |= {"ratio_median": statistics.median(each), "ratio_min": each[0], "ratio_max": each[-1]}
+        memory = rows[f"{rows[name]['mode']} float"]["step_memory_bytes"]
+        row["memory_ratio"] = rows[name]["step_memory_bytes"] / memory if memory else None
+    return row
 
 
 def main() -> None:
@@ -142,63 +204,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10, help="steps of a block")
     parser.add_argument("--modes", nargs="+", default=["eager", "compiled"])
+    parser.add_argument("--patience", type=float, default=900, help="seconds to wait for a system to be ready")
     parser.add_argument("--out")
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    inputs = batch(*arguments.batch, device)
-    rows, began = [], time.time()
-    for mode in arguments.modes:
-        steps: dict[str, Step] = {}
-        for name in arguments.systems:
-            try:
-                torch._dynamo.reset()
-                steps[name] = make_step(SYSTEMS[name], mode == "compiled", inputs, arguments.layers, device)
-                for _ in range(4):
-                    steps[name].run()
-                if device == "cuda":
-                    torch.cuda.synchronize()
-                    resident = torch.cuda.memory_allocated()
-                    torch.cuda.reset_peak_memory_stats()
-                    steps[name].run()
-                    torch.cuda.synchronize()
-                    print("ready", mode, name, round(time.time() - began), "s", file=sys.stderr, flush=True)
-                    steps[name].memory_bytes = torch.cuda.max_memory_allocated() - resident
-            except Exception as error:  # a peer that does not run is a row with its reason
-                steps.pop(name, None)
-                rows.append({"system": name, "mode": mode, "error": f"{type(error).__name__}: {error}"[:300]})
-                print(rows[-1], file=sys.stderr, flush=True)
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(arguments.rounds):
-            for name, step in steps.items():
-                times[name].append(timed(step, arguments.steps, device))
-        for name, values in times.items():
-            ratios = sorted(v / f for v, f in zip(values, times["float"], strict=True))
-            rows.append(
-                {
-                    "system": name,
-                    "mode": mode,
-                    "ms_median": statistics.median(values),
-                    "ratio_median": statistics.median(ratios),
-                    "ratio_min": ratios[0],
-                    "ratio_max": ratios[-1],
-                    "step_memory_bytes": steps[name].memory_bytes,
-                    "batch": list(arguments.batch),
-                    "layers": arguments.layers,
-                    "torch": torch.__version__,
-                    "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-                    "command": shlex.join(["python", "-m", "benchmarks.qat_step", *sys.argv[1:]]),
-                }
-            )
-            print(
-                {k: rows[-1][k] for k in ("system", "mode", "ms_median", "ratio_median", "step_memory_bytes")},
-                flush=True,
-            )
+    conditions = {
+        "batch": list(arguments.batch),
+        "layers": arguments.layers,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "command": shlex.join(["python", "-m", "benchmarks.qat_step", *sys.argv[1:]]),
+    }
+    for row in measure(arguments):
+        print({k: row.get(k) for k in ("system", "mode", "ms_median", "ratio_median", "memory_ratio")}, flush=True)
         if arguments.out:
             with open(arguments.out, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows if row["mode"] == mode)
-        steps.clear()
-        if device == "cuda":
-            torch.cuda.empty_cache()
+                file.write(json.dumps(row | conditions) + "\n")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def explicit_attention(
     scaling: float | None = None, dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (output, weights) by two plain products, each side through its quantizer right before the product."""
-    q_bmm, k_bmm, v_bmm, softmax = (getattr(module, name, nn.Identity()) for name in ATTENTION_QUANTIZERS)
+    q_bmm, k_bmm, v_bmm, softmax = (getattr(module, name, _cast) for name in ATTENTION_QUANTIZERS)
     groups = query.shape[1] // key.shape[1]
     if (
         groups > 1
@@ -65,10 +65,17 @@ def explicit_attention(
     scores = torch.matmul(q_bmm(query * scaling), k_bmm(key.transpose(2, 3)))  # (B, H, S, T)
     if mask is not None:
         scores = scores + mask[..., : key.shape[2]]
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = softmax(nn.functional.dropout(weights, p=dropout, training=module.training))
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
+    if dropout and module.training:
+        weights = nn.functional.dropout(weights, p=dropout)
+    weights = softmax(weights, query.dtype)
     output = torch.matmul(weights, v_bmm(value))  # (B, H, S, D)
     return output.transpose(1, 2).contiguous(), weights
+
+
+def _cast(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Stand where a module has no quantizer."""
+    return x if dtype is None else x.to(dtype)
 
 
 def additive_mask(

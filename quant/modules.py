@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from quant.tensor_quantizer import TensorQuantizer, along_axis
+from quant.tensor_quantizer import TensorQuantizer, along_axis, product_dtype
 
 
 class QuantLayer:
@@ -31,16 +31,17 @@ class QuantLayer:
             return self.weight
         return self.weight.float() * along_axis(1 / quantizer.pre_quant_scale, self.weight, self.input_axis)
 
-    def quantized_weight(self) -> Tensor:
-        """Return the weight as the product sees it: smoothed, then on the INT8 grid."""
-        return self.weight_quantizer(self.smoothed_weight())
+    def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return input and weight as the product sees them: smoothed, on the INT8 grid, in the product's dtype."""
+        dtype = product_dtype(x)
+        return self.input_quantizer(x, dtype), self.weight_quantizer(self.smoothed_weight(), dtype)
 
 
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with quantized input and weight; weight (out_features, in_features)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(self.input_quantizer(input), self.quantized_weight(), self.bias)
+        return F.linear(*self.operands(input), self.bias)
 
 
 class QuantConv1D(QuantLayer, Conv1D):
@@ -50,7 +51,8 @@ class QuantConv1D(QuantLayer, Conv1D):
     input_axis = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.input_quantizer(x) @ self.quantized_weight() + self.bias
+        x, weight = self.operands(x)
+        return x @ weight + self.bias
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -59,7 +61,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     kind = "conv"
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
+        return self._conv_forward(*self.operands(input), self.bias)
 
 
 class QuantEmbedding(nn.Embedding):

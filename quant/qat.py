@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from tqdm import tqdm
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
@@ -50,6 +52,36 @@ def finish_qat(model: nn.Module) -> None:
         quantizer.finish_learning(layer.smoothed_weight() if retaken else getattr(layer, "weight", None))
 
 
+class ProgressOnStderr(ProgressCallback):
+    """transformers' progress bar, or with `--disable_tqdm true` none; the log lines go to stderr either way."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar."""
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: Any, *rest: Any, **kwargs: Any) -> None:
+        """Move the bar of an evaluation."""
+        if not args.disable_tqdm:
+            super().on_prediction_step(args, *rest, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write one line of what was measured since the last one."""
+        if state.is_world_process_zero and logs:
+            shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in logs.items() if k != "total_flos"}
+            tqdm.write(f"step {state.global_step}: " + ", ".join(f"{k} {v}" for k, v in shown.items()), file=sys.stderr)
+
+
 class QatTrainer(Trainer):
     """Trainer for a quantized model (or, without quantizers, a float one).
 
@@ -61,6 +93,12 @@ class QatTrainer(Trainer):
 
     def __init__(self, *args: Any, options: QatOptions, teacher: nn.Module | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        for printing in (PrinterCallback, ProgressCallback):  # they print to stdout, which is the result's
+            self.pop_callback(printing)
+        self.add_callback(ProgressOnStderr)
+        if self.is_fsdp_enabled:
+            # FSDP would gather weights and ranges in bf16 and put them on another grid; autocast casts after rounding.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.options = options
         self.teacher = Teacher(teacher, options) if teacher is not None else None
         self.model_accepts_loss_kwargs = False  # the loss is a mean; Trainer divides it by the accumulation steps

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -27,15 +30,15 @@ def quantize(x: Tensor, scale: Tensor) -> Tensor:
     return (x.float() / scale).round_().clamp_(QMIN, QMAX)
 
 
-def fake_quantize(x: Tensor, scale: Tensor) -> Tensor:
-    """Return x rounded to the INT8 grid of `scale`, in x's dtype; the arithmetic is float32 also under autocast.
+def fake_quantize(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return x rounded to the INT8 grid of `scale`, in x's dtype or `dtype`; the arithmetic is always float32.
 
     The rounding passes gradients straight through, the clamp stops them outside the range; the gradient that reaches
     `scale` is that of LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3).
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _FakeQuantize.apply(x, scale)
-    return (quantize(x, scale) * scale).to(x.dtype)
+        return _FakeQuantize.apply(x, scale, dtype or x.dtype)
+    return quantize(x, scale).mul_(scale).to(dtype or x.dtype)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -45,22 +48,38 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, scale)
-        return quantize(x, scale).mul_(scale).to(x.dtype)
+        return quantize(x, scale).mul_(scale).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, scale = ctx.saved_tensors
         steps = x.float() / scale
         codes = torch.round(steps)
         inside = (codes >= QMIN) & (codes <= QMAX)
-        to_x = gradient * inside if ctx.needs_input_grad[0] else None
+        to_x = (gradient * inside).to(x.dtype) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return to_x, None
+            return to_x, None, None
         per_value = gradient.float() * torch.where(inside, codes - steps, codes.clamp(QMIN, QMAX))
         shared = [dim for dim in range(x.dim()) if scale.dim() != x.dim() or scale.shape[dim] == 1]
-        return to_x, per_value.sum(shared).reshape(scale.shape)
+        return to_x, per_value.sum(shared).reshape(scale.shape), None
+
+
+@cache
+def fused_kernels() -> ModuleType | None:
+    """Return `quant.fused_fake_quantize`, or None where Triton is not installed (a torch without a GPU)."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from quant import fused_fake_quantize
+
+    return fused_fake_quantize
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which a matrix product reads x: under autocast that of autocast, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class TensorQuantizer(nn.Module):
@@ -158,23 +177,35 @@ class TensorQuantizer(nn.Module):
         self.log2_amax = None
         self.retakes_range = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return x on the INT8 grid, in `dtype` (default: x's own); switched off or bypassed, x in that dtype."""
         if not self.is_active:
-            return x
+            return x if dtype is None else x.to(dtype)
         if self.num_readers == 1 or torch.compiler.is_compiling():  # a compiler finds the common expression itself
-            return self._quantize(x)
+            return self._quantize(x, dtype or x.dtype)
         source, output, left = self._memo or (None, None, 0)
         if source is not x or output is None:
-            output, left = self._quantize(x), self.num_readers
+            output, left = self._quantize(x, dtype or x.dtype), self.num_readers
         self._memo = (x, output, left - 1) if left > 1 else None  # dropped after the last reader
         return output
 
-    def _quantize(self, x: Tensor) -> Tensor:
+    def _quantize(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.pre_quant_scale is not None:
             x = (x.float() * self.pre_quant_scale).to(x.dtype)
         if self.export_scale is not None and torch.compiler.is_exporting():
-            return self._export(x)
-        return fake_quantize(x, self.broadcast_scale(x))
+            return self._export(x.to(dtype))
+        kernels = fused_kernels() if x.is_cuda and not torch.compiler.is_compiling() else None
+        if kernels is not None:
+            stored_range, is_log2 = self._stored_range(x)
+            if kernels.can_fuse(x, stored_range, self.axis):
+                return kernels.fused_fake_quantize(x, stored_range, is_log2=is_log2, axis=self.axis, dtype=dtype)
+        return fake_quantize(x, self.broadcast_scale(x), dtype)
+
+    def _stored_range(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Return the range in force for x, shape (1,) or (channels,), and whether it is log2(amax) or amax."""
+        if self.retakes_range:
+            return channel_amax(x.detach(), self.axis), False
+        return (self.current_amax(), False) if self.log2_amax is None else (self.log2_amax, True)
 
     def _export(self, x: Tensor) -> Tensor:
         """Return x through QuantizeLinear and DequantizeLinear nodes of ONNX (opset 19 to 20's operators)."""

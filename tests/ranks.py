@@ -50,5 +50,7 @@ def _run(rank: int, world_size: int, port: int, seconds: float, function: Callab
     torch.set_num_threads(1)
     function(rank, *args)
     if dist.is_initialized():
+        dist.barrier()  # the process that holds the store leaves last
         dist.destroy_process_group()
     sys.stdout.flush()
+    os._exit(0)  # the threads of gloo can outlive the interpreter's own end

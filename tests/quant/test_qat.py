@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainingArguments
 
 from calib.apply import apply_statistics
@@ -184,3 +186,37 @@ def test_two_ranks_keep_equal_scales(tmp_path):
     name = "bert.encoder.layer.0.intermediate.dense.weight_quantizer.log2_amax"
     assert all(torch.equal(a[key], b[key]) for key in a)
     assert not torch.equal(torch.exp2(a[name]), moved)
+
+
+def _steps(model, count=3):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    batch = {**text_batch(padded=False), "labels": torch.tensor([0, 1, 2, 0])}
+    for _ in range(count):
+        model(**batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _shard_on(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    model = calibrated("int8_full")
+    start_qat(model, QatOptions())
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer)
+    fully_shard(model)
+    _steps(model)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        torch.save(whole, f"{folder}/sharded.pt")
+
+
+def test_fsdp_takes_learned_ranges(tmp_path):
+    run_ranks(_shard_on, str(tmp_path))
+    alone = calibrated("int8_full")
+    start_qat(alone, QatOptions())
+    _steps(alone)
+    sharded = torch.load(tmp_path / "sharded.pt", weights_only=True)
+    expected = alone.state_dict()
+    assert set(sharded) == set(expected) and any(key.endswith("log2_amax") for key in sharded)
+    for key, value in expected.items():
+        torch.testing.assert_close(sharded[key], value, rtol=1e-4, atol=1e-5)

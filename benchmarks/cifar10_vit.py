@@ -1,0 +1,209 @@
+"""CIFAR-10: a small ViT trained from scratch on a GPU; float, PTQ and QAT scored in ONNX Runtime on the test images.
+
+    python -m benchmarks.cifar10_vit --data DIR --work FOLDER --out benchmarks/results/cifar10.jsonl
+
+DIR holds train.parquet and test.parquet. FOLDER/model becomes the float model, FOLDER/data its splits: train,
+validation (5,000 of the training images, never trained on) and test. Everything after the float model is the product's
+own commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers import ViTConfig, ViTForImageClassification
+
+from benchmarks.qat_sst2 import run
+
+LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+NUM_VALIDATION = 5000
+
+
+def make_data(source: Path, folder: Path) -> dict[str, pd.DataFrame]:
+    """Write train, validation and test tables with the columns `image` and `label` into `folder`; return them."""
+    whole = pd.read_parquet(source / "train.parquet")
+    image, label = (next(c for c in whole.columns if c in names) for names in (("img", "image"), ("label", "labels")))
+    whole = whole.sample(frac=1, random_state=0)
+    splits = {
+        "train": whole.iloc[NUM_VALIDATION:],
+        "validation": whole.iloc[:NUM_VALIDATION],
+        "test": pd.read_parquet(source / "test.parquet"),
+    }
+    folder.mkdir(parents=True)
+    for name, table in splits.items():
+        splits[name] = pd.DataFrame({"image": table[image].to_numpy(), "label": table[label].to_numpy()})
+        splits[name].to_parquet(folder / f"{name}.parquet", index=False)
+    return splits
+
+
+def pixels(table: pd.DataFrame, device: str) -> tuple[Tensor, Tensor]:
+    """Return the images (N, 3, 32, 32) in -1..1 and the labels (N,)."""
+    arrays = [np.asarray(Image.open(io.BytesIO(cell["bytes"])).convert("RGB")) for cell in table["image"]]
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).to(device)
+    return images.float() / 127.5 - 1, torch.from_numpy(table["label"].to_numpy()).to(device)
+
+
+def augment(images: Tensor) -> Tensor:
+    """Return flipped, turned (15 degrees), scaled (15 %), shifted (4 pixels) and recoloured (30 %) images."""
+    n, device = len(images), images.device
+    uniform = torch.rand(8, n, device=device) * 2 - 1
+    turn, scale_x, scale_y = uniform[0] * 0.26, 1 + uniform[1] * 0.15, 1 + uniform[2] * 0.15
+    flip = torch.where(uniform[3] > 0, 1.0, -1.0)
+    rows = [torch.stack([flip * scale_x * turn.cos(), -scale_y * turn.sin(), uniform[4] * 0.25], 1),
+            torch.stack([flip * scale_x * turn.sin(), scale_y * turn.cos(), uniform[5] * 0.25], 1)]  # fmt: skip
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return (
+        (images - mean) * (1 + 0.3 * uniform[6]).view(-1, 1, 1, 1) + mean + (0.3 * uniform[7]).view(-1, 1, 1, 1)
+    ).clamp(-1, 1)
+
+
+def cutmix(images: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, float]:
+    """Return images with a box taken from a permuted batch, the permutation, and the share that is still their own."""
+    order = torch.randperm(len(images), device=images.device)
+    side = int(32 * np.sqrt(1 - rng.beta(1.0, 1.0)))
+    top, left = rng.integers(0, 33 - side, 2)
+    images = images.clone()
+    images[:, :, top : top + side, left : left + side] = images[order, :, top : top + side, left : left + side]
+    return images, order, 1 - (side / 32) ** 2
+
+
+def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield one epoch in a new order, the incomplete last batch left out."""
+    order = torch.randperm(len(images), device=images.device)
+    for start in range(0, len(order) - size + 1, size):
+        chosen = order[start : start + size]
+        yield images[chosen], labels[chosen]
+
+
+def train(splits: dict[str, pd.DataFrame], arguments: argparse.Namespace) -> ViTForImageClassification:
+    """Return the trained model."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(arguments.seed)
+    rng = np.random.default_rng(arguments.seed)
+    images, labels = pixels(splits["train"], device)
+    config = ViTConfig(
+        image_size=32, patch_size=4, hidden_size=256, num_hidden_layers=7, num_attention_heads=4, intermediate_size=512,
+        initializer_range=0.06, id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = ViTForImageClassification(config).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.05, fused=True)
+    steps = arguments.epochs * (len(images) // arguments.batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, arguments.learning_rate, total_steps=steps, pct_start=0.1)
+    for _ in tqdm(range(arguments.epochs), desc="train", unit="epoch", mininterval=5):
+        for batch, target in batches(images, labels, arguments.batch_size):
+            batch, order, own = cutmix(augment(batch), rng) if rng.random() < 0.5 else (augment(batch), None, 1.0)
+            with torch.autocast(device, dtype=torch.bfloat16):
+                logits = model(pixel_values=batch).logits
+            loss = own * F.cross_entropy(logits.float(), target, label_smoothing=0.1)
+            if order is not None:
+                loss = loss + (1 - own) * F.cross_entropy(logits.float(), target[order], label_smoothing=0.1)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: ViTForImageClassification, table: pd.DataFrame) -> float:
+    """Return the share of images whose label the float32 model gives."""
+    images, labels = pixels(table, str(model.device))
+    found = [model(pixel_values=part).logits.argmax(-1) for part in images.split(1000)]
+    return float((torch.cat(found) == labels).float().mean())
+
+
+def train_float(arguments: argparse.Namespace) -> dict[str, object]:
+    """Write FOLDER/model and FOLDER/data; return how the float model was made."""
+    shutil.rmtree(arguments.work, ignore_errors=True)
+    splits, start = make_data(arguments.data, arguments.work / "data"), time.time()
+    model = train(splits, arguments)
+    made = {"epochs": arguments.epochs, "train_seconds": round(time.time() - start)}
+    made["test_accuracy_pytorch"] = accuracy(model, splits["test"])
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    model.save_pretrained(arguments.work / "model")
+    processor.save_pretrained(arguments.work / "model")
+    return made
+
+
+def quantize(arguments: argparse.Namespace, name: str, log: Path) -> Path:
+    """Return the checkpoint of one variant: calibrated, or trained with the recipe."""
+    model, data, out = arguments.work / "model", arguments.work / "data", arguments.work / name
+    if name == "float":
+        return model
+    if name == "PTQ":
+        calib = f"-m calib --model {model} --samples {data}/train.parquet --column image --recipe {arguments.recipe}"
+        run([sys.executable, *calib.split(), "--num-samples", "512", "--json", "--out", str(out)], log)
+        return out
+    flags = f"""--model {model} --task image-classification --data {data} --recipe {arguments.recipe} --json
+        --max_steps {arguments.steps} --learning_rate 1e-4 --per_device_train_batch_size 128 --seed {arguments.seed}
+        --dataloader_num_workers {arguments.workers} --eval_strategy no --save_strategy no --disable_tqdm true
+        --num_samples 512 --load_best_model_at_end false --out {out}"""
+    run([sys.executable, "train_qat.py", *flags.split()], log)
+    return out
+
+
+def score(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> dict[str, object]:
+    """Return what ONNX Runtime makes of the checkpoint on the 10,000 test images."""
+    stem = arguments.work / f"{checkpoint.name}-engine"
+    commands = (
+        f"export.py --checkpoint {checkpoint} --target onnxruntime --out {stem}.onnx --json",
+        f"build_engine.py --onnx {stem}.onnx --backend onnxruntime --out {stem} --json",
+        f"-m eval --engine {stem} --task image-classification --data {arguments.work}/data --split test "
+        f"--reference {arguments.work}/model --batch-size 100 --iterations 0 --json",
+    )
+    result = [run([sys.executable, *command.split()], log) for command in commands][-1]
+    return {key: result[key] for key in ("metric", "error_abs_mean", "num_flips", "num_samples", "backend")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--recipe", default="int8_full")
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=700, help="of QAT, batch 128: two epochs")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--workers", type=int, default=4, help="processes that decode images for QAT")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    command = shlex.join(["python", "-m", "benchmarks.cifar10_vit", *sys.argv[1:]])
+    made = train_float(arguments)
+    print(made, flush=True)
+    for name in ("float", "PTQ", "QAT"):
+        log = arguments.work / f"{name}.log"
+        row = {
+            "variant": name,
+            "recipe": arguments.recipe,
+            "onnxruntime": score(arguments, quantize(arguments, name, log), log),
+        }
+        row |= {"qat_steps": arguments.steps if name == "QAT" else None, "float_model": made, "command": command}
+        print(name, row["onnxruntime"], flush=True)
+        with arguments.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
