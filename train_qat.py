@@ -63,10 +63,8 @@ def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
         resume = claim_run(out, description, force=False)
     prepared = prepare(arguments, training, recipe, resume)
     scores: dict[str, Evaluation] = {}
-    if is_first:
-        reference = load_float_model(arguments.model).model.to(training.device)  # type: ignore[arg-type]
-        if prepared.recipe is not None:
-            scores["PTQ"] = score(prepared, prepared.loaded, training, reference)
+    if is_first and prepared.recipe is not None:
+        scores["PTQ"] = score(prepared, prepared.loaded, training)
     trainer = make_trainer(prepared, arguments, training)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_fsdp_enabled:
@@ -78,7 +76,7 @@ def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
     plot_curves(trainer.state.log_history, out / "curves.png")
     saved = load_checkpoint(out) if prepared.recipe is not None else load_float_model(out)
     name = "QAT" if prepared.recipe is not None else "fine-tuned"
-    scores[name] = score(prepared, saved, training, reference)
+    scores[name] = score(prepared, saved, training)
     row, summary = _result(scores, arguments, trainer)
     (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     print_result(row, f"{out}: {summary}", arguments.json)
@@ -99,7 +97,8 @@ def _result(scores: dict[str, Evaluation], arguments: FineTuneArguments, trainer
             "error_abs_mean": error,
             "num_flips": evaluation.num_flips,
         }
-        parts.append(f"{name} {row[name]['metric']:.4f} (mean |Δ| {error:.4f}, {evaluation.num_flips} flips)")
+        distance = "" if error is None else f" (mean |Δ| {error:.4f}, {evaluation.num_flips} flips)"
+        parts.append(f"{name} {row[name]['metric']:.4f}{distance}")
     return row, "  ".join(parts)
 
 

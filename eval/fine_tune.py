@@ -58,9 +58,10 @@ class FineTuneArguments:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs before its first step."""
+    """Everything a run needs before its first step; `start` is the float model as it came, None if its head is new."""
 
     loaded: LoadedModel
+    start: Any
     teacher: Any
     task: Task
     train: Dataset
@@ -94,13 +95,18 @@ def prepare(
     task = task.with_labels(config.label2id)
     train, validation = task.load(arguments.data, "train"), task.load(arguments.data, "validation")
     wanted, given = task.num_labels(train), int(config.num_labels or 0)
-    if wanted is not None and wanted > given:
+    has_new_head = wanted is not None and wanted > given
+    if has_new_head:
+        if recipe is not None:
+            raise ValueError(
+                f"the head of {arguments.model} has {given} outputs and the data {wanted} labels; train the float "
+                f"model first: python train_qat.py --model {arguments.model} --task {task.name} --recipe none --out ..."
+            )
         loaded = load_float_model(arguments.model, head=task.head, num_labels=wanted)
         logger.warning("the head of %s has %d outputs, the data %d: it is trained anew", arguments.model, given, wanted)
     seq_length = check_length(task, arguments.seq_length, loaded.model.config, loaded.processor)
-    teacher = None
-    if recipe is not None and arguments.teach and recipe.qat.distills:
-        teacher = copy.deepcopy(loaded.model)
+    start = None if has_new_head else copy.deepcopy(loaded.model).eval().requires_grad_(False)
+    teacher = start if recipe is not None and arguments.teach and recipe.qat.distills else None
     source = resume or arguments.init
     if recipe is not None and source:
         loaded = _take_checkpoint(source, recipe)
@@ -111,7 +117,7 @@ def prepare(
         batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
         statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
         recipe = apply_statistics(loaded.model, statistics, arguments.method)
-    return Prepared(loaded, teacher, task, train, validation, recipe, seq_length)
+    return Prepared(loaded, start, teacher, task, train, validation, recipe, seq_length)
 
 
 def _take_checkpoint(source: str, recipe: Recipe) -> LoadedModel:
@@ -155,13 +161,13 @@ def _accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((logits.argmax(-1) == labels).mean())} if logits.shape[-1] > 1 else {}
 
 
-def score(prepared: Prepared, loaded: LoadedModel, training: TrainingArguments, reference: Any = None) -> Evaluation:
-    """Return the validation scores of a model, and its distance from the float model where one is given."""
+def score(prepared: Prepared, loaded: LoadedModel, training: TrainingArguments) -> Evaluation:
+    """Return the validation scores of a model, and its distance from the float model that the run started from."""
     device = str(training.device)
     runner = PyTorchRunner(loaded, device)
-    against = (
-        PyTorchRunner(LoadedModel(reference, loaded.processor, "float"), device) if reference is not None else None
-    )
+    against = None
+    if prepared.start is not None:
+        against = PyTorchRunner(LoadedModel(prepared.start, loaded.processor, "float"), device)
     options = BatchOptions(training.per_device_eval_batch_size, prepared.seq_length, "longest")
     return evaluate(prepared.task, prepared.validation, loaded.processor, runner, reference=against, options=options,
                     show_progress=not training.disable_tqdm)  # fmt: skip
@@ -238,6 +244,7 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
         right = axis.twinx()
         right.plot(*zip(*accuracy, strict=True), color="tab:orange", marker="o", label="validation accuracy")
         right.set_ylabel("validation accuracy")
-    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    if loss or accuracy:
+        figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -81,7 +81,10 @@ def _backward(x_ptr, range_ptr, gradient_ptr, to_x_ptr, to_range_ptr, size, row_
 
 
 class _FusedFakeQuantize(torch.autograd.Function):
-    """The two kernels as one differentiable function; saves x and the range alone."""
+    """The two kernels as one differentiable function; saves x and the range alone.
+
+    Plain integer arithmetic, not triton.cdiv: those are traced functions, 5 us a call, as much as a launch.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stored_range: Tensor, is_log2: bool, per_row: bool, dtype: torch.dtype) -> Tensor:
@@ -90,7 +93,7 @@ class _FusedFakeQuantize(torch.autograd.Function):
         row_size = size // x.shape[0] if per_row else size
         ctx.save_for_backward(x, stored_range)
         ctx.options = (size, row_size, is_log2, per_row)
-        _forward[(triton.cdiv(size, BLOCK),)](
+        _forward[(-(-size // BLOCK),)](
             x, stored_range, y, size, row_size, is_log2, per_row, BLOCK, INTERPRETED, num_warps=8
         )
         return y
@@ -99,14 +102,14 @@ class _FusedFakeQuantize(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         x, stored_range = ctx.saved_tensors
         size, row_size, is_log2, per_row = ctx.options
-        if gradient.stride() != x.stride():  # the kernels walk both in the order of storage
-            gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
+        if not (gradient.is_contiguous() and x.is_contiguous()) and gradient.stride() != x.stride():
+            gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)  # the kernels walk both as stored
         to_x = torch.empty_like(x)
-        num_programs = x.shape[0] if per_row else min(triton.cdiv(size, BLOCK), MAX_PROGRAMS)
+        num_programs = x.shape[0] if per_row else min(-(-size // BLOCK), MAX_PROGRAMS)
         partial = torch.empty(num_programs if is_log2 else 0, dtype=torch.float32, device=x.device)
         damping = math.sqrt(stored_range.numel() / size / 127)  # LSQ's gradient scale, eq. 4
-        block = min(triton.next_power_of_2(row_size), BLOCK)
-        num_blocks = triton.cdiv(row_size if per_row else triton.cdiv(size, num_programs), block)
+        block = min(1 << (row_size - 1).bit_length(), BLOCK)
+        num_blocks = -(-(row_size if per_row else -(-size // num_programs)) // block)
         _backward[(num_programs,)](
             x, stored_range, gradient, to_x, partial, size, row_size, num_blocks, damping, is_log2, per_row, block,
             INTERPRETED, num_warps=8 if block > 1024 else 4,
@@ -135,8 +138,8 @@ def fused_fake_quantize(
         axis: None or 0. dtype: of the result.
     Source: LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3 and 4) on log2(amax) (Jain et al. 2020, arXiv:1903.08066).
     """
-    if torch.empty_like(x, device="meta").stride() != x.stride():  # gaps or overlaps in storage
-        x = x.contiguous()
+    if not x.is_contiguous() and torch.empty_like(x, device="meta").stride() != x.stride():
+        x = x.contiguous()  # it has gaps or overlaps in storage
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):
             return _FusedFakeQuantize.apply(x, stored_range, is_log2, axis is not None, dtype)

@@ -97,8 +97,7 @@ class QatTrainer(Trainer):
             self.pop_callback(printing)
         self.add_callback(ProgressOnStderr)
         if self.is_fsdp_enabled:
-            # FSDP would gather weights and ranges in bf16 and put them on another grid; autocast casts after rounding.
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
+            _fit_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         self.options = options
         self.teacher = Teacher(teacher, options) if teacher is not None else None
         self.model_accepts_loss_kwargs = False  # the loss is a mean; Trainer divides it by the accumulation steps
@@ -204,6 +203,17 @@ class QatTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+def _fit_fsdp(plugin: Any, model: Any) -> None:
+    """Set what a quantized model needs of Accelerate's FSDP plugin (in place)."""
+    # FSDP would gather weights and ranges in bf16 and put them on another grid; autocast casts after rounding.
+    plugin.mixed_precision_policy = None
+    if not plugin.transformer_cls_names_to_wrap:
+        # accelerate 1.15 shards the input embedding alone, and fails where the class around it is sharded too (BERT).
+        embedding = model.get_input_embeddings()
+        around = {type(m).__name__ for m in model.modules() if any(child is embedding for child in m.children())}
+        plugin.transformer_cls_names_to_wrap = sorted(set(model._no_split_modules or ()) - around) or None
 
 
 def load_training_state(model: Any, folder: str | Path) -> None:

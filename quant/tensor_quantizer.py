@@ -18,7 +18,8 @@ QMIN, QMAX = -128, 127
 def amax_to_scale(amax: Tensor) -> Tensor:
     """Return scale = amax / 127 in float32; a channel that is all zero gets 1/127, which keeps its zeros exact."""
     amax = amax.float()
-    return torch.where(amax > 0, amax, torch.ones_like(amax)) / QMAX
+    # By a tensor: dividing by a number, CUDA multiplies by its reciprocal and the last bit differs from the CPU's.
+    return torch.where(amax > 0, amax, torch.ones_like(amax)) / torch.full_like(amax, QMAX)
 
 
 def quantize(x: Tensor, scale: Tensor) -> Tensor:
