@@ -5,6 +5,7 @@ The JSON lies beside the engine (ENGINE.layers.json), is given itself, or is ask
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -91,19 +92,32 @@ def layers_from_engine(engine: str | Path, backend: str) -> tuple[Any, str]:
             "a TensorRT engine can be deserialized only by the version and GPU that it was built for",
             "tensorrt",
         )
+    messages: list[str] = []
     try:
-        import importlib
-
         trt = importlib.import_module(package)
-        runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        runtime = trt.Runtime(_quiet_logger(trt, messages))
         plan = runtime.deserialize_cuda_engine(Path(engine).read_bytes())
         if plan is None:
-            raise RuntimeError(f"{package} {trt.__version__} refused it")
+            raise RuntimeError(messages[0] if messages else f"{package} {trt.__version__} refused it")
         text = plan.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
         return json.loads(text), trt.__version__
     except (ImportError, RuntimeError, OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())[:150]
         raise RuntimeError(f"what {engine} runs is unknown here: {where} ({reason}); {other}") from None
+
+
+def _quiet_logger(trt: Any, messages: list[str]) -> Any:
+    """Return a logger that keeps errors for our own line instead of printing them."""
+
+    class Quiet(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
+                messages.append(message)
+
+    return Quiet()
 
 
 def _layer(entry: dict[str, Any] | str, times: dict[str, float], works: dict[str, ProductWork]) -> Layer:

@@ -171,9 +171,10 @@ def residual(graph: LintGraph, consumer: str) -> Iterator[Hit]:
         elif site.product.is_int8 and not site.is_other_quantized:
             yield Hit(
                 site.node,
-                "a float residual, as in int8_linear and int8_attention: it is read and written in float",
+                "a float residual by design (int8_linear, int8_attention, pre-LayerNorm models): it is read and "
+                "written in float",
                 "note",
-                "none needed; int8_full or int8_residual round the branch too",
+                "none needed; int8_full rounds the branch of post-LayerNorm models",
             )
 
 

@@ -17,7 +17,7 @@ from engine.arithmetic import product_work
 from engine.backend import BuildOptions, get_backend
 from engine.inspect import inspect_engine, main
 from engine.inspect_diff import compare_engines
-from engine.inspect_trt import inspect_layers
+from engine.inspect_trt import inspect_layers, layers_from_engine
 from engine.kernel_trace import Kernel, product_summary, read_trace
 from engine.layers import Inspection, Layer, Share
 from engine.qdq import prepare_for_target
@@ -231,6 +231,46 @@ def test_an_engine_that_cannot_be_deserialized_here_says_what_to_give(folder, tm
     error = capsys.readouterr().err
     assert "can be deserialized only" in error and "--layers FILE" in error and error.count("\n") == 1
     assert ("RTX GPU" in error) == (backend == "tensorrt_rtx")
+
+
+class FakeTensorRT:
+    """As much of TensorRT's module as reading an engine takes; an engine of other bytes than b"plan" is refused."""
+
+    __version__ = "10.9.0"
+    LayerInformationFormat = type("LayerInformationFormat", (), {"JSON": 0})
+
+    class ILogger:
+        Severity = type("Severity", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
+
+    class Runtime:
+        def __init__(self, logger):
+            self.logger = logger
+
+        def deserialize_cuda_engine(self, content):
+            if content != b"plan":
+                self.logger.log(1, "magic tag does not match")
+                return None
+            self.logger.log(3, "chatter")
+            return self
+
+        def create_engine_inspector(self):
+            return self
+
+        def get_engine_information(self, kind):
+            return json.dumps(inspector_json("10"))
+
+
+def test_an_engine_that_can_be_loaded_is_asked_and_a_refusal_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT)
+    (tmp_path / "plan").write_bytes(b"plan")
+    content, version = layers_from_engine(tmp_path / "plan", "tensorrt")
+    assert version == "10.9.0" and len(inspect_layers("plan", content).layers) == 4
+    (tmp_path / "plan").write_bytes(b"other")
+    with pytest.raises(
+        RuntimeError, match=r"by the version and GPU that it was built for \(magic tag does not match\)"
+    ):
+        layers_from_engine(tmp_path / "plan", "tensorrt")
+    assert capsys.readouterr() == ("", "")
 
 
 NSYS = (

@@ -9,6 +9,7 @@ import tiny
 import torch
 from onnx import numpy_helper
 
+from engine.lint import lint
 from engine.qdq import prepare_for_target
 from eval.__main__ import main
 from eval.layer_parity import PAIRS, as_text, compare_layers
@@ -63,6 +64,13 @@ def test_every_layer_of_a_good_file_agrees(bert, backend):
     check_agreement(report)
     assert report.note == "" and all(len(each.errors) == len(PAIRS) for each in report.layers)
     assert {each.layer for each in report.layers} == {*layer_modules(loaded.model), "logits"}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_the_linter_finds_no_error_in_an_export(bert, target):
+    report = lint(prepare_for_target(bert[1], target))  # here, since the export is at hand
+    assert report.consumer == target and (report.linears_int8, report.attention_products_int8) == (12, 4)
+    assert {finding.level for finding in report.findings} == {"note"}
 
 
 def test_a_layer_that_cannot_be_read_without_changing_the_engine_is_left_out():
