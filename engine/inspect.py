@@ -22,7 +22,7 @@ from engine.inspect_ort import inspect_ort
 from engine.inspect_trt import LAYERS_SUFFIX, PROFILE_SUFFIX, TRACE_SUFFIX, inspect_layers, layers_from_engine
 from engine.kernel_trace import read_trace
 from engine.layers import INT8, Inspection, Layer, by_kind
-from engine.lint import lint
+from engine.lint import cut_left, lint
 from engine.manifest import manifest_path, read_manifest
 from engine.products import find_products
 from engine.run import read_feeds
@@ -140,6 +140,7 @@ def as_text(found: Inspection, columns: int, show_all: bool) -> str:
         ]
         lines += [_layer_line(each, columns) for each in shown]
     left = [] if show_all else [each for each in found.products if each.precision != INT8 and each not in shown]
+    left.sort(key=lambda each: -(each.time_ms or 0.0))
     if left and any(each.precision == INT8 for each in found.products):
         lines += ["", "products not in INT8:", *(_layer_line(each, columns) for each in left[:SHOWN_LAYERS])]
         lines += [f"and {len(left) - SHOWN_LAYERS} more"] if len(left) > SHOWN_LAYERS else []
@@ -153,12 +154,7 @@ def _layer_line(layer: Layer, columns: int) -> str:
     kernel = (layer.kernel or layer.type).replace(" (CPU)", "")
     room = max(columns - 19, 30)
     half = room * 2 // 5
-    return f"{timed} {layer.precision:<8}{kernel[: half - 1]:<{half}} {_cut(layer.name, room - half - 1)}"
-
-
-def _cut(text: str, width: int) -> str:
-    """Return a text cut from the left to a width: what tells layers apart stands at the end of their names."""
-    return text if len(text) <= width else "..." + text[-(width - 3) :]
+    return f"{timed} {layer.precision:<8}{kernel[: half - 1]:<{half}} {cut_left(layer.name, room - half - 1)}"
 
 
 def diff_text(found: Difference, columns: int) -> str:
@@ -177,7 +173,7 @@ def diff_text(found: Difference, columns: int) -> str:
         lines += ["", "products that lose most in b:"]
         for layer in slower:
             change = f"{layer.delta_ms:+9.3f} {layer.precision[0]} to {layer.precision[1]}"
-            lines.append(f"{change:<24} {_cut(layer.name, max(columns - 25, 20))}")
+            lines.append(f"{change:<24} {cut_left(layer.name, max(columns - 25, 20))}")
     lines.append("")
     for reason in found.reasons or ("nothing in b takes more time than in a",):
         lines += _wrapped(f"b: {reason}", columns)

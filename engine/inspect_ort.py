@@ -20,6 +20,7 @@ from engine.ort import DTYPES, INT8_OPS, make_session_options
 from engine.products import readable
 
 WARMUP = 3
+FUSION_SUFFIXES = ("/MatMulScaleFusion/", "/MatMulAddFusion")
 KINDS = {
     "product": ("MatMul", "Gemm", "Conv", "FusedMatMul", "FusedGemm", "FusedConv", "NhwcFusedConv", *INT8_OPS),
     "attention": ("Attention", "QAttention", "MultiHeadAttention", "GroupQueryAttention"),
@@ -103,15 +104,22 @@ def _layer(
     words = [word for word, _ in given] or ["unknown"]
     is_int8 = op in INT8_OPS or (kind == "attention" and op.startswith("Q"))
     return Layer(
-        name=readable(weight) if weight and kind == "product" and not weight.startswith("val_") else name,
+        name=readable(weight) if weight and kind == "product" and not weight.startswith("val_") else _plain(name),
         kind=kind,
         type=op,
         precision=INT8 if is_int8 else precision_of(words[0]),
         kernel=f"{op} ({args.get('provider', '').removesuffix('ExecutionProvider')})",
         time_ms=float(np.median(times)),
         macs=_macs(op, given, made, constants.get(weight or "")) if kind == "product" else None,
-        sources=(name.split("/")[0],) if name.endswith("_matmul_add_fusion") else (name,),
+        sources=(_plain(name),),
     )
+
+
+def _plain(name: str) -> str:
+    """Return a node's name without what ONNX Runtime's own fusions put behind it."""
+    for suffix in FUSION_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _shapes(entries: list[dict[str, list[int]]] | None) -> list[tuple[str, list[int]]]:

@@ -90,11 +90,17 @@ def as_text(report: LintReport, columns: int, show_all: bool) -> str:
         counted = Counter(finding.names[:shown])
         names = [name if times == 1 else f"{name} ({times} times)" for name, times in counted.items()]
         for index, name in enumerate(names):
-            lines.append(f"{'at' if index == 0 else '':8}{name}")
+            shown_name = name if show_all else cut_left(name, max(columns, 30) - 8)
+            lines.append(f"{'at' if index == 0 else '':8}{shown_name}")
         if number > shown:
             lines.append(f"{'':8}and {number - shown} more (--all names them)")
         lines.append("")
     return "\n".join([*lines, *_wrapped("", f"judged for {report.consumer}: {report.summary()}", columns)])
+
+
+def cut_left(text: str, width: int) -> str:
+    """Return a text cut from the left to a width: what tells layers apart stands at the end of their names."""
+    return text if len(text) <= width else "..." + text[-(width - 3) :]
 
 
 def _wrapped(first: str, text: str, columns: int) -> list[str]:

@@ -388,5 +388,8 @@ def test_wrong_usage_and_bad_files_end_in_one_line(tmp_path, monkeypatch, capsys
 
 
 def test_the_text_keeps_to_its_columns():
-    text = as_text(lint(uint8(), "tensorrt"), 60, show_all=False)
+    model = uint8()
+    model.graph.node[0].name = "a/very/long/scope/" * 5 + "quantize"
+    text = as_text(lint(model, "tensorrt"), 60, show_all=False)
+    assert "scope/quantize" in text
     assert max(map(len, text.splitlines())) <= 60
