@@ -132,5 +132,7 @@ def _macs(op: str, given: list, made: list, weight: tuple[int, ...] | None) -> i
         return None
     outputs = math.prod(made[0][1])
     if "Conv" in op:
+        if weight is None and len(given) > 1:  # computed, as by a DequantizeLinear before it
+            weight = tuple(given[1][1])
         return None if weight is None else outputs * math.prod(weight[1:])
     return outputs * given[0][1][-1]

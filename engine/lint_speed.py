@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 from engine.graph import int_attribute
 from engine.lint_findings import TENSORRT, Hit, Rule
-from engine.lint_graph import LintGraph, Operand, ProductSite, shape_of
+from engine.lint_graph import LintGraph, Operand, ProductSite, is_quantized_next, shape_of
 
 # INT8 fused attention by TensorRT's guide: compute capability 7.5 and above, these heads, up to this length.
 FUSED_HEAD_SIZES = (16, 32, 64)
 FUSED_LENGTH = 512
 # INT8 tensor cores read 16 numbers (bytes) at a time; the fast kernels' tiles and 32-wide formats want 32.
 WIDTH, FULL_WIDTH = 16, 32
+FLOAT_OUTPUT_MENDS = {
+    "Gemm": "split it into MatMul and Add; --target onnxruntime does",
+    "Conv": "run the file in OpenVINO (--target openvino), or leave the layer float (match: '*patch_embeddings*')",
+}
 NEWEST_OPSET = {"tensorrt8": 17, "onnxruntime": 20}
 
 
@@ -72,11 +76,14 @@ def opset(graph: LintGraph, consumer: str) -> Iterator[Hit]:
         )
 
 
-def gemm(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every Gemm of INT8 sides, which ONNX Runtime fuses only with a quantized output."""
+def float_output(graph: LintGraph, consumer: str) -> Iterator[Hit]:
+    """Yield every INT8 Gemm and Conv with a float output: ONNX Runtime fuses these only if the output is quantized."""
     for site in graph.products:
-        if site.node.op_type == "Gemm" and site.is_int8:
-            yield Hit(site, "ONNX Runtime does not fuse an INT8 Gemm with a float output; MatMul and Add it does")
+        if site.is_int8 and site.node.op_type in FLOAT_OUTPUT_MENDS and not is_quantized_next(site.node.outputs[0]):
+            reason = (
+                f"ONNX Runtime runs an INT8 {site.node.op_type} with a float output in float: it has no kernel for it"
+            )
+            yield Hit(site, reason, None, FLOAT_OUTPUT_MENDS[site.node.op_type])
 
 
 def _activation(site: ProductSite) -> Operand:
@@ -123,5 +130,5 @@ SPEED_RULES = (
         gemv,
     ),
     Rule("opset", "warning", tuple(NEWEST_OPSET), "export at the opset named", opset),
-    Rule("gemm", "warning", ("onnxruntime",), "split it into MatMul and Add; --target onnxruntime does", gemm),
+    Rule("float-output", "warning", ("onnxruntime",), "leave it float", float_output),
 )

@@ -124,7 +124,7 @@ def _take_meta(arguments: argparse.Namespace, subject: Subject) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "datasets", "huggingface_hub", "filelock", "onnx_ir"):
+    for name in ("httpx", "datasets", "huggingface_hub", "filelock", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     parser = CommandParser("python -m eval", "Score a model on a task and hold it against a reference.")
     what = parser.add_mutually_exclusive_group(required=True)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engine import cupti
+from engine import cupti, inspect_ort
 from engine.arithmetic import product_work
 from engine.backend import BuildOptions, get_backend
 from engine.inspect import inspect_engine, main
@@ -67,6 +67,14 @@ def test_an_engine_tells_its_int8_share_its_arithmetic_and_its_times(folder, cap
     float_row = row_of(capsys, folder / "float")
     assert float_row["int8_percent"] == 0
     assert {each["precision"] for each in float_row["layers"] if each["kind"] == "product"} == {"fp32"}
+
+
+def test_a_convolution_whose_weight_is_dequantized_tells_its_arithmetic():
+    event = {"args": {"op_name": "Conv", "provider": "CPUExecutionProvider",
+                      "input_type_shape": [{"float": [8, 3, 32, 32]}, {"float": [48, 3, 4, 4]}],
+                      "output_type_shape": [{"float": [8, 48, 8, 8]}]}}  # fmt: skip
+    layer = inspect_ort._layer("patches", [1.0, 3.0, 2.0], event, None, {})
+    assert (layer.macs, layer.time_ms, layer.precision) == (8 * 48 * 8 * 8 * 3 * 4 * 4, 2.0, "fp32")
 
 
 def test_given_feeds_decide_the_sizes_of_a_dynamic_engine(folder, capsys, tmp_path):

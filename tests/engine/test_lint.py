@@ -276,7 +276,7 @@ BREAKS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "width": (odd_width, "tensorrt"),
     "gemv": (gemv, "tensorrt"),
     "opset": (new_opset, "tensorrt8"),
-    "gemm": (gemm, "onnxruntime"),
+    "float-output": (gemm, "onnxruntime"),
 }
 # What a graph cannot break alone: a float sum beside a float product, and the like, which are notes.
 ALSO_NOTED = {"residual": {"float-product"}, "half-scales": {"float-product"}}
@@ -349,6 +349,17 @@ def test_a_residual_is_a_note_where_it_is_float_by_design_and_nothing_where_it_i
     model = g.model(g.op("Add", g.qdq(g.linear(g.qdq("x")), 0.2), g.op("Relu", "x")))
     (finding,) = lint(model, "tensorrt").findings
     assert (finding.rule, finding.level) == ("residual", "warning")
+
+
+def test_an_int8_convolution_with_a_float_output_is_found_for_onnxruntime_alone():
+    g = Graph()
+    image = g.op("Reshape", "x", g.constant(np.array([2, 1, LENGTH, WIDTH], np.int64)))
+    weight = g.constant(g.random.integers(-127, 128, (16, 1, 4, 4)).astype(np.int8), "patch.weight")
+    x = g.qdq(image, zero=np.uint8(128))
+    model = g.model(g.op("Conv", x, g.dq(weight, np.full(16, 0.01), np.zeros(16, np.int8), 0), strides=[4, 4]), rank=3)
+    (finding,) = lint(model, "onnxruntime").findings
+    assert (finding.rule, finding.names) == ("float-output", ("patch.weight_1",)) and "OpenVINO" in finding.mend
+    assert lint(model, "openvino").findings == ()
 
 
 def call(*arguments: object) -> int:
