@@ -60,7 +60,7 @@ class OpenVinoBackend:
                 shapes = spread(onnx_model, options.shapes)
                 if shapes:
                     model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
-                compiled = core.compile_model(model, "CPU", _config(options.precision, options.threads))
+                compiled = core.compile_model(model, "CPU", compile_config(options.precision, options.threads))
                 blob = compiled.export_model()
             except RuntimeError as error:
                 version = importlib.metadata.version("openvino")
@@ -92,12 +92,13 @@ class OpenVinoBackend:
         check_loadable(engine, manifest, self.name, importlib.metadata.version("openvino"))
         with open(engine, "rb") as file:
             compiled = openvino.Core().import_model(
-                io.BytesIO(file.read()), "CPU", _config(manifest.precision, threads or manifest.threads)
+                io.BytesIO(file.read()), "CPU", compile_config(manifest.precision, threads or manifest.threads)
             )
         return OpenVinoRunner(compiled, manifest.shapes)
 
 
-def _config(precision: str, threads: int | None) -> dict[str, Any]:
+def compile_config(precision: str, threads: int | None) -> dict[str, Any]:
+    """Return the options that engines are built and run with."""
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
     return {**config, "INFERENCE_NUM_THREADS": threads} if threads else config
 

@@ -78,7 +78,7 @@ class OrtBackend:
         with engine_output(out, options.force) as partial:
             fused = _fuse(model)
             set_static_sizes(fused, spread(model, options.shapes))
-            session_options = _session_options(options.threads)
+            session_options = make_session_options(options.threads)
             session_options.optimized_model_filepath = str(partial)
             try:
                 onnxruntime.InferenceSession(
@@ -113,7 +113,7 @@ class OrtBackend:
 
         manifest = read_manifest(engine)
         check_loadable(engine, manifest, self.name, onnxruntime.__version__)
-        session_options = _session_options(threads or manifest.threads)
+        session_options = make_session_options(threads or manifest.threads)
         session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
         return OrtRunner(
             onnxruntime.InferenceSession(str(engine), session_options, providers=["CPUExecutionProvider"]),
@@ -121,7 +121,8 @@ class OrtBackend:
         )
 
 
-def _session_options(threads: int | None) -> Any:
+def make_session_options(threads: int | None) -> Any:
+    """Return the options that engines are built and run with."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

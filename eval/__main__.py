@@ -13,6 +13,7 @@ from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.arguments import add_data_arguments, batch_options, load_samples_of, task_of
 from eval.batches import PADDINGS
 from eval.evaluate import evaluate
+from eval.layer_parity import run_layers
 from eval.subject import Subject, check_meta, load_model, open_engine, open_model, open_outputs
 from eval.summary import log_details, result_row, summary_line
 
@@ -22,6 +23,11 @@ DEFAULT_ITERATIONS = 30
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Evaluate what the options name and print one line."""
     task_of(arguments)  # an unknown task is said before anything is loaded
+    if arguments.layers:
+        run_layers(arguments)
+        return
+    if arguments.onnx:
+        raise UsageError("--onnx belongs to --layers; build an engine to score a file")
     if arguments.backend not in (None, "pytorch") or (arguments.backend and arguments.engine):
         raise UsageError(
             f"--backend {arguments.backend} does not apply: an engine names its own; --model and --checkpoint run in "
@@ -118,7 +124,7 @@ def _take_meta(arguments: argparse.Namespace, subject: Subject) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "datasets", "huggingface_hub", "filelock"):
+    for name in ("httpx", "datasets", "huggingface_hub", "filelock", "onnx_ir", "onnxscript"):
         logging.getLogger(name).setLevel(logging.WARNING)
     parser = CommandParser("python -m eval", "Score a model on a task and hold it against a reference.")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -135,6 +141,12 @@ def main(argv: list[str] | None = None) -> None:
         help="model whose tokenizer or image processor to use; default its own or --reference's",
     )
     parser.add_argument("--backend", help="pytorch, for --model and --checkpoint; an engine names its own")
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="instead: errors of each layer of --checkpoint on one batch: float, fake-quantized, ONNX, --backend",
+    )
+    parser.add_argument("--onnx", help="of --layers: the file exported from --checkpoint; default: exported now")
     parser.add_argument(
         "--padding", default=PADDINGS[0], choices=PADDINGS, help="pad to --seq-length, or to the longest of each batch"
     )

@@ -1,0 +1,293 @@
+"""One Markdown file for an upstream issue: environment, model, reproduction, expected and actual behaviour, errors."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import gzip
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from engine.backend import BACKENDS, BuildOptions, get_backend
+from engine.cli import CommandParser, UsageError, check_free, near_matches, print_result, run_command, whole_output
+from engine.environment import environment
+from engine.lint import lint
+from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
+from engine.manifest import sha256_of
+from engine.run import read_feeds
+from engine.shapes import ShapeRange, check_shapes, graph_inputs, parse_shapes, spread
+from engine.source import read_onnx
+
+# GitHub takes 65,536 characters a text: a model that is larger than this in base64 must be attached.
+EMBEDDED_CHARACTERS = 40_000
+LOG_LINES = 200
+RELATIVE_FLOOR = 1e-3  # |x - ref| / max(|ref|, floor), as in eval.tensor_error
+REPRODUCTION = {
+    "onnxruntime": """import numpy as np, onnxruntime as ort
+{feeds}
+plain = ort.SessionOptions()
+plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+expected = ort.InferenceSession("{model}", plain).run(None, feeds)
+actual = ort.InferenceSession("{model}").run(None, feeds)
+for x, ref in zip(actual, expected):
+    print(np.abs(x - ref).max(), np.abs(x - ref).mean())""",
+    "openvino": """import numpy as np, onnxruntime as ort, openvino as ov
+{feeds}
+plain = ort.SessionOptions()
+plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+expected = ort.InferenceSession("{model}", plain).run(None, feeds)
+compiled = ov.Core().compile_model("{model}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+actual = compiled(feeds)
+for index, ref in enumerate(expected):
+    print(np.abs(actual[index] - ref).max(), np.abs(actual[index] - ref).mean())""",
+}
+TRTEXEC = "trtexec --onnx={model}{shapes} --stronglyTyped --profilingVerbosity=detailed --exportLayerInfo=layers.json"
+TRTEXEC_8 = "trtexec --onnx={model}{shapes} --fp16 --int8 --profilingVerbosity=detailed --exportLayerInfo=layers.json"
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """Errors of one output against what was expected."""
+
+    output: str
+    shape: tuple[int, ...]
+    abs_max: float
+    abs_mean: float
+    abs_median: float
+    rel_max: float
+    rel_mean: float
+    rel_median: float
+    num_not_finite: int
+
+
+def error_rows(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[ErrorRow]:
+    """Return the errors of every output; values that are not finite are counted and left out.
+
+    Raises: ValueError: if an output is missing or has another shape.
+    """
+    rows = []
+    for name, ref in expected.items():
+        x = actual.get(name)
+        if x is None or x.shape != ref.shape:
+            got = "is missing" if x is None else f"has shape {x.shape}"
+            raise ValueError(f"output {name} {got}, expected is {ref.shape}; both sides must be computed from one feed")
+        x, ref = x.astype(np.float64), ref.astype(np.float64)
+        is_good = np.isfinite(x) & np.isfinite(ref)
+        error = np.abs(x - ref)[is_good]
+        relative = error / np.maximum(np.abs(ref[is_good]), RELATIVE_FLOOR)
+        statistics = [(float(each.max(initial=0)), *_middle(each)) for each in (error, relative)]
+        rows.append(ErrorRow(name, x.shape, *statistics[0], *statistics[1], int((~is_good).sum())))
+    return rows
+
+
+def _middle(x: np.ndarray) -> tuple[float, float]:
+    return (float(x.mean()), float(np.median(x))) if x.size else (0.0, 0.0)
+
+
+def run_both(
+    onnx_path: str, backend: str, shapes: dict[str, ShapeRange], feeds: dict[str, np.ndarray] | None
+) -> tuple[dict[str, np.ndarray], list[ErrorRow], str | None]:
+    """Return (the feeds, the errors against ONNX Runtime without optimization, what failed or None)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Path(folder) / "engine"
+        try:
+            plain = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its errors derive from Exception alone
+            raise ValueError(f"onnxruntime refuses {onnx_path}, so nothing is expected of it: {error}") from None
+        types = {each.name: each for each in graph_inputs(read_onnx(onnx_path))}
+        inputs = {
+            name: (
+                np.dtype(onnx.helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type)),
+                tuple(dim.dim_value or None for dim in each.type.tensor_type.shape.dim),
+            )
+            for name, each in types.items()
+        }
+        fed = fit_feeds(feeds, inputs, batch_of(shapes)) if feeds else make_feeds(inputs, shapes)
+        names = [each.name for each in plain.get_outputs()]
+        expected = dict(zip(names, plain.run(None, fed), strict=True))
+        try:
+            chosen = get_backend(backend)
+            chosen.build(onnx_path, engine, BuildOptions(shapes))
+            with chosen.load(engine) as runner:
+                actual = runner(fed)
+        except (RuntimeError, ValueError, OSError) as error:
+            return fed, [], " ".join(str(error).split())
+        return fed, error_rows(actual, expected), None
+
+
+def model_section(path: str, model: onnx.ModelProto, embed: bool) -> list[str]:
+    """Return what the model is, and the model itself where it is small enough."""
+    opsets = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.opset_import)
+    counts = Counter(node.op_type for node in model.graph.node).most_common(12)
+    lines = [f"- file: `{Path(path).name}`, {Path(path).stat().st_size} bytes, sha256 `{sha256_of(path)}`"]
+    lines += [
+        f"- opset {opsets}; IR {model.ir_version}; producer {model.producer_name or '?'} {model.producer_version}"
+    ]
+    for word, values in (("inputs", graph_inputs(model)), ("outputs", model.graph.output)):
+        lines.append(f"- {word}: {', '.join(_value(each) for each in values)}")
+    lines.append(f"- operators: {', '.join(f'{count} {name}' for name, count in counts)}")
+    lines.append(f"- INT8: {lint(model).summary()}")
+    text = base64.b64encode(gzip.compress(Path(path).read_bytes(), mtime=0)).decode()
+    if embed and len(text) <= EMBEDDED_CHARACTERS:
+        name = Path(path).name
+        wrapped = "\n".join(text[i : i + 120] for i in range(0, len(text), 120))
+        command = f"`base64 -d model.txt | gunzip > {name}`"
+        lines += ["", f"<details><summary>the model: save the text as model.txt, then {command}</summary>", ""]
+        lines += ["```", wrapped, "```", "</details>"]
+    else:
+        lines.append(f"- too large for this text: attach `{Path(path).name}`, or name where it can be had")
+    return lines
+
+
+def _value(value: onnx.ValueInfoProto) -> str:
+    tensor = value.type.tensor_type
+    sizes = "x".join(dim.dim_param or str(dim.dim_value) for dim in tensor.shape.dim) or "scalar"
+    return f"`{value.name}` {onnx.TensorProto.DataType.Name(tensor.elem_type).lower()} {sizes}"
+
+
+def reproduction(
+    arguments: argparse.Namespace, shapes: dict[str, ShapeRange], fed: dict[str, np.ndarray] | None
+) -> list[str]:
+    """Return the commands given, or the shortest ones that need nothing but the runtime."""
+    if arguments.command:
+        return ["```bash", *arguments.command, "```"]
+    name = Path(arguments.onnx).name
+    if arguments.backend in REPRODUCTION and not arguments.outputs:
+        loaded = 'feeds = dict(np.load("feeds.npz"))  # attach it'
+        code = loaded if arguments.feeds or fed is None else made_feeds_code(fed)
+        return ["```python", REPRODUCTION[arguments.backend].format(model=name, feeds=code), "```"]
+    words = "".join(
+        f" --{which}Shapes=" + ",".join(f"{n}:{'x'.join(map(str, getattr(s, which)))}" for n, s in shapes.items())
+        for which in (("min", "opt", "max") if shapes else ())
+    )
+    lines = [command.format(model=name, shapes=words) for command in (TRTEXEC, TRTEXEC_8)]
+    return ["```bash", "# TensorRT 10 and 11, TensorRT-RTX", lines[0], "# TensorRT 8 and 9", lines[1], "```"]
+
+
+def made_feeds_code(fed: dict[str, np.ndarray]) -> str:
+    """Return Python that makes the same numbers as `make_feeds` did."""
+    lines = ["rng = np.random.default_rng(0)", "feeds = {}"]
+    for name, x in fed.items():
+        if x.dtype.kind == "f":
+            lines.append(f'feeds["{name}"] = rng.normal(size={x.shape}).astype("{x.dtype}")')
+        else:
+            lines.append(f'feeds["{name}"] = np.full({x.shape}, {int(x.flat[0])}, "{x.dtype}")')
+    return "\n".join(lines)
+
+
+def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], str | None]:
+    """Return the Markdown, the errors, and what failed (None if nothing did)."""
+    model = read_onnx(arguments.onnx)
+    shapes = parse_shapes(arguments.shapes)
+    check_shapes(model, shapes)
+    shapes = spread(model, shapes)
+    feeds = read_feeds(arguments.feeds)[0] if arguments.feeds else None
+    rows: list[ErrorRow] = []
+    failure, fed = None, None
+    if arguments.outputs:
+        rows = error_rows(read_feeds(arguments.outputs)[0], read_feeds(arguments.reference)[0])
+    elif arguments.backend in REPRODUCTION:
+        fed, rows, failure = run_both(arguments.onnx, arguments.backend, shapes, feeds)
+    title = arguments.title or f"{arguments.backend}: wrong or unexpected result of {Path(arguments.onnx).name}"
+    lines = [f"# {title}", "", "## Environment", "", "| | |", "|---|---|"]
+    lines += [f"| {word} | {value.replace('|', '/')} |" for word, value in environment().items()]
+    lines += ["", "## Model", "", *model_section(arguments.onnx, model, not arguments.no_model)]
+    lines += ["", "## How to reproduce", "", *reproduction(arguments, shapes, fed)]
+    if fed is not None:
+        lines.append(f"Shapes: {in_words(fed)}.")
+    expected = (
+        arguments.expected
+        or "The outputs of the ONNX file as its operators are defined (ONNX Runtime without any optimization)."
+    )
+    lines += ["", "## Expected behaviour", "", expected, "", "## Actual behaviour", ""]
+    lines.append(arguments.actual or (f"It fails: `{failure}`" if failure else "The outputs differ as below."))
+    if rows:
+        lines += [
+            "",
+            "| output | shape | max abs | mean abs | median abs | max rel | mean rel | median rel | not finite |",
+        ]
+        lines.append("|---|---|---|---|---|---|---|---|---|")
+        for row in rows:
+            numbers = (row.abs_max, row.abs_mean, row.abs_median, row.rel_max, row.rel_mean, row.rel_median)
+            shape = "x".join(map(str, row.shape))
+            lines.append(
+                f"| {row.output} | {shape} | {' | '.join(f'{x:.3g}' for x in numbers)} | {row.num_not_finite} |"
+            )
+        lines += ["", "Relative errors are |x - ref| / max(|ref|, 0.001)."]
+    if arguments.log:
+        lines += ["", "## Log", "", *_log(arguments.log)]
+    return "\n".join(lines).replace(str(Path.home()), "~") + "\n", rows, failure
+
+
+def _log(path: str) -> list[str]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no log {path}; write the command's output there first")
+    text = Path(path).read_text(errors="replace").splitlines()
+    cut = [f"(the last {LOG_LINES} of {len(text)} lines)"] if len(text) > LOG_LINES else []
+    return [*cut, "```", *(line.replace("```", "'''") for line in text[-LOG_LINES:]), "```"]
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the report and print one line."""
+    known = [*BACKENDS, "tensorrt", "tensorrt_rtx"]
+    if arguments.backend not in known:
+        near = near_matches(arguments.backend, known)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"--backend {arguments.backend!r} is none of {', '.join(dict.fromkeys(known))}{hint}")
+    if bool(arguments.outputs) != bool(arguments.reference):
+        raise UsageError("--outputs and --reference belong together: what came out, and what was expected")
+    check_free(arguments.out, arguments.force)
+    text, rows, failure = write_report(arguments)
+    with whole_output(arguments.out, arguments.force) as partial:
+        partial.write_text(text, encoding="utf-8")
+    worst = max((row.abs_max for row in rows), default=None)
+    said = (
+        f"it fails: {failure[:80]}"
+        if failure
+        else f"largest error {worst:.3g}"
+        if worst is not None
+        else "no errors measured"
+    )
+    row = {"out": arguments.out, "characters": len(text), "abs_max": worst, "failure": failure}
+    print_result(row, f"{arguments.out}: {len(text)} characters; {said}. Read it before you send it", arguments.json)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = CommandParser(
+        "python -m engine.bug_report",
+        "Write one Markdown file for an upstream issue: environment, model, reproduction, expected and actual "
+        "behaviour, errors. For onnxruntime and openvino the file runs here against ONNX Runtime without optimization.",
+    )
+    parser.add_argument("--onnx", required=True, help="the model that shows the fault, as small as it can be made")
+    parser.add_argument(
+        "--backend", required=True, help=f"whose fault it is: {', '.join(BACKENDS)}, tensorrt, tensorrt_rtx"
+    )
+    parser.add_argument("--out", required=True, help="the Markdown file to write")
+    parser.add_argument("--title", help="the issue's title")
+    parser.add_argument("--command", action="append", help="a command that shows the fault; may be given several times")
+    parser.add_argument("--expected", help="what should have happened")
+    parser.add_argument("--actual", help="what happened")
+    parser.add_argument("--feeds", help="npz of inputs (default: made-up numbers)")
+    parser.add_argument("--shapes", nargs="+", action="extend", default=[], metavar="NAME:MIN:OPT:MAX",
+                        help="shapes of the inputs, such as input_ids:8x64")  # fmt: skip
+    parser.add_argument("--outputs", help="npz of outputs computed elsewhere (engine.run), for tensorrt")
+    parser.add_argument("--reference", help="npz of the outputs that were expected")
+    parser.add_argument("--log", help="a log whose last lines belong into the report")
+    parser.add_argument("--no-model", action="store_true", help="do not put a small model's bytes into the text")
+    parser.add_argument("--force", action="store_true", help="replace --out")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    run_command(parser, run, argv)
+
+
+if __name__ == "__main__":
+    main()
