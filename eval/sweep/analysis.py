@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,7 @@ from eval.sweep.bench import Bench
 from eval.sweep.grid import QAT, System, systems_of
 from eval.sweep.run_folder import ANALYSIS, RunFolder
 from eval.sweep.store import check_disk
-from eval.sweep.workshop import STATISTICS_FILE, Workshop
+from eval.sweep.workshop import ROOT, STATISTICS_FILE, Workshop
 from quant.recipe import CalibratorOptions, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -26,13 +29,35 @@ def analyse(run: RunFolder, bench: Bench) -> None:
     """Write analysis.json, if it is not there; a model that cannot be analysed gets an empty one, with the reason."""
     if run.read_json(ANALYSIS) is not None:
         return
+    found: dict[str, Any] = {"model": _model_facts(bench.workshop), "lint": _lint(run), "error": None}
     try:
-        found: dict[str, Any] = {"layers": _layers(bench.workshop), "sites": _sites(bench.workshop), "error": None}
+        found |= {"layers": _layers(bench.workshop), "sites": _sites(bench.workshop)}
     except Exception as error:  # any family may lack hidden states; the rows do not depend on this
         check_disk(error, run.path)
         logger.info("no errors by layer: %s", error)
-        found: dict[str, Any] = {"layers": {}, "sites": [], "error": " ".join(str(error).split())[:300]}
+        found |= {"layers": {}, "sites": [], "error": " ".join(str(error).split())[:300]}
     run.write_json(ANALYSIS, found)
+
+
+def _model_facts(workshop: Workshop) -> dict[str, Any]:
+    """Return what the model is: architecture, sizes, number of parameters."""
+    model: Any = workshop.loaded.model
+    text = model.config.get_text_config()
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "image_size")
+    sizes = {name: getattr(text, name, None) for name in names}
+    return {"architecture": type(model).__name__, "model_type": model.config.model_type,
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            **{name: size for name, size in sizes.items() if isinstance(size, int)}}  # fmt: skip
+
+
+def _lint(run: RunFolder) -> dict[str, str] | None:
+    """Return what the linter says of the first INT8 file, None where there is no linter or no such file."""
+    row = next((r for r in run.rows() if r.row.recipe and r.details.get("onnx_path")), None)
+    if row is None or importlib.util.find_spec("engine.lint") is None:
+        return None
+    path = run.artifacts / row.details["onnx_path"]
+    done = subprocess.run([sys.executable, "-m", "engine.lint", str(path)], cwd=ROOT, capture_output=True, text=True)
+    return {"system": row.system, "text": (done.stdout or done.stderr).replace(str(path), path.name).strip()[:4000]}
 
 
 def _layers(workshop: Workshop) -> dict[str, list[float]]:
