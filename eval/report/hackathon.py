@@ -102,13 +102,13 @@ def _process(c: Context) -> list[str]:
     backends = [b for b in c.data.options.backends if b != PYTORCH]
     lines = [f"## {c.t('h_process')}", "", note(c, "process"), ""]
     for backend in backends:
-        lines += tables.ablation(c.data, c.t, backend)
+        lines += tables.ablation(c.data, c.t, backend, c.shape())
     return [*lines, *sections.figure(c, "layers", "plot_layers"), *sections.figure(c, "sites", "plot_sites"),
             *sections.figure(c, "timeline", "plot_timeline")]  # fmt: skip
 
 
 def _accuracy(c: Context) -> list[str]:
-    shape = c.data.primary.name
+    shape = c.shape()
     inputs = Path(c.data.options.data or c.data.options.samples).name
     return [
         f"## {c.t('h_accuracy')}", "", c.t("h_real", weights=note(c, "weights"), inputs=f"{inputs} "

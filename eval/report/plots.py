@@ -104,15 +104,18 @@ def _pareto(data: RunData) -> Any:
         x, x_error = r.latency_ms_p50, _bars(r.latency_ms_p50, d["latency_ms_low"], d["latency_ms_high"])
         metric = r.metric or 0.0
         low, high = (metric if x is None else x for x in (r.metric_low, r.metric_high))
-        left.errorbar(x, 100 * metric, xerr=x_error, yerr=_bars(100 * metric, 100 * low, 100 * high), **style)
+        for bars in left.errorbar(x, 100 * metric, xerr=x_error, yerr=_bars(100 * metric, 100 * low, 100 * high),
+                                  **style)[2]:  # fmt: skip
+            bars.set_alpha(0.3)  # of few samples they are long: the points must stay in front
         if r.error_abs_mean:
             right.errorbar(x, r.error_abs_mean, xerr=x_error, **style)
     front = [data.timed(s) for s in pareto(data)]
     left.plot([r.row.latency_ms_p50 for r in front if r], [100 * (r.row.metric or 0) for r in front if r],
               color=INK, lw=1, ls="--", zorder=0)  # fmt: skip
     metric_name = timed[0][1].row.metric_name or "metric"
-    left.set(xlabel=f"latency at {data.primary.name}, ms", ylabel=f"{metric_name}, %", xscale="log")
-    right.set(xlabel=f"latency at {data.primary.name}, ms", ylabel="mean |output - float output|", xscale="log",
+    x_label = f"latency of a {'batch of ' if data.primary.sequence_length is None else ''}{data.primary.name}, ms"
+    left.set(xlabel=x_label, ylabel=f"{metric_name}, %", xscale="log")
+    right.set(xlabel=x_label, ylabel="mean |output - float output|", xscale="log",
               yscale="log")  # fmt: skip
     for axis in (left, right):
         _plain_ticks(axis.xaxis)

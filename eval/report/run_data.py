@@ -141,7 +141,8 @@ class RunData:
 def read_run(path: str | Path) -> RunData:
     """Return a run for reporting. Raises: FileNotFoundError, ValueError: no run, broken or foreign rows, or no rows."""
     run = RunFolder(Path(path))
-    data = RunData(run, run.manifest(), tuple(run.rows()))
+    last = {(row.system, row.shape): row for row in run.rows()}  # a point measured again has two rows
+    data = RunData(run, run.manifest(), tuple(sorted(last.values(), key=lambda row: row.number)))
     if not data.rows:
         raise ValueError(f"{path} holds no rows yet; let 'python -m eval.sweep --out {path} ...' measure some")
     return data

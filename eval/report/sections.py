@@ -11,7 +11,7 @@ from eval.report.advice import Advice, advise, dominated_recipes, has_fp8, never
 from eval.report.plots import Plot
 from eval.report.run_data import RunData, label
 from eval.report.writing import NOTHING, Texts, megabytes, milliseconds, percent, points, ratio, small
-from eval.sweep.grid import PYTORCH, System
+from eval.sweep.grid import PYTORCH, Shape, System
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,13 @@ class Context:
     max_loss: float
     plots: dict[str, Plot]
     notes: dict[str, object] = field(default_factory=dict)
+
+    def shape(self, shape: Shape | None = None) -> str:
+        """Return a shape (the primary one) in words."""
+        shape = shape or self.data.primary
+        if shape.sequence_length is None:
+            return self.t("shape_image", batch=shape.batch_size)
+        return self.t("shape_text", batch=shape.batch_size, length=shape.sequence_length)
 
     @property
     def advice(self) -> Advice:
@@ -68,7 +75,7 @@ def _recommendation(c: Context, chosen: System, metric: str) -> list[str]:
     assert row is not None
     d = row.details
     base_ms = base.row.latency_ms_p50 if base else (row.row.latency_ms_p50 or 0) * d["speedup"]
-    lines = [t("recommended", system=label(chosen), shape=data.primary.name, baseline=label(data.baseline),
+    lines = [t("recommended", system=label(chosen), shape=c.shape(), baseline=label(data.baseline),
                latency=milliseconds(row.row.latency_ms_p50), baseline_ms=milliseconds(base_ms),
                speedup=ratio(d["speedup"]), low=ratio(d["speedup_low"]), high=ratio(d["speedup_high"]),
                num_shapes=len(data.shapes), mean=ratio(data.mean_speedup(chosen)))]  # fmt: skip
@@ -107,13 +114,13 @@ def where_not(c: Context) -> list[str]:
         without = shapes_without_gain(data, subject)
         for shape, row in without:
             d = row.details
-            lines.append("- " + t("no_gain_at", shape=shape.name, system=label(subject), verdict=t(verdict(row)),
+            lines.append("- " + t("no_gain_at", shape=c.shape(shape), system=label(subject), verdict=t(verdict(row)),
                                   baseline=label(data.baseline), speedup=ratio(d["speedup"]),
                                   low=ratio(d["speedup_low"]), high=ratio(d["speedup_high"])))  # fmt: skip
         if not without:
             lines.append("- " + t("pays_everywhere", baseline=label(data.baseline)))
     losers = [f"- {t('never_faster', system=label(s))}" for s in never_faster(data) if s != subject]
-    losers += [f"- {t('dominated', system=label(a), other=label(b), shape=data.primary.name)}"
+    losers += [f"- {t('dominated', system=label(a), other=label(b), shape=c.shape())}"
                for a, b in dominated_recipes(data)]  # fmt: skip
     lines += losers or ([f"- {t('nothing_lost')}"] if data.int8_systems else [])
     if has_fp8(data.rows[0].row.device):
@@ -130,7 +137,7 @@ def figure(c: Context, name: str, key: str, **values: str | int) -> list[str]:
 
 def at_primary(c: Context) -> list[str]:
     """Return all systems at the primary shape: table and Pareto plot."""
-    shape = c.data.primary.name
+    shape = c.shape()
     return [f"## {c.t('candidates', shape=shape)}", "", *figure(c, "pareto", "plot_pareto", shape=shape),
             *tables.candidates(c.data, c.t), c.t("ties_note"), ""]  # fmt: skip
 
@@ -170,7 +177,9 @@ def under_load(c: Context) -> list[str]:
     found = tables.load(c.data, c.t)
     if not found:
         return []
-    note = c.t("load_note", shape=c.data.load["points"][0]["shape"] if c.data.load["points"] else NOTHING)
+    measured = c.data.load["points"][0]["shape"] if c.data.load["points"] else None
+    shape = next((shape for shape in c.data.shapes if shape.name == measured), None)
+    note = c.t("load_note", shape=c.shape(shape) if shape else NOTHING)
     return [f"## {c.t('load')}", "", note, "", *figure(c, "load", "plot_load"), *found]
 
 
@@ -195,7 +204,7 @@ def provenance(c: Context) -> list[str]:
                  parameters=f"{parameters:,}" if parameters else NOTHING, seed=options.seed,
                  data=Path(options.data or options.samples).name, samples=Path(options.samples).name,
                  num_calibration=options.num_calibration),
-        "- " + t("protocol", rounds=options.rounds, baseline=label(data.baseline), shape=data.primary.name,
+        "- " + t("protocol", rounds=options.rounds, baseline=label(data.baseline), shape=c.shape(),
                  session=base.details.get("session", label(data.baseline)) if base else NOTHING),
         *([f"- {t('plots_language')}"] if t("plots_language") else []),
         "", t("command"), "", "```bash", data.manifest["command"], "```", "", *figure(c, "timeline", "plot_timeline"),

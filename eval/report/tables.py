@@ -145,7 +145,7 @@ def not_measured(data: RunData, t: Texts) -> list[str]:
     return [*text, *table([t("configuration"), t("status_col"), t("shape_col"), t("reason_col")], lines, left=4)]
 
 
-def ablation(data: RunData, t: Texts, backend: str) -> list[str]:
+def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
     """Return what each step gained on one backend at the primary shape: float, fp16, INT8 linear, + attention, ..."""
     methods = [s.method for s in data.systems if s.recipe and s.method not in ("smoothquant", "qat")]
     method = methods[0] if methods else "max"
@@ -171,7 +171,7 @@ def ablation(data: RunData, t: Texts, backend: str) -> list[str]:
         before = row
     headers = [t("step_col"), t("configuration"), t("metric_col", metric="metric").split(" (")[0], t("loss_col"),
                t("error_col"), "ms", t("gain_col"), t("row_col")]  # fmt: skip
-    return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=data.primary.name)}", "",
+    return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=shape)}", "",
             *table(headers, lines, left=2)]  # fmt: skip
 
 

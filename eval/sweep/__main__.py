@@ -9,15 +9,12 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
 from eval.arguments import task_of
-from eval.sweep.analysis import analyse
-from eval.sweep.bench import Bench
-from eval.sweep.conduct import Conductor
+from eval.results import STATUSES
 from eval.sweep.grid import (
     FLOAT_METHODS,
     INT8_METHODS,
@@ -26,11 +23,8 @@ from eval.sweep.grid import (
     backend_names,
     check_names,
 )
-from eval.sweep.load_step import measure_load
-from eval.sweep.parallel import prepare_in_parallel
-from eval.sweep.run_folder import MANIFEST, RunFolder, claim
-from eval.sweep.store import ArtifactStore, check_disk
-from eval.sweep.workshop import Workshop
+from eval.sweep.run import Interrupted, run_sweep
+from eval.sweep.run_folder import MANIFEST, RunFolder
 from quant.recipe import load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
@@ -44,46 +38,21 @@ def sweep(arguments: argparse.Namespace) -> None:
         with RunFolder(out).locked():
             shutil.rmtree(out)
     command = shlex.join(["python", "-m", "eval.sweep", *arguments.words])
-    out.mkdir(parents=True, exist_ok=True)
+    budget_s = arguments.budget * 60 if arguments.budget is not None else None
     try:
-        with RunFolder(out).locked():
-            _run(arguments, options, command)
-    except OSError as error:
-        check_disk(error, out)
-        raise
-
-
-def _run(arguments: argparse.Namespace, options: SweepOptions, command: str) -> None:
-    bench = Bench(Workshop(options, ArtifactStore(Path(arguments.out) / "artifacts")), command)
-    identity = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
-                "samples_digest": bench.workshop.samples.digest}  # fmt: skip
-    bench.check_lengths()
-    run, is_resumed = claim(arguments.out, options, identity, command)
-    repaired = run.repair()
-    if repaired:
-        print(repaired, file=sys.stderr)
-    conductor = Conductor(run, bench, arguments.budget * 60 if arguments.budget else None)
-    num_points = len(conductor.systems) * len(conductor.shapes)
-    if is_resumed:
-        print(f"{run.path}: going on, {len(conductor.done)} of {num_points} points are there", file=sys.stderr)
-    try:
-        if arguments.parallel > 1 or arguments.ray:
-            prepare_in_parallel(run, options, command, arguments.parallel, arguments.ray)
-        num_left = conductor.conduct()
-        if num_left == 0:
-            analyse(run, bench)
-            measure_load(run, bench)
-    except KeyboardInterrupt:
-        print(f"python -m eval.sweep: interrupted after {len(conductor.done)} of {num_points} points; the same command "
-              "goes on from there", file=sys.stderr)  # fmt: skip
+        result = run_sweep(
+            options, out, command, budget_s=budget_s, num_processes=arguments.parallel, ray=arguments.ray,
+            retry_failed=arguments.retry_failed,
+        )  # fmt: skip
+    except Interrupted as interrupted:
+        print(f"python -m eval.sweep: {interrupted}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
-    counts = Counter(row.row.status for row in run.rows())
-    parts = [f"{counts[status]} {status}" for status in ("ok", "failed", "skipped") if counts[status]]
-    if num_left:
-        parts.append(f"{num_left} left out by --budget (the same command goes on)")
-    summary = f"{run.path}: {num_points} points: {', '.join(parts)}; next: python -m eval.report {run.path}"
-    result: dict[str, Any] = {"out": str(run.path), "num_points": num_points, **counts, "left": num_left}
-    print_result(result, summary, arguments.json)
+    parts = [f"{result.counts[name]} {name}" for name in STATUSES if result.counts.get(name)]
+    if result.num_left:
+        parts.append(f"{result.num_left} left out by --budget (the same command goes on)")
+    summary = f"{out}: {result.num_points} points: {', '.join(parts)}; next: python -m eval.report {out}"
+    row = {"out": str(out), "num_points": result.num_points, "left": result.num_left, **result.counts}
+    print_result(row, summary, arguments.json)
 
 
 def options_of(arguments: argparse.Namespace) -> SweepOptions:
@@ -103,8 +72,13 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     samples = arguments.samples or data
     if samples is None:
         raise UsageError(f"task {task.name} has no default data set; give --data")
-    if arguments.parallel < 1:
-        raise UsageError(f"--parallel {arguments.parallel} must be at least 1")
+    low = {"--parallel": arguments.parallel, "--num-calibration": arguments.num_calibration,
+           "--rounds": arguments.rounds - 1, "--threads": arguments.threads or 1,
+           "--num-samples": arguments.num_samples if arguments.num_samples is not None else 1}  # fmt: skip
+    if wrong := [flag for flag, value in low.items() if value < 1]:
+        raise UsageError(f"{', '.join(wrong)} must be at least 1 (--rounds at least 2)")
+    if arguments.budget is not None and arguments.budget <= 0:
+        raise UsageError(f"--budget {arguments.budget:g} must be above 0 minutes")
     return SweepOptions(
         model=arguments.model, task=arguments.task, data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,
@@ -153,7 +127,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)
     parser.add_argument("--seq-lengths", default=["128"], help="tokens of a sample; not for images", **lists)
     parser.add_argument("--shapes", default="auto", choices=("auto", "static", "dynamic"),
-                        help="engines for one shape each or one for all; auto: static but in onnxruntime")  # fmt: skip
+                        help="engines for one shape each or one for all; auto: static on GPUs alone")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
     parser.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
     parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
@@ -161,6 +135,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)
     parser.add_argument("--load-seconds", type=float, default=2.0, help="of each measurement under load")
     parser.add_argument("--budget", type=float, help="minutes: the most telling points first, the rest left out")
+    parser.add_argument("--retry-failed", action="store_true", help="measure failed points again")
     parser.add_argument("--parallel", type=int, default=1, help="processes that prepare; timing is always done alone")
     parser.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
     parser.add_argument("--out", required=True, help="run folder; an interrupted sweep goes on there")

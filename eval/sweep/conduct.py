@@ -27,12 +27,16 @@ CALLS_PER_ROUND = 8
 class Conductor:
     """Measures every point of a run folder that has no row yet."""
 
-    def __init__(self, run: RunFolder, bench: Bench, budget_s: float | None = None) -> None:
+    def __init__(
+        self, run: RunFolder, bench: Bench, budget_s: float | None = None, retry_failed: bool = False
+    ) -> None:
         self.run, self.bench, self.options = run, bench, bench.options
         self.systems, self.shapes = systems_of(self.options), shapes_of(self.options)
         self.baseline = baseline_of(self.systems)
         self.deadline = None if budget_s is None else time.monotonic() + budget_s
-        self.done = {(row.system, row.shape) for row in run.rows()}
+        last = {(row.system, row.shape): row.row.status for row in run.rows()}
+        self.done = {point for point, status in last.items() if not (retry_failed and status == "failed")}
+        self.retry_failed = retry_failed
         pending = [(s, shape) for shape in self.shapes for s in self.systems if (s.name, shape.name) not in self.done]
         plan = {"prepare": float(len(pending)), "time": sum(self._time_units(shape) for _, shape in pending)}
         self.progress = Progress(len(pending), plan)
@@ -95,7 +99,9 @@ class Conductor:
         self, shape: Shape, pending: list[System], opened: dict[str, Opened], kept: list[ShapeTiming], stack: ExitStack
     ) -> None:
         """Time all that is ready and not timed yet, the baseline always among them, and keep the result."""
-        known = {name for timing in kept for name in (*timing.systems, *timing.errors)}
+        known = {name for timing in kept for name in timing.systems}
+        if not self.retry_failed:
+            known |= {name for timing in kept for name in timing.errors}
         runners = {name: each.runner for name, each in opened.items() if each.is_timed and name not in known}
         if not runners:
             return
@@ -119,7 +125,7 @@ class Conductor:
     def _append(
         self, shape: Shape, system: System, row: ResultRow, details: dict[str, Any], timings: list[ShapeTiming]
     ) -> None:
-        for timing in timings:
+        for timing in reversed(timings):
             if system.name in timing.errors:
                 row = dataclasses.replace(row, status="failed", error=timing.errors[system.name])
                 break

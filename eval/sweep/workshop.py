@@ -41,6 +41,8 @@ ROOT = Path(__file__).parents[2]
 STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
 # Targets whose graph is made here in memory; for others export.py decides opset, type and mask.
 OWN_TARGETS = ("onnxruntime", "openvino")
+# One engine for all shapes unless asked otherwise: TensorRT's take minutes to build and run slower so.
+DYNAMIC_BACKENDS = ("onnxruntime", "openvino")
 
 
 class Workshop:
@@ -212,7 +214,7 @@ class Workshop:
 
     def is_static(self, backend: str) -> bool:
         """Whether engines of this backend are built for one shape each."""
-        return self.options.shapes == "static" or (self.options.shapes == "auto" and backend != "onnxruntime")
+        return self.options.shapes == "static" or (self.options.shapes == "auto" and backend not in DYNAMIC_BACKENDS)
 
 
 def target_of(backend: str) -> str:
@@ -242,9 +244,11 @@ def precision_of(system: System, backend: Any) -> str:
 def run_script(script: str, *words: str) -> None:
     """Run one of the project's scripts. Raises: RuntimeError: its last line, where it fails."""
     done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode < 0:
+        raise RuntimeError(f"{script} was killed by signal {-done.returncode}")
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise RuntimeError(lines[-1] if lines else f"{script} ended with {done.returncode}")
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "it/s]" not in line]
+        raise RuntimeError(lines[-1] if lines else f"{script} ended with exit code {done.returncode}")
 
 
 def _label(system: System, what: str) -> str:
