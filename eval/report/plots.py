@@ -12,12 +12,13 @@ import numpy as np
 
 from eval.report.advice import pareto
 from eval.report.run_data import NAMES, RunData, label
-from eval.sweep.grid import Shape, System
+from eval.sweep.grid import INT8_METHODS, Shape, System
 
 # Okabe and Ito's colours, told apart by everybody, on white and on near-black.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A7BC8", "#9A8F2F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, FAINT = "#1a1c1f", "#c9ccd1"  # stand for the page's own colours in the SVG
+LINES = ("-", "--", "-.", ":")
 MAX_LINES, MAX_NAME = 8, 34
 DPI = 130
 
@@ -194,9 +195,13 @@ def _layers(data: RunData) -> Any:
     if not layers:
         return None
     figure, axis = _figure(8.4, 4.2)
-    for number, (name, errors) in enumerate(layers.items()):
-        axis.plot(range(len(errors)), errors, label=name, color=COLORS[number % len(COLORS)], ms=4,
-                  marker=MARKERS[number % len(MARKERS)], ls=("-", "--", ":")[number // len(COLORS) % 3])  # fmt: skip
+    names = list(dict.fromkeys(f"{s.method} {s.recipe}" for s in data.systems if s.recipe))
+    recipes = list(data.options.recipes)
+    for name in [name for name in names if name in layers]:
+        method, recipe = name.split(" ", 1)
+        color = INT8_METHODS.index(method)
+        axis.plot(range(len(layers[name])), layers[name], label=name, color=COLORS[color % len(COLORS)], ms=4,
+                  marker=MARKERS[color % len(MARKERS)], ls=LINES[recipes.index(recipe) % len(LINES)])  # fmt: skip
     axis.set(xlabel="layer (0: embeddings)", ylabel="relative error of the hidden states")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set_ylim(bottom=0)
@@ -216,9 +221,10 @@ def _sites(data: RunData) -> Any:
         counts = np.asarray(site["counts"], dtype=float)
         edges = np.linspace(0, site["top"], len(counts) + 1)
         axis.stairs(np.where(counts > 0, counts, np.nan), edges, fill=True, color="#8f98a3", alpha=0.55, baseline=0.8)
-        for number, (method, amax) in enumerate(site["amax"].items()):
-            axis.axvline(amax, color=COLORS[number % len(COLORS)], lw=1.6, ls=("-", "--", "-.", ":")[number % 4],
-                         label=method)  # fmt: skip
+        for method in [method for method in INT8_METHODS if method in site["amax"]]:
+            number = INT8_METHODS.index(method)
+            axis.axvline(site["amax"][method], color=COLORS[number % len(COLORS)], ls=LINES[number % len(LINES)],
+                         lw=1.6, label=method)  # fmt: skip
         axis.set(yscale="log", xlim=(0, site["max"] * 1.03), title=_shortened(site["name"]), xlabel="|x|")
         axis.set_ylim(bottom=0.8)
     np.ravel(axes)[0].set_ylabel("values")

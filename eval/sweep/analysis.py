@@ -76,9 +76,14 @@ def _layers(workshop: Workshop) -> dict[str, list[float]]:
             model = workshop.model_of(system).model
             return _relative_errors([_hidden_states(model, batch) for batch in batches], expected)
 
-        inputs = {"source": workshop.source_digest(system), "samples": workshop.samples.digest,
-                  "float": workshop.model_digest}  # fmt: skip
-        errors[f"{method} {recipe}"] = workshop.store.make_json("layers", inputs, compute, f"{method} {recipe}: layers")
+        try:
+            inputs = {"source": workshop.source_digest(system), "samples": workshop.samples.digest,
+                      "float": workshop.model_digest}  # fmt: skip
+            label = f"{method} {recipe}: layers"
+            errors[f"{method} {recipe}"] = workshop.store.make_json("layers", inputs, compute, label)
+        except Exception as error:  # its points are failed rows with this reason already; the other models go on
+            check_disk(error, workshop.store.folder)
+            logger.debug("%s %s: %s", method, recipe, error)
     return errors
 
 

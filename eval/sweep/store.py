@@ -28,6 +28,10 @@ class ArtifactStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
+    def path_of(self, kind: str, inputs: dict[str, Any]) -> Path:
+        """Return where the artifact of these inputs lies, made or not."""
+        return self.folder / f"{kind}-{digest_of(inputs)}"
+
     def make(self, kind: str, inputs: dict[str, Any], build: Callable[[Path], None], label: str = "") -> Path:
         """Return the folder of the artifact that `inputs` determine, built by `build(folder)` if it is not there yet.
 
@@ -37,7 +41,7 @@ class ArtifactStore:
             label: what the time line calls it.
         """
         key = digest_of(inputs)
-        target = self.folder / f"{kind}-{key}"
+        target = self.path_of(kind, inputs)
         if target.is_dir():
             return target
         self.folder.mkdir(parents=True, exist_ok=True)
