@@ -66,13 +66,18 @@ def _overview(c: Context) -> list[str]:
 
 def commands(data: RunData) -> list[str]:
     """Return the commands from an empty machine to this report."""
-    image = None
-    if DOCKERFILE.is_file():
-        found = [line.split()[1] for line in DOCKERFILE.read_text().splitlines() if line.startswith("FROM ")]
-        image = found[0] if found else None
+    image = base_image(DOCKERFILE.read_text(encoding="utf-8")) if DOCKERFILE.is_file() else None
     report = f"python -m eval.report {shlex.quote(data.run.path.name)} --template hackathon"
     pull = [f"docker pull {image}", "docker build -t int8kit .", "docker run --gpus all -it --rm int8kit"]
     return [*(pull if image else []), data.manifest["command"], report]
+
+
+def base_image(dockerfile: str) -> str | None:
+    """Return the first image a Dockerfile starts from, the defaults of its ARG lines put in; None without FROM."""
+    lines = [line.split() for line in dockerfile.splitlines() if line.strip()]
+    defaults = dict(words[1].split("=", 1) for words in lines if words[0] == "ARG" and "=" in words[1])
+    image = next((words[1] for words in lines if words[0] == "FROM"), None)
+    return re.sub(r"\$\{?(\w+)\}?", lambda m: defaults.get(m.group(1), m.group(0)), image) if image else None
 
 
 def _original(c: Context) -> list[str]:
@@ -88,11 +93,13 @@ def _original(c: Context) -> list[str]:
     lint = c.data.analysis.get("lint")
     if lint:
         lines += [c.t("h_lint", system=label(c.data.system_named(lint["system"]))), "", "```", lint["text"], "```", ""]
+    seen = set()
     for system in c.data.int8_systems:
         row = c.data.ok(system)
         found = row.details.get("products") if row else None
         names = [*found["float"], *found["attention_float"]] if found else []
-        if names:
+        if names and (system.recipe, system.backend) not in seen:  # no calibrator changes which products run in INT8
+            seen.add((system.recipe, system.backend))
             shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             lines += ["- " + c.t("h_left_float", system=label(system), count=len(names), names=shown)]
     return [*lines, ""]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from eval.report.advice import pareto
-from eval.report.run_data import NAMES, RunData, label
+from eval.report.run_data import NAMES, RunData, label, short_recipe
 from eval.sweep.grid import INT8_METHODS, Shape, System
 
 # Okabe and Ito's colours, told apart by everybody, on white and on near-black.
@@ -87,7 +87,8 @@ def _kind(system: System) -> str:
     """Return what a colour stands for: the recipe, float, or dynamic INT8."""
     if system.recipe is None:
         return "dynamic INT8" if system.is_int8 else "float"
-    return f"{system.recipe} + QAT" if system.method == "qat" else system.recipe
+    recipe = short_recipe(system.recipe)
+    return f"{recipe} + QAT" if system.method == "qat" else recipe
 
 
 def _pareto(data: RunData) -> Any:

@@ -154,7 +154,8 @@ def label(system: System) -> str:
     if known and system.recipe is None:
         return known
     runtime = RUNTIMES.get(system.backend, system.backend)
-    return f"{system.method} {system.recipe}, {runtime}" if system.recipe else f"{system.method}, {runtime}"
+    recipe = short_recipe(system.recipe)
+    return f"{system.method} {recipe}, {runtime}" if recipe else f"{system.method}, {runtime}"
 
 
 def short_recipe(recipe: str | None) -> str:

@@ -169,7 +169,8 @@ def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
                       small(row.row.error_abs_mean), milliseconds(row.row.latency_ms_p50), gain,
                       f"#{row.number}"])  # fmt: skip
         before = row
-    headers = [t("step_col"), t("configuration"), t("metric_col", metric="metric").split(" (")[0], t("loss_col"),
+    metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
+    headers = [t("step_col"), t("configuration"), f"{metric} %", t("loss_col"),
                t("error_col"), "ms", t("gain_col"), t("row_col")]  # fmt: skip
     return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=shape)}", "",
             *table(headers, lines, left=2)]  # fmt: skip

@@ -115,7 +115,7 @@ def test_the_report_is_whole_and_its_check_finds_a_changed_figure(finished):
 
 def test_the_contests_report_marks_missing_notes_and_takes_those_there(finished):
     run = finished[0].run.path
-    (run / "notes.yaml").write_text("use: tells good films from bad\nlessons: [measure first, then speak]\n")
+    (run / "notes.yaml").write_text("use: tells good films from bad\nlessons: ['measure first, then speak']\n")
     for lang, heading, missing in (("en", "## 6. Bugs", "missing note: `users`"), ("zh", "## 6. Bug 报告", "缺少说明")):
         write_report(run, template="hackathon", lang=lang)
         text = (run / "report.md").read_text()
@@ -148,8 +148,10 @@ def stripped(rows: list[SweepRow]) -> list[tuple]:
     return sorted(out)
 
 
-def test_ten_kills_at_random_moments_leave_the_rows_of_an_undisturbed_run(model_and_data, tmp_path):
+def test_ten_kills_at_random_moments_leave_the_rows_of_an_undisturbed_run(model_and_data, tmp_path, monkeypatch):
     options = sweep_options(*model_and_data, references=())
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parents[1]}")  # the server of forks imports torch once for all
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sweeps"])
     num_killed = 0
@@ -281,7 +283,7 @@ def test_a_budget_leaves_points_out_and_the_next_run_takes_them(model_and_data, 
     monkeypatch.setattr(latency, "PAUSE_S", 0.0)
     options = sweep_options(*model_and_data, methods=("fp32",), references=())
     first = run_sweep(options, tmp_path / "run", COMMAND, budget_s=1e-3)
-    assert first.num_left == 2 and not first.counts  # nothing can be done in a millisecond
+    assert first.num_left == 1 and first.run.rows()[0].shape == primary_shape(options).name  # always one, the best
     assert run_sweep(options, tmp_path / "run", COMMAND).counts == {"ok": 2}
 
 
@@ -289,7 +291,7 @@ def test_the_command_ends_in_one_line(model_and_data, tmp_path, capsys):
     words = ["--model", model_and_data[0], "--task", "sst2", "--data", model_and_data[1], "--out", str(tmp_path / "r")]
     with pytest.raises(SystemExit) as ended:
         main([*words, "--seq-lengths", "4096"])
-    assert ended.value.code == 1 and "--seq-length 4096 is over the model's maximum" in capsys.readouterr().err
+    assert ended.value.code == 1 and "4096 is over the maximum of" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
         main([*words, "--methods"])
     assert ended.value.code == 2
