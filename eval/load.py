@@ -112,8 +112,9 @@ def open_loop(calls: list[Call], rate_per_s: float, seconds: float, seed: int = 
             except Exception as error:  # handed to the caller
                 errors.append(error)
                 return
-            ends.append(time.perf_counter())
-            latencies.append((ends[-1] - arrival) * 1000)
+            end = time.perf_counter()
+            ends.append(end)
+            latencies.append((end - arrival) * 1000)
 
     threads = [threading.Thread(target=worker, args=(call,), daemon=True) for call in calls]
     for thread in threads:

@@ -38,7 +38,7 @@ def _figure(image: str, plots: dict[str, Plot]) -> str:
     if source is None or caption is None:
         return image
     label = re.sub(r"\*\*|`", "", caption.group(1))
-    svg = plots[source.group(1)].svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    svg = (plots[source.group(1)].svg or "<svg></svg>").replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
     return f"<figure><div>{_own_ids(svg, source.group(1))}</div><figcaption>{label}</figcaption></figure>"
 
 

@@ -51,7 +51,7 @@ def _rendered(figure: Any) -> Plot:
     text = svg.getvalue()[svg.getvalue().index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1),
                   count=1)  # fmt: skip
-    return Plot(text.replace(INK, "var(--ink)").replace(FAINT, "var(--line)"), png.getvalue())
+    return Plot(text.strip().replace(INK, "var(--ink)").replace(FAINT, "var(--line)"), png.getvalue())
 
 
 def _figure(width: float = 8.4, height: float = 4.2, rows: int = 1, columns: int = 1, **options: Any) -> Any:

@@ -12,6 +12,9 @@ from eval.report.plots import Plot
 from eval.report.run_data import RunData, label
 from eval.report.writing import NOTHING, Texts, megabytes, milliseconds, percent, points, ratio, small
 from eval.sweep.grid import PYTORCH, Shape, System
+from eval.sweep.run_folder import SweepRow
+
+MAX_SPREAD = 0.25  # of a quiet machine's median it is 2 to 10 %
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,16 @@ def summary(c: Context) -> list[str]:
     else:
         lines += _recommendation(c, advice.chosen, metric)
     lines += ["", *_coverage(c), ""]
+    spread, shape = max(((_spread(row), shape) for shape in data.shapes if (row := data.timed(data.baseline, shape))),
+                        key=lambda each: each[0], default=(0.0, data.primary))  # fmt: skip
+    if spread > MAX_SPREAD:
+        lines += [t("noisy", baseline=label(data.baseline), shape=c.shape(shape), spread=f"{100 * spread:.0f}"), ""]
     return lines
+
+
+def _spread(row: SweepRow) -> float:
+    """Return the width of the latency's 95 % interval as a share of the latency."""
+    return (row.details["latency_ms_high"] - row.details["latency_ms_low"]) / (row.row.latency_ms_p50 or 1.0)
 
 
 def _recommendation(c: Context, chosen: System, metric: str) -> list[str]:

@@ -22,7 +22,7 @@ from eval.sweep.bench import Bench
 from eval.sweep.grid import COMPILED, FASTEST, SweepOptions, System, options_from_dict, shapes_of, systems_of
 from eval.sweep.run_folder import RunFolder
 from eval.sweep.store import ArtifactStore, check_disk
-from eval.sweep.workshop import Workshop
+from eval.sweep.workshop import ROOT, Workshop
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -89,10 +89,19 @@ def _ray_jobs(address: str | None, settings: tuple[dict[str, Any], str, str], pe
         import ray
     except ImportError:
         raise RuntimeError("--ray needs the package ray; run 'pip install -r requirements-ray.txt'") from None
+    root = str(ROOT)
+
+    def prepare_there(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
+        # Sent by value, as a nested function: the node may not have the project on its path yet.
+        sys.path.insert(0, root)
+        from eval.sweep.parallel import prepare_on_node
+
+        return prepare_on_node(settings, fields)
+
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        prepare_there = ray.remote(max_retries=1)(_prepare_on_ray)
-        futures = [prepare_there.remote(settings, dataclasses.astuple(system)) for system in pending]
+        remote = ray.remote(max_retries=1, num_cpus=1)(prepare_there)
+        futures = [remote.remote(settings, dataclasses.astuple(system)) for system in pending]
         while futures:
             ready, futures = ray.wait(futures)
             yield ray.get(ready[0])
@@ -100,7 +109,8 @@ def _ray_jobs(address: str | None, settings: tuple[dict[str, Any], str, str], pe
         ray.shutdown()
 
 
-def _prepare_on_ray(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
+def prepare_on_node(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
+    """Prepare one system in a process of another node; the model is loaded once in each process."""
     global _bench
     if _bench is None or _bench.workshop.store.folder != RunFolder(Path(settings[1])).artifacts:
         _bench = make_bench(*settings)

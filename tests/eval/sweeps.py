@@ -33,7 +33,7 @@ def run_and_die(options: SweepOptions, out: Path, seed: int | None) -> None:
     latency.PAUSE_S = 0.0
     rng = random.Random(seed)
     if seed is not None and seed % 2:
-        threading.Timer(rng.uniform(0.2, 4.0), os.kill, (os.getpid(), signal.SIGKILL)).start()
+        threading.Timer(rng.uniform(0.2, 3.0), os.kill, (os.getpid(), signal.SIGKILL)).start()
     elif seed is not None:
         _die_while_writing(rng.randint(1, 4))
     run_sweep(options, out, COMMAND)

@@ -13,7 +13,7 @@ from sweeps import COMMAND, sweep_options
 from engine import backend
 from engine.cli import UsageError
 from eval import latency
-from eval.report.__main__ import check, write_report
+from eval.report.__main__ import build, check, write_report
 from eval.report.run_data import read_run
 from eval.reproduce import choose_row, reproduce
 from eval.results import ResultRow
@@ -43,7 +43,7 @@ def model_and_data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(model_and_data, tmp_path_factory):
-    """A finished run with a failing recipe and a backend that is not there."""
+    """A finished run, prepared in two processes, with a failing recipe and a backend that is not there."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "bad.yaml").write_text(BAD_RECIPE)
     (folder / "absent_backend.py").write_text(ABSENT)
@@ -56,7 +56,8 @@ def finished(model_and_data, tmp_path_factory):
         patch.setattr(latency, "PAUSE_S", 0.0)
         patch.syspath_prepend(str(folder))
         patch.setitem(backend.BACKENDS, "absent", "absent_backend")
-        result = run_sweep(options, folder / "run", COMMAND)
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        result = run_sweep(options, folder / "run", COMMAND, num_processes=2)
         again = run_sweep(options, folder / "run", COMMAND)
     return result, again, options
 
@@ -117,14 +118,12 @@ def test_the_contests_report_marks_missing_notes_and_takes_those_there(finished)
     run = finished[0].run.path
     (run / "notes.yaml").write_text("use: tells good films from bad\nlessons: ['measure first, then speak']\n")
     for lang, heading, missing in (("en", "## 6. Bugs", "missing note: `users`"), ("zh", "## 6. Bug 报告", "缺少说明")):
-        write_report(run, template="hackathon", lang=lang)
-        text = (run / "report.md").read_text()
+        text, _ = build(read_run(run), {}, "hackathon", lang, 0.01)
         assert heading in text and missing in text and "tells good films from bad" in text
         assert "- measure first, then speak" in text and "docker pull" in text
-    check(run)
     (run / "notes.yaml").write_text("usage: x\n")
     with pytest.raises(ValueError, match="unknown notes usage; allowed: title"):
-        write_report(run, template="hackathon")
+        build(read_run(run), {}, "hackathon", "en", 0.01)
     (run / "notes.yaml").unlink()
 
 
@@ -295,3 +294,19 @@ def test_the_command_ends_in_one_line(model_and_data, tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*words, "--methods"])
     assert ended.value.code == 2
+
+
+def test_preparing_on_two_ray_nodes(model_and_data, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is optional: pip install -r requirements-ray.txt")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(latency, "PAUSE_S", 0.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        options = sweep_options(*model_and_data, methods=("max", "mse"), batch_sizes=(1,), references=())
+        result = run_sweep(options, tmp_path / "run", COMMAND, ray=cluster.address)
+    finally:
+        cluster.shutdown()
+    steps = [json.loads(line) for line in (result.run.artifacts / "timeline.jsonl").read_text().splitlines()]
+    assert result.counts == {"ok": 2} and sum(step["kind"] == "checkpoint" for step in steps) == 2
