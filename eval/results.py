@@ -157,15 +157,19 @@ def read_rows(path: str | Path) -> list[ResultRow]:
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
-            rows.append(_parse_row(line, f"{path}, line {number}"))
+            rows.append(_parse_line(line, f"{path}, line {number}"))
     return rows
 
 
-def _parse_row(line: str, where: str) -> ResultRow:
+def _parse_line(line: str, where: str) -> ResultRow:
     try:
-        values = json.loads(line)
+        return parse_row(json.loads(line), where)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not a JSON object ({error.msg}); delete the broken line") from None
+
+
+def parse_row(values: object, where: str) -> ResultRow:
+    """Return the row of a parsed line. Raises: ValueError: another schema or other fields (`where` is named)."""
     if not isinstance(values, dict):
         raise ValueError(f"{where}: not a JSON object; delete the broken line")
     if values.get("schema") != SCHEMA:

@@ -17,9 +17,10 @@ SCRIPTS = {"train_qat", "export", "build_engine", "benchmarks", "tests"}
 MAY_IMPORT = {"quant": set(), "calib": {"quant"}, "engine": set(), "eval": {"quant", "calib", "engine"}}
 # engine/ runs on a deployment box that has none of these.
 TRAINING_PACKAGES = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas"}
-NOT_OF_THE_NAME = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir"}
+NOT_OF_THE_NAME = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir",
+                   "markdown_it": "markdown-it-py"}  # fmt: skip
 # Imported inside the one file that needs them, and not required.
-OPTIONAL = {"tensorrt", "tensorrt_rtx", "polygraphy", "matplotlib", "ray"}
+OPTIONAL = {"tensorrt", "tensorrt_rtx", "polygraphy", "matplotlib", "ray", "triton"}  # triton comes with a torch for GPUs
 MODULES = sorted(path for room in OURS for path in (ROOT / room).rglob("*.py"))
 
 

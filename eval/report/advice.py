@@ -1,0 +1,114 @@
+"""What a manager asks: which configuration, what does it cost, and where does INT8 not pay."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from eval.report.run_data import RunData
+from eval.sweep.grid import Shape, System
+from eval.sweep.run_folder import SweepRow
+
+FP8_GPUS = re.compile(r"H100|H200|H20\b|GH200|\bL4\b|L40|RTX (PRO )?[456]0\d\d|Ada|B[123]00|GB[123]00|MI3\d\d")
+# A float system of the same runtime may be what somebody replaces; both comparisons are shown.
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The recommendation.
+
+    Attributes:
+        chosen: the fastest INT8 system within the loss, None where none keeps it or none is faster than float.
+        row: its row at the primary shape.
+        within: every INT8 system within the loss, fastest first.
+        closest: where none is within the loss, the one that loses least.
+    """
+
+    chosen: System | None
+    row: SweepRow | None
+    within: tuple[System, ...]
+    closest: System | None
+
+
+def advise(data: RunData, max_loss: float) -> Advice:
+    """Return the recommended configuration: the largest mean speed-up over all shapes among those within `max_loss`.
+
+    Among systems that cannot be told apart from it at the primary shape, the one with the smallest mean error is taken.
+    """
+    candidates = [s for s in data.int8_systems if data.loss(s) is not None]
+    within = sorted((s for s in candidates if (data.loss(s) or 0) <= max_loss + 1e-12), key=lambda s: -_speed(data, s))
+    closest = min(candidates, key=lambda s: (data.loss(s) or 0, -_speed(data, s)), default=None)
+    faster = [s for s in within if _speed(data, s) > 1]
+    if not faster:
+        return Advice(None, None, tuple(within), None if within else closest)
+    best_row = data.timed(faster[0])
+    assert best_row is not None
+    equal = [faster[0], *(s for s in faster[1:] if s.name in best_row.details["ties"])]
+    chosen = min(equal, key=lambda s: (_error(data, s), -_speed(data, s)))
+    return Advice(chosen, data.timed(chosen), tuple(within), None)
+
+
+def _speed(data: RunData, system: System) -> float:
+    return data.mean_speedup(system) or 0.0
+
+
+def _error(data: RunData, system: System) -> float:
+    row = data.ok(system)
+    return row.row.error_abs_mean if row is not None and row.row.error_abs_mean is not None else float("inf")
+
+
+def verdict(row: SweepRow) -> str:
+    """Return "faster", "slower" or "equal" (the interval of the speed-up holds 1) than the baseline."""
+    if row.details["speedup_low"] > 1:
+        return "faster"
+    return "slower" if row.details["speedup_high"] < 1 else "equal"
+
+
+def shapes_without_gain(data: RunData, system: System) -> list[tuple[Shape, SweepRow]]:
+    """Return the shapes at which a system is not surely faster than the fastest float session."""
+    rows = [(shape, data.timed(system, shape)) for shape in data.shapes]
+    return [(shape, row) for shape, row in rows if row is not None and verdict(row) != "faster"]
+
+
+def never_faster(data: RunData) -> list[System]:
+    """Return the INT8 systems that are surely faster than float at no shape."""
+    return [
+        s for s in data.int8_systems
+        if all(verdict(row) != "faster" for shape in data.shapes if (row := data.timed(s, shape)))
+    ]  # fmt: skip
+
+
+def dominated_recipes(data: RunData) -> list[tuple[System, System]]:
+    """Return (recipe that costs more, recipe that does better) of one method and backend at the primary shape.
+
+    The first is not surely faster and has at least a tenth more mean error.
+    """
+    pairs = []
+    for system in data.int8_systems:
+        for other in data.int8_systems:
+            same = (system.method, system.backend) == (other.method, other.backend) and system.recipe != other.recipe
+            mine, theirs = data.timed(system), data.timed(other)
+            if not same or not system.recipe or mine is None or theirs is None:
+                continue
+            is_slower = mine.details["speedup"] <= theirs.details["speedup"] or other.name in mine.details["ties"]
+            if is_slower and _error(data, system) > 1.1 * _error(data, other):
+                pairs.append((system, other))
+                break
+    return pairs
+
+
+def pareto(data: RunData) -> list[System]:
+    """Return the systems that no other beats in both latency and metric at the primary shape, fastest first."""
+    timed = [(s, r.row) for s in data.systems if (r := data.timed(s)) is not None and r.row.metric is not None]
+    front: list[System] = []
+    best = -1.0
+    for system, row in sorted(timed, key=lambda each: (each[1].latency_ms_p50 or 0, -(each[1].metric or 0))):
+        if (row.metric or 0) > best:
+            front.append(system)
+            best = row.metric or 0
+    return front
+
+
+def has_fp8(device: str | None) -> bool:
+    """Return whether this GPU multiplies FP8."""
+    return bool(device and FP8_GPUS.search(device))

@@ -1,0 +1,201 @@
+"""The tables of a report, each computed from rows; the last column names the line of results.jsonl."""
+
+from __future__ import annotations
+
+from eval.load import LoadPoint, closed_knee, open_knee
+from eval.report.run_data import RUNTIMES, RunData, label
+from eval.report.writing import (
+    NOTHING,
+    Texts,
+    count,
+    interval,
+    megabytes,
+    milliseconds,
+    percent,
+    points,
+    ratio,
+    small,
+    table,
+)
+from eval.sweep.run_folder import SweepRow
+
+
+def candidates(data: RunData, t: Texts) -> list[str]:
+    """Return every system at the primary shape, fastest first, those without a time last."""
+    known = [(system, row) for system in data.systems if (row := data.ok(system)) is not None]
+    known.sort(key=lambda each: each[1].row.latency_ms_p50 or float("inf"))
+    fastest = known[0][0].name if known and known[0][1].row.latency_ms_p50 is not None else None
+    metric = next((row.row.metric_name for _, row in known if row.row.metric_name), "metric")
+    headers = ["configuration", "metric_col", "loss_col", "flips_col", "error_col", "size_col", "latency_col",
+               "speedup_col", "row_col"]  # fmt: skip
+    lines = []
+    for system, row in known:
+        r, d = row.row, row.details
+        tie = " ≈" if fastest in d.get("ties", []) else ""
+        lines.append([
+            label(system),
+            NOTHING if r.metric is None else interval(percent(r.metric), percent(r.metric_low), percent(r.metric_high)),
+            points(data.loss(system)), count(r.num_flips), small(r.error_abs_mean), megabytes(r.size_bytes),
+            NOTHING if r.latency_ms_p50 is None else interval(
+                milliseconds(r.latency_ms_p50), milliseconds(d["latency_ms_low"]), milliseconds(d["latency_ms_high"])),
+            NOTHING if r.latency_ms_p50 is None else interval(
+                ratio(d["speedup"]), ratio(d["speedup_low"]), ratio(d["speedup_high"])) + tie,
+            f"#{row.number}",
+        ])  # fmt: skip
+    return table([t(h, metric=metric) for h in headers], lines)
+
+
+def speedups(data: RunData, t: Texts) -> list[str]:
+    """Return the speed-up of every system at every shape."""
+    systems = [s for s in data.systems if any(data.timed(s, shape) for shape in data.shapes)]
+    lines = []
+    for system in systems:
+        rows = [data.timed(system, shape) for shape in data.shapes]
+        lines.append([label(system), *(NOTHING if r is None else ratio(r.details["speedup"]) for r in rows)])
+    return table([t("configuration"), *(shape.name for shape in data.shapes)], lines)
+
+
+def accuracy_by_length(data: RunData, t: Texts) -> list[str]:
+    """Return the metric of every system at every sequence length, in percent; nothing where there is one length."""
+    lengths = sorted({s.sequence_length for s in data.shapes if s.sequence_length is not None})
+    if len(lengths) < 2:
+        return []
+    lines = []
+    for system in data.systems:
+        values = []
+        for length in lengths:
+            rows = [data.ok(system, shape) for shape in data.shapes if shape.sequence_length == length]
+            values.append(next((percent(r.row.metric) for r in rows if r is not None), NOTHING))
+        if set(values) != {NOTHING}:
+            lines.append([label(system), *values])
+    metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
+    return [f"### {t('accuracy_lengths', metric=metric)}", "", *table([t("configuration"), *map(str, lengths)], lines)]
+
+
+def errors(data: RunData, t: Texts) -> list[str]:
+    """Return absolute and relative errors of the outputs at the primary shape."""
+    names = ("abs_max", "abs_mean", "abs_median", "rel_max", "rel_mean", "rel_median")
+    lines = []
+    for system in data.systems:
+        row = data.ok(system)
+        if row is None or row.row.error_abs_mean is None:
+            continue
+        values = [small(getattr(row.row, f"error_{name}")) for name in names]
+        sqnr = NOTHING if row.row.sqnr_db is None else f"{row.row.sqnr_db:.1f}"
+        lines.append([label(system), *values, sqnr, f"#{row.number}"])
+    headers = [name.replace("_", ". ") for name in names]
+    return table([t("configuration"), *headers, "SQNR dB", t("row_col")], lines)
+
+
+def products(data: RunData, t: Texts) -> list[str]:
+    """Return what each engine at the primary shape really runs in INT8."""
+    lines = []
+    for system in data.systems:
+        row = data.ok(system)
+        found = row.details.get("products") if row is not None and system.is_int8 else None
+        if found is None or row is None:
+            continue
+        linears = len(found["int8"]) + len(found["float"])
+        attention = found["attention_int8"] + found["attention_float"]
+        shown = ", ".join(found["float"][:4]) + (f" + {len(found['float']) - 4}" if len(found["float"]) > 4 else "")
+        lines.append([label(system), shown or NOTHING, f"{len(found['int8'])} / {linears}",
+                      f"{len(found['attention_int8'])} / {len(attention)}", f"#{row.number}"])  # fmt: skip
+    headers = [t(h) for h in ("configuration", "float_col", "linears_col", "attention_col", "row_col")]
+    return table(headers, lines, left=2) if lines else []
+
+
+def load(data: RunData, t: Texts) -> list[str]:
+    """Return the points under load, and each system's knee."""
+    if not data.load:
+        return []
+    lines, knees = [], []
+    by_system: dict[str, list[LoadPoint]] = {}
+    for each in data.load["points"]:
+        name = label(data.system_named(each["system"]))
+        if "error" in each:
+            knees.append(f"- {t('load_failed', system=name, error=each['error'])}")
+            continue
+        point = LoadPoint(**{k: v for k, v in each.items() if k not in ("system", "shape")})
+        by_system.setdefault(name, []).append(point)
+        offered = NOTHING if point.offered_per_s is None else f"{point.offered_per_s:.1f}"
+        lines.append([name, t(point.mode), str(point.clients), offered, f"{point.throughput_per_s:.1f}", milliseconds(
+            point.latency_ms_p50), milliseconds(point.latency_ms_p99), str(point.num_dropped)])  # fmt: skip
+    for name, measured in by_system.items():
+        closed, opened = closed_knee(measured), open_knee(measured)
+        kept = t("kept_none") if opened is None else t("kept_rate", rate=f"{opened.offered_per_s:.1f}")
+        knees.append("- " + t("knee", system=name, clients=closed.clients, kept=kept,
+                              throughput=f"{closed.throughput_per_s:.1f}"))  # fmt: skip
+    headers = [t("configuration"), t("loop_col"), t("clients_col"), t("offered_col"), t("answered_col"), "p50 ms",
+               "p99 ms", t("dropped_col")]  # fmt: skip
+    return [*knees, "", *table(headers, lines, left=2)]
+
+
+def not_measured(data: RunData, t: Texts) -> list[str]:
+    """Return failed and skipped points with their reasons, equal ones in one line."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for row in data.rows:
+        if row.row.status != "ok":
+            grouped.setdefault((row.system, row.row.status, row.row.error or ""), []).append(row.shape)
+    lines = [[label(data.system_named(name)), status, ", ".join(shapes), reason]
+             for (name, status, reason), shapes in grouped.items()]  # fmt: skip
+    left = len(data.systems) * len(data.shapes) - len(data.rows)
+    text = [t("left_out", count=left), ""] if left else []
+    if not lines:
+        return [*text, *([] if left else [t("none_not_measured"), ""])]
+    return [*text, *table([t("configuration"), t("status_col"), t("shape_col"), t("reason_col")], lines, left=4)]
+
+
+def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
+    """Return what each step gained on one backend at the primary shape: float, fp16, INT8 linear, + attention, ..."""
+    methods = [s.method for s in data.systems if s.recipe and s.method not in ("smoothquant", "qat")]
+    method = methods[0] if methods else "max"
+    wanted = [
+        ("step_float", "fp32", None), ("step_fp16", "fp16", None), ("step_linear", method, "int8_linear"),
+        ("step_attention", method, "int8_attention"), ("step_residual", method, "int8_full"),
+        ("step_smoothquant", method, "int8_smoothquant"), ("step_qat", "qat", None),
+    ]  # fmt: skip
+    lines: list[list[str]] = []
+    before: SweepRow | None = None
+    for key, wanted_method, recipe in wanted:
+        row = _step(data, backend, wanted_method, recipe)
+        if row is None:
+            lines.append([t(key), t("h_not_measured"), *[NOTHING] * 6])
+            continue
+        gain = NOTHING
+        if before is not None and before.row.latency_ms_p50 and row.row.latency_ms_p50:
+            gain = f"{before.row.latency_ms_p50 / row.row.latency_ms_p50:.2f} x"
+        system = data.system_named(row.system)
+        lines.append([t(key), label(system), percent(row.row.metric), points(data.loss(system)),
+                      small(row.row.error_abs_mean), milliseconds(row.row.latency_ms_p50), gain,
+                      f"#{row.number}"])  # fmt: skip
+        before = row
+    metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
+    headers = [t("step_col"), t("configuration"), f"{metric} %", t("loss_col"),
+               t("error_col"), "ms", t("gain_col"), t("row_col")]  # fmt: skip
+    return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=shape)}", "",
+            *table(headers, lines, left=2)]  # fmt: skip
+
+
+def _step(data: RunData, backend: str, method: str, recipe: str | None) -> SweepRow | None:
+    """Return the row of one step; SmoothQuant may be a recipe or a method, QAT may have any recipe."""
+    for system in data.systems:
+        if system.backend != backend or system.is_reference:
+            continue
+        is_smooth = recipe == "int8_smoothquant" and system.method == "smoothquant"
+        is_trained = method == "qat" and system.method == "qat"
+        if is_smooth or is_trained or (system.method, system.recipe) == (method, recipe):
+            return data.ok(system)
+    return None
+
+
+def rows(data: RunData, t: Texts) -> list[str]:
+    """Return one line for each row: number, system, shape, status, the digest of what ran."""
+    lines = []
+    for row in data.rows:
+        digests = row.details.get("digests") or {}
+        digest = digests.get("onnx") or digests.get("source") or NOTHING
+        system = data.system_named(row.system)
+        lines.append([f"#{row.number}", label(system), row.shape, row.row.status, f"`{digest[:16]}`"])
+    return table([t("row_col"), t("system_col"), t("shape_col"), t("status_col"), t("digest_col")], lines, left=5)
+
+

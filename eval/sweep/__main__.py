@@ -1,0 +1,159 @@
+"""`python -m eval.sweep`: measure a grid of methods, recipes, backends, batch sizes and sequence lengths; resumable."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
+from eval.arguments import task_of
+from eval.results import STATUSES
+from eval.sweep.grid import (
+    FLOAT_METHODS,
+    INT8_METHODS,
+    REFERENCES,
+    SweepOptions,
+    backend_names,
+    check_names,
+)
+from eval.sweep.run import Interrupted, run_sweep
+from eval.sweep.run_folder import MANIFEST, RunFolder
+from quant.recipe import load_recipe
+
+NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    """Measure every point that has no row yet and print one summary line."""
+    options = options_of(arguments)
+    out = Path(arguments.out)
+    if arguments.force and (out / MANIFEST).is_file():
+        with RunFolder(out).locked():
+            shutil.rmtree(out)
+    command = shlex.join(["python", "-m", "eval.sweep", *arguments.words])
+    budget_s = arguments.budget * 60 if arguments.budget is not None else None
+    try:
+        result = run_sweep(
+            options, out, command, budget_s=budget_s, num_processes=arguments.parallel, ray=arguments.ray,
+            retry_failed=arguments.retry_failed,
+        )  # fmt: skip
+    except Interrupted as interrupted:
+        print(f"python -m eval.sweep: {interrupted}", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    parts = [f"{result.counts[name]} {name}" for name in STATUSES if result.counts.get(name)]
+    if result.num_left:
+        parts.append(f"{result.num_left} left out by --budget (the same command goes on)")
+    summary = f"{out}: {result.num_points} points: {', '.join(parts)}; next: python -m eval.report {out}"
+    row = {"out": str(out), "num_points": result.num_points, "left": result.num_left, **result.counts}
+    print_result(row, summary, arguments.json)
+
+
+def options_of(arguments: argparse.Namespace) -> SweepOptions:
+    """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
+    task = task_of(arguments)
+    methods = check_names("--methods", _words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
+    backends = check_names("--backends", _words(arguments.backends), backend_names())
+    recipes = tuple(dict.fromkeys(_words(arguments.recipes)))
+    if not recipes and set(methods) & set(INT8_METHODS):
+        raise UsageError("the grid is empty: --recipes names nothing, and the methods need one")
+    for recipe in recipes:
+        load_recipe(recipe)
+    wanted = _words(arguments.references)
+    references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
+    lengths = _numbers("--seq-lengths", arguments.seq_lengths) if task.is_text else (None,)
+    data = arguments.data or task.default_data
+    samples = arguments.samples or data
+    if samples is None:
+        raise UsageError(f"task {task.name} has no default data set; give --data")
+    low = {"--parallel": arguments.parallel, "--num-calibration": arguments.num_calibration,
+           "--rounds": arguments.rounds - 1, "--threads": arguments.threads or 1,
+           "--num-samples": arguments.num_samples if arguments.num_samples is not None else 1}  # fmt: skip
+    if wrong := [flag for flag, value in low.items() if value < 1]:
+        raise UsageError(f"{', '.join(wrong)} must be at least 1 (--rounds at least 2)")
+    if arguments.budget is not None and arguments.budget <= 0:
+        raise UsageError(f"--budget {arguments.budget:g} must be above 0 minutes")
+    return SweepOptions(
+        model=arguments.model, task=arguments.task, data=arguments.data, split=arguments.split,
+        columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,
+        samples=samples, num_calibration=arguments.num_calibration, num_samples=arguments.num_samples,
+        seed=arguments.seed, methods=methods, recipes=recipes, backends=backends, references=references,
+        batch_sizes=_numbers("--batch-sizes", arguments.batch_sizes), seq_lengths=lengths or (task.default_length,),
+        shapes=arguments.shapes, threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
+        device=arguments.device, qat_arguments=arguments.qat_arguments,
+        load_clients=_numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
+        load_seconds=arguments.load_seconds,
+    )  # fmt: skip
+
+
+def _words(values: list[str]) -> list[str]:
+    return [word for value in values for word in value.replace(",", " ").split()]
+
+
+def _numbers(flag: str, values: list[str]) -> tuple[int, ...]:
+    words = _words(values)
+    if not words:
+        raise UsageError(f"the grid is empty: {flag} names nothing")
+    wrong = [word for word in words if not word.isdigit() or int(word) < 1]
+    if wrong:
+        raise UsageError(f"{flag} takes whole numbers from 1, got {', '.join(wrong)}")
+    return tuple(sorted({int(word) for word in words}))
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Add the options of the sweep."""
+    lists: dict[str, Any] = {"nargs": "*", "metavar": "A,B"}
+    parser.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
+    parser.add_argument("--task", required=True, help="what to score")
+    parser.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
+    parser.add_argument("--split", default="validation", help="split that is scored")
+    parser.add_argument("--column", nargs="+", help="the data's own names of the task's columns")
+    parser.add_argument("--label-column", help="the data's own name of the label column")
+    parser.add_argument("--num-samples", type=int, help="how many samples are scored; default all")
+    parser.add_argument("--samples", help="calibration samples: folder, file or data set id; default --data (train)")
+    parser.add_argument("--num-calibration", type=int, default=256, help="calibration samples drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
+                        help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))}", **lists)  # fmt: skip
+    parser.add_argument("--recipes", default=["int8_linear"], help="recipe names or .yaml files", **lists)
+    parser.add_argument("--backends", default=["onnxruntime"], help=f"of {', '.join(backend_names())}", **lists)
+    parser.add_argument("--references", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)}, or none", **lists)
+    parser.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)
+    parser.add_argument("--seq-lengths", default=["128"], help="tokens of a sample; not for images", **lists)
+    parser.add_argument("--shapes", default="auto", choices=("auto", "static", "dynamic"),
+                        help="engines for one shape each or one for all; auto: static on GPUs alone")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
+    parser.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
+    parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
+    parser.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
+    parser.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)
+    parser.add_argument("--load-seconds", type=float, default=2.0, help="of each measurement under load")
+    parser.add_argument("--budget", type=float, help="minutes: the most telling points first, the rest left out")
+    parser.add_argument("--retry-failed", action="store_true", help="measure failed points again")
+    parser.add_argument("--parallel", type=int, default=1, help="processes that prepare; timing is always done alone")
+    parser.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
+    parser.add_argument("--out", required=True, help="run folder; an interrupted sweep goes on there")
+    parser.add_argument("--force", action="store_true", help="start anew in an --out that holds another sweep")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    parser = CommandParser("python -m eval.sweep", "Measure accuracy against speed over a grid; resumable.")
+    add_arguments(parser)
+    parser.set_defaults(words=list(sys.argv[1:] if argv is None else argv))
+    run_command(parser, sweep, argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""What a sweep measures: systems (method, recipe, backend) at shapes (batch size, length), most telling first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from engine.backend import BACKENDS
+from engine.cli import UsageError, near_matches
+from quant.recipe import METHODS
+
+FLOAT_METHODS = ("fp32", "fp16", "bf16")
+SMOOTHQUANT, QAT = "smoothquant", "qat"
+INT8_METHODS = (*METHODS, SMOOTHQUANT, QAT)
+PYTORCH = "pytorch"
+FASTEST, DYNAMIC, COMPILED = "fp32-fastest", "dynamic", "fp32-compiled"
+# What every report holds the candidates against: name on the command line -> (method, backend) of its rows.
+REFERENCES = {
+    "pytorch": ("fp32", PYTORCH),
+    "pytorch-compiled": (COMPILED, PYTORCH),
+    "onnxruntime-fastest": (FASTEST, "onnxruntime"),
+    "onnxruntime-dynamic": (DYNAMIC, "onnxruntime"),
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One way to run the model; `recipe` is None for float methods and references."""
+
+    method: str
+    recipe: str | None
+    backend: str
+    is_reference: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return the name that rows, plots and tables use, e.g. "max int8_linear onnxruntime"."""
+        return " ".join(part for part in (self.method, self.recipe, self.backend) if part)
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether some of its products are meant to run in INT8."""
+        return self.recipe is not None or self.method == DYNAMIC
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Samples of a call and tokens of a sample; the length is None for images."""
+
+    batch_size: int
+    sequence_length: int | None
+
+    @property
+    def name(self) -> str:
+        """Return e.g. "8x64", or "8" for images."""
+        return str(self.batch_size) if self.sequence_length is None else f"{self.batch_size}x{self.sequence_length}"
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """Everything that decides what the rows hold; kept in the run folder's manifest and compared on resume."""
+
+    model: str
+    task: str
+    data: str | None
+    split: str
+    columns: tuple[str, ...] | None
+    label_column: str | None
+    samples: str
+    num_calibration: int
+    num_samples: int | None
+    seed: int
+    methods: tuple[str, ...]
+    recipes: tuple[str, ...]
+    backends: tuple[str, ...]
+    references: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    seq_lengths: tuple[int | None, ...]
+    shapes: str
+    threads: int
+    rounds: int
+    device: str
+    qat_arguments: str
+    load_clients: tuple[int, ...]
+    load_seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `options_from_dict` reads them back."""
+        return {key: list(x) if isinstance(x, tuple) else x for key, x in dataclasses.asdict(self).items()}
+
+
+def options_from_dict(values: dict[str, Any]) -> SweepOptions:
+    """Return the options that `as_dict` wrote. Raises: ValueError: keys of another version."""
+    known = {field.name for field in dataclasses.fields(SweepOptions)}
+    if set(values) != known:
+        raise ValueError(f"these sweep options are of another version: {', '.join(sorted(set(values) ^ known))}")
+    plain: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+    return SweepOptions(**plain)
+
+
+def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
+    """Return the names without repeats. Raises: UsageError: none at all, or unknown ones, with their near matches."""
+    names = tuple(dict.fromkeys(given))
+    if not names:
+        raise UsageError(f"the grid is empty: {what} names nothing; allowed: {', '.join(allowed)}")
+    wrong = []
+    for name in names:
+        if name not in allowed:
+            near = near_matches(name, list(allowed))
+            wrong.append(f"'{name}'" + (f" (did you mean {near[0]}?)" if near else ""))
+    if wrong:
+        raise UsageError(f"{what} does not know {', '.join(wrong)}; allowed: {', '.join(allowed)}")
+    return names
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return what --backends takes: PyTorch (INT8 simulated there) and every registered backend."""
+    return (PYTORCH, *BACKENDS)
+
+
+def systems_of(options: SweepOptions) -> list[System]:
+    """Return every system of the grid, the most telling first.
+
+    References and float, then the first method with every recipe, then the other methods by recipe.
+    """
+    references = [System(*REFERENCES[name][:1], None, REFERENCES[name][1], True) for name in options.references]
+    order = {FASTEST: 0, "fp32": 1, DYNAMIC: 2, COMPILED: 3}
+    references.sort(key=lambda system: order[system.method])
+    floats = [m for m in options.methods if m in FLOAT_METHODS]
+    int8 = [m for m in options.methods if m in INT8_METHODS]
+    pairs = [(m, r) for m in int8[:1] for r in options.recipes]
+    pairs += [(m, r) for r in options.recipes for m in int8[1:]]
+    systems = [
+        *(s for s in references if s.method in (FASTEST, "fp32")),
+        *(System(m, None, b) for m in floats for b in options.backends),
+        *(System(m, r, b) for m, r in pairs for b in options.backends),
+        *(s for s in references if s.method in (DYNAMIC, COMPILED)),
+    ]
+    unique: dict[str, System] = {}
+    for system in systems:
+        unique.setdefault(system.name, system)  # fp32 in PyTorch may be asked for twice
+    return list(unique.values())
+
+
+def shapes_of(options: SweepOptions) -> list[Shape]:
+    """Return every shape, the most telling first: the middle one, the two corners, then the rest."""
+    batches, lengths = sorted(options.batch_sizes), sorted(options.seq_lengths, key=lambda n: n or 0)
+    every = [Shape(b, length) for b in batches for length in lengths]
+    first = [primary_shape(options), Shape(batches[0], lengths[0]), Shape(batches[-1], lengths[-1])]
+    return list(dict.fromkeys([*first, *every]))
+
+
+def primary_shape(options: SweepOptions) -> Shape:
+    """Return the shape that summaries quote: the middle batch size and length."""
+    batches, lengths = sorted(options.batch_sizes), sorted(options.seq_lengths, key=lambda n: n or 0)
+    return Shape(batches[len(batches) // 2], lengths[len(lengths) // 2])
+
+
+def baseline_of(systems: list[System]) -> System:
+    """Return what speed-ups are over: the fastest float ONNX Runtime session, else the first float system, else the
+    first.
+    """
+    return min(systems, key=lambda s: (s.method != FASTEST, s.is_int8, systems.index(s)))

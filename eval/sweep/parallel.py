@@ -1,0 +1,117 @@
+"""Preparing in several processes, or on a Ray cluster: checkpoints, ONNX files, engines and scores go to the store.
+
+Timing is never done here: competitors of one shape take turns in one process that has the machine to itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import logging
+import multiprocessing
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from eval.sweep.bench import Bench
+from eval.sweep.grid import COMPILED, FASTEST, SweepOptions, System, options_from_dict, shapes_of, systems_of
+from eval.sweep.run_folder import RunFolder
+from eval.sweep.store import ArtifactStore, check_disk
+from eval.sweep.workshop import ROOT, Workshop
+
+logger = logging.getLogger(__name__)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_bench: Bench | None = None
+
+
+def prepare_in_parallel(
+    run: RunFolder, options: SweepOptions, command: str, num_processes: int, ray: str | None
+) -> None:
+    """Prepare every system that has a point without a row; what fails here fails again, and is noted, when measured."""
+    done = {(row.system, row.shape) for row in run.rows()}
+    pending = [
+        system for system in systems_of(options)
+        if system.method not in (FASTEST, COMPILED)  # these are made of timings, or made while timing
+        and any((system.name, shape.name) not in done for shape in shapes_of(options))
+    ]  # fmt: skip
+    settings = (options.as_dict(), str(run.path.resolve()), command)
+    jobs = _ray_jobs(ray, settings, pending) if ray else _process_jobs(num_processes, settings, pending)
+    for problem in tqdm(jobs, total=len(pending), desc="prepare", unit="system", disable=not sys.stderr.isatty()):
+        if problem:
+            logger.info("preparing %s", problem)
+
+
+def _process_jobs(num_processes: int, settings: tuple[dict[str, Any], str, str], pending: list[System]) -> Any:
+    context = multiprocessing.get_context("spawn")  # torch's and onnxruntime's threads do not survive a fork
+    with ProcessPoolExecutor(num_processes, context, _start, settings) as pool:
+        futures = [pool.submit(_prepare, dataclasses.astuple(system)) for system in pending]
+        for future in as_completed(futures):
+            yield future.result()
+
+
+def _start(options: dict[str, Any], path: str, command: str) -> None:
+    """Load model and samples once in each process, and let it end with its parent, however that ends."""
+    global _bench
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    logging.disable(logging.WARNING)
+    _bench = make_bench(options, path, command)
+
+
+def _prepare(fields: tuple[Any, ...]) -> str | None:
+    assert _bench is not None
+    return prepare(_bench, System(*fields))
+
+
+def make_bench(options: dict[str, Any], path: str, command: str) -> Bench:
+    """Return a bench on the run folder at `path`."""
+    return Bench(Workshop(options_from_dict(options), ArtifactStore(RunFolder(Path(path)).artifacts)), command)
+
+
+def prepare(bench: Bench, system: System) -> str | None:
+    """Make everything of a system but its timings; return what went wrong, None if nothing did."""
+    try:
+        for shape in shapes_of(bench.options):
+            with ExitStack() as stack:
+                bench.score(stack.enter_context(bench.open(system, shape)), shape)
+    except Exception as error:  # said again, as a row, when the point is measured
+        check_disk(error, bench.workshop.store.folder)
+        return f"{system.name}: {' '.join(str(error).split())[:200]}"
+    return None
+
+
+def _ray_jobs(address: str | None, settings: tuple[dict[str, Any], str, str], pending: list[System]) -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise RuntimeError("--ray needs the package ray; run 'pip install -r requirements-ray.txt'") from None
+    root = str(ROOT)
+
+    def prepare_there(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
+        # Sent by value, as a nested function: the node may not have the project on its path yet.
+        sys.path.insert(0, root)
+        from eval.sweep.parallel import prepare_on_node
+
+        return prepare_on_node(settings, fields)
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        remote = ray.remote(max_retries=1, num_cpus=1)(prepare_there)
+        futures = [remote.remote(settings, dataclasses.astuple(system)) for system in pending]
+        while futures:
+            ready, futures = ray.wait(futures)
+            yield ray.get(ready[0])
+    finally:
+        ray.shutdown()
+
+
+def prepare_on_node(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
+    """Prepare one system in a process of another node; the model is loaded once in each process."""
+    global _bench
+    if _bench is None or _bench.workshop.store.folder != RunFolder(Path(settings[1])).artifacts:
+        _bench = make_bench(*settings)
+    return prepare(_bench, System(*fields))

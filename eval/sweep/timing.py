@@ -1,0 +1,94 @@
+"""All systems of one shape timed in alternating blocks; intervals, and which of them cannot be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.latency import Feeds, compare
+from eval.metrics import CONFIDENCE
+from eval.sweep.references import select_inputs
+
+NUM_RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class ShapeTiming:
+    """What was timed together: by system its percentiles and block medians, or the error that its first call raised."""
+
+    baseline: str
+    systems: dict[str, dict[str, Any]]
+    errors: dict[str, str]
+
+    def details(self, name: str) -> dict[str, Any]:
+        """Return a system's interval, speed-up over the baseline, and the systems that cannot be told apart from it."""
+        block_ms = self.systems[name]["block_ms"]
+        _, low, high = median_interval(np.asarray(block_ms))
+        ratio = median_interval(np.asarray(self.systems[self.baseline]["block_ms"]) / np.asarray(block_ms))
+        ties = [other for other in self.systems
+                if other != name and is_tie(self.systems[other]["block_ms"], block_ms)]  # fmt: skip
+        return {
+            "latency_ms_low": low, "latency_ms_high": high, "baseline": self.baseline, "ties": ties,
+            "speedup": ratio[0], "speedup_low": ratio[1], "speedup_high": ratio[2],
+            "block_ms": [round(ms, 5) for ms in block_ms],
+        }  # fmt: skip
+
+
+def time_systems(
+    runners: Mapping[str, Any], feeds: Feeds, baseline: str, rounds: int, tick: Callable[[], None] = lambda: None
+) -> ShapeTiming:
+    """Return the latencies of all runners, measured in alternation (eval.latency.compare).
+
+    Args:
+        runners: name -> runner; one that fails on its first call is left out and named.
+        baseline: what ratios are over; where it fails, the first that runs.
+        tick: called after every call, for the progress bar.
+    """
+    calls: dict[str, Callable[[Feeds], Any]] = {}
+    errors: dict[str, str] = {}
+    for name, runner in runners.items():
+        try:
+            call = select_inputs(runner, feeds)
+            call({})
+        except Exception as error:  # a runtime may raise anything, and the others go on
+            errors[name] = " ".join(str(error).split())[:300] or type(error).__name__
+            continue
+        calls[name] = _ticking(call, tick)
+    if not calls:
+        return ShapeTiming(baseline, {}, errors)
+    chosen = baseline if baseline in calls else next(iter(calls))
+    results = compare(calls, {}, chosen, num_blocks=max(rounds, 2))
+    systems = {
+        name: {
+            "p50": result.latency.latency_ms_p50, "p90": result.latency.latency_ms_p90,
+            "p99": result.latency.latency_ms_p99, "iterations": result.latency.iterations,
+            "block_ms": list(result.block_ms),
+        } for name, result in results.items()
+    }  # fmt: skip
+    return ShapeTiming(chosen, systems, errors)
+
+
+def _ticking(call: Callable[[Feeds], Any], tick: Callable[[], None]) -> Callable[[Feeds], Any]:
+    def run(feeds: Feeds) -> Any:
+        outputs = call(feeds)
+        tick()
+        return outputs
+
+    return run
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Return the median and its 95 % bootstrap interval (percentile method, fixed seed)."""
+    picks = np.random.default_rng(0).integers(0, len(values), (NUM_RESAMPLES, len(values)))
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.median(values[picks], axis=1), [tail, 1 - tail])
+    return float(np.median(values)), float(low), float(high)
+
+
+def is_tie(a_ms: list[float], b_ms: list[float]) -> bool:
+    """Return whether two systems cannot be told apart: the interval of their ratio, round by round, holds 1."""
+    _, low, high = median_interval(np.asarray(a_ms) / np.asarray(b_ms))
+    return low <= 1 <= high

@@ -1,0 +1,259 @@
+"""From a system to what runs it: statistics, checkpoint, ONNX file, engine, each made once in the artifact store."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import importlib.metadata
+import importlib.util
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from calib.apply import apply_statistics
+from calib.collect import collect
+from calib.samples import Samples, load_samples
+from calib.statistics import Statistics
+from engine.backend import BuildOptions, get_backend
+from engine.cli import near_matches
+from engine.hardware import cpu_flags
+from engine.manifest import sha256_of
+from engine.qdq import TARGETS, prepare_for_target
+from engine.shapes import ShapeRange
+from eval.sweep.grid import FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
+from eval.sweep.store import ArtifactStore, digest_of
+from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
+from quant.example_inputs import example_inputs
+from quant.insert import insert_quantizers, plan_sites
+from quant.onnx_export import export_onnx
+from quant.pretrained import LoadedModel, load_float_model
+from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
+
+ROOT = Path(__file__).parents[2]
+STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
+# Targets whose graph is made here in memory; for others export.py decides opset, type and mask.
+OWN_TARGETS = ("onnxruntime", "openvino")
+# One engine for all shapes unless asked otherwise: TensorRT's take minutes to build and run slower so.
+DYNAMIC_BACKENDS = ("onnxruntime", "openvino")
+
+
+class Workshop:
+    """Makes artifacts of one sweep; the float model is loaded once and never changed."""
+
+    def __init__(self, options: SweepOptions, store: ArtifactStore) -> None:
+        self.options, self.store = options, store
+        torch.set_num_threads(options.threads)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The float model."""
+        return load_float_model(self.options.model)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """sha256 over the float model's configuration and weights, 16 digits."""
+        digest = hashlib.sha256(self.loaded.model.config.to_json_string().encode())
+        for name, tensor in self.loaded.model.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The calibration samples."""
+        lengths = [n for n in self.options.seq_lengths if n is not None]
+        return load_samples(
+            self.options.samples, self.loaded, columns=self.options.columns, num_samples=self.options.num_calibration,
+            seed=self.options.seed, max_length=max(lengths) if lengths else None,
+        )  # fmt: skip
+
+    def fresh_model(self) -> LoadedModel:
+        """Return a copy of the float model that may be changed."""
+        return dataclasses.replace(self.loaded, model=copy.deepcopy(self.loaded.model))
+
+    def recipe(self, system: System) -> Recipe:
+        """Return the resolved recipe of a quantized system: `smoothquant` adds SmoothQuant, a calibrator its method."""
+        assert system.recipe is not None
+        recipe = load_recipe(system.recipe)
+        if system.method == SMOOTHQUANT:
+            return dataclasses.replace(recipe, smoothquant=SmoothQuantOptions(alpha="search"))
+        return recipe if system.method == QAT else recipe.with_options(method=system.method)
+
+    def statistics(self, recipe: Recipe) -> Path:
+        """Return the statistics of every site that the recipe needs; recipes with the same sites share them."""
+        sites = plan_sites(copy.deepcopy(self.loaded.model), recipe)
+        needed = sorted(s.name for s in sites if s.enabled and not s.is_weight and s.kind != "softmax")
+        inputs = {"model": self.model_digest, "samples": self.samples.digest, "sites": needed,
+                  "seed": self.options.seed, "max_length": list(self.options.seq_lengths)}  # fmt: skip
+
+        def build(folder: Path) -> None:
+            model = self.fresh_model().model.to(self.options.device)  # type: ignore[arg-type]
+            insert_quantizers(model, recipe)
+            collect(model, self.samples, seed=self.options.seed, progress=False).save(folder / STATISTICS_FILE)
+
+        return self.store.make("statistics", inputs, build, f"statistics of {len(needed)} sites")
+
+    def checkpoint(self, system: System) -> Path:
+        """Return the checkpoint folder of a quantized system."""
+        recipe = self.recipe(system)
+        if system.method == QAT:
+            return self._trained(system, recipe)
+        statistics = self.statistics(recipe)
+        provenance = {"model": self.options.model, "samples": self.samples.source,
+                      "samples_digest": self.samples.digest, "num_samples": self.samples.num_samples,
+                      "seed": self.options.seed, "method": recipe.calibrator.method}  # fmt: skip
+
+        def build(folder: Path) -> None:
+            loaded = self.fresh_model()
+            insert_quantizers(loaded.model, recipe)
+            apply_statistics(loaded.model, Statistics.load(statistics / STATISTICS_FILE))
+            save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
+
+        inputs = {"statistics": statistics.name, "recipe": recipe.to_dict(), "model": self.model_digest}
+        return self.store.make("checkpoint", inputs, build, f"{system.method} {system.recipe}: amax, checkpoint")
+
+    def _trained(self, system: System, recipe: Recipe) -> Path:
+        """Return the checkpoint of a QAT run: train_qat.py itself, whose run folder goes on after a kill."""
+        words = ["--model", self.options.model, "--task", self.options.task, "--recipe", str(system.recipe)]
+        words += ["--data", self.options.data] if self.options.data else []
+        words += ["--seed", str(self.options.seed), "--num_samples", str(self.options.num_calibration)]
+        words += shlex.split(self.options.qat_arguments)
+        inputs = {"model": self.model_digest, "recipe": recipe.to_dict(), "arguments": words}
+
+        def build(folder: Path) -> None:
+            work = self.store.folder / f".qat-{digest_of(inputs)}.run"  # stays after a kill, so that training resumes
+            run_script("train_qat.py", *words, "--out", str(work))
+            for path in work.iterdir():
+                if path.is_file():
+                    shutil.copy2(path, folder / path.name)
+            shutil.rmtree(work)
+
+        return self.store.make("checkpoint", inputs, build, f"{system.method} {system.recipe}: training")
+
+    def model_of(self, system: System) -> LoadedModel:
+        """Return the model a system runs, as PyTorch: the float model, or its checkpoint."""
+        return load_checkpoint(self.checkpoint(system)) if system.recipe else self.loaded
+
+    def source_digest(self, system: System) -> str:
+        """Return the digest of the weights, ranges and sites that a system runs."""
+        if system.recipe is None:
+            return self.model_digest
+        description = read_description(self.checkpoint(system))
+        return digest_of({"files": description["digests"], "sites": description["sites"]})
+
+    def onnx(self, system: System) -> Path:
+        """Return the ONNX file of a system, made for its backend."""
+        target = target_of(system.backend)
+        inputs = {"source": self.source_digest(system), "target": target, "onnx": onnx.__version__}
+        if target not in OWN_TARGETS:
+            inputs["dtype"] = system.method if system.method in FLOAT_METHODS else "fp16"
+            return self.store.make("onnx", inputs, lambda folder: self._run_export(system, target, folder), _label(
+                system, f"ONNX for {target}")) / ONNX_FILE  # fmt: skip
+        exported = self._exported(system)
+
+        def build(folder: Path) -> None:
+            metadata = {"int8kit.source": Path(self.options.model).name}
+            if system.recipe is not None:
+                recipe = self.recipe(system)
+                metadata |= {"int8kit.recipe": recipe.name, "int8kit.recipe_digest": recipe.digest,
+                             "int8kit.method": system.method}  # fmt: skip
+            onnx.save(prepare_for_target(onnx.load(exported), target, metadata), folder / ONNX_FILE)
+
+        return self.store.make("onnx", inputs, build, _label(system, f"graph for {target}")) / ONNX_FILE
+
+    def _exported(self, system: System) -> Path:
+        """Return the exporter's own graph, from which every backend's file is made."""
+        inputs = {"source": self.source_digest(system), "torch": torch.__version__}
+
+        def build(folder: Path) -> None:
+            loaded = self.model_of(system)
+            export_onnx(loaded.model, folder / ONNX_FILE, processor=loaded.processor)
+
+        label = _label(dataclasses.replace(system, backend=""), "torch to ONNX")
+        return self.store.make("exported", inputs, build, label) / ONNX_FILE
+
+    def _run_export(self, system: System, target: str, folder: Path) -> None:
+        source = str(self.checkpoint(system)) if system.recipe else self.options.model
+        words = ["--checkpoint", source, "--target", target, "--out", str(folder / ONNX_FILE)]
+        dtype = system.method if system.method in FLOAT_METHODS else "fp16"
+        run_script("export.py", *words, *(["--dtype", dtype] if target == "tensorrt" else []))
+
+    def engine(self, system: System, shape: Shape, onnx_path: Path | None = None) -> Path:
+        """Return the engine of a system; one for all shapes, or a static one for this shape (see --shapes)."""
+        backend = get_backend(system.backend)
+        path = onnx_path or self.onnx(system)
+        precision = precision_of(system, backend)
+        ranges = self.ranges(shape) if self.is_static(system.backend) else {}
+        versions = {name: importlib.metadata.version(name) for name in (system.backend, "onnx-ir") if _installed(name)}
+        inputs = {"onnx": sha256_of(path), "backend": system.backend, "precision": precision,
+                  "shapes": {name: str(each) for name, each in ranges.items()}, "threads": self.options.threads,
+                  "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
+        options = BuildOptions(shapes=ranges, threads=self.options.threads, precision=precision)
+
+        def build(folder: Path) -> None:
+            backend.build(path, folder / ENGINE_FILE, options)
+
+        label = _label(system, f"engine {shape.name}" if ranges else "engine")
+        return self.store.make("engine", inputs, build, label) / ENGINE_FILE
+
+    def ranges(self, shape: Shape) -> dict[str, ShapeRange]:
+        """Return the static shape of every input."""
+        return {name: ShapeRange(*(tuple(x.shape),) * 3) for name, x in self.inputs(shape).items()}
+
+    def inputs(self, shape: Shape) -> dict[str, torch.Tensor]:
+        """Return full-length random inputs of a shape, for timing."""
+        return example_inputs(self.loaded.model, batch_size=shape.batch_size, seq_length=shape.sequence_length or 8,
+                              processor=self.loaded.processor)  # fmt: skip
+
+    def is_static(self, backend: str) -> bool:
+        """Whether engines of this backend are built for one shape each."""
+        return self.options.shapes == "static" or (self.options.shapes == "auto" and backend not in DYNAMIC_BACKENDS)
+
+
+def target_of(backend: str) -> str:
+    """Return the export target of a backend: its own name, or for TensorRT the one of its installed version."""
+    if backend == "tensorrt_rtx":
+        return "tensorrt"
+    if backend == "tensorrt" and _installed("tensorrt"):
+        return "tensorrt8" if int(importlib.metadata.version("tensorrt").split(".")[0]) < 10 else "tensorrt"
+    if backend not in TARGETS:
+        near = near_matches(backend, list(TARGETS))
+        raise ValueError(f"no export target for backend {backend}; targets: {', '.join(TARGETS)}"
+                         + (f" (did you mean {near[0]}?)" if near else ""))  # fmt: skip
+    return backend
+
+
+def precision_of(system: System, backend: Any) -> str:
+    """Return what an engine computes in outside INT8. Raises: ValueError: a float type that the backend lacks."""
+    if system.method in FLOAT_METHODS and system.method not in backend.precisions:
+        raise ValueError(f"{system.backend} does not compute in {system.method}; "
+                         f"it takes {', '.join(backend.precisions)}")  # fmt: skip
+    if system.method in FLOAT_METHODS:
+        return system.method
+    is_gpu = system.backend.startswith("tensorrt")
+    return "fp16" if is_gpu and "fp16" in backend.precisions else backend.precisions[0]
+
+
+def run_script(script: str, *words: str) -> None:
+    """Run one of the project's scripts. Raises: RuntimeError: its last line, where it fails."""
+    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode < 0:
+        raise RuntimeError(f"{script} was killed by signal {-done.returncode}")
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip() and "it/s]" not in line]
+        raise RuntimeError(lines[-1] if lines else f"{script} ended with exit code {done.returncode}")
+
+
+def _label(system: System, what: str) -> str:
+    return f"{' '.join(part for part in (system.method, system.recipe) if part)}: {what}"
+
+
+def _installed(package: str) -> bool:
+    return importlib.util.find_spec(package.replace("-", "_")) is not None

@@ -1,0 +1,66 @@
+import time
+
+import pytest
+
+from eval import load
+
+
+def sleeper(seconds):
+    return lambda: time.sleep(seconds)
+
+
+def test_closed_loop_throughput_grows_with_clients_until_the_system_is_full():
+    import threading
+
+    lock = threading.Lock()
+
+    def one_at_a_time():
+        with lock:
+            time.sleep(0.01)
+
+    free = [load.closed_loop([sleeper(0.01)] * n, 0.3) for n in (1, 4)]
+    full = [load.closed_loop([one_at_a_time] * n, 0.3) for n in (1, 4)]
+    assert free[1].throughput_per_s > 2.5 * free[0].throughput_per_s
+    assert full[1].throughput_per_s < 1.5 * full[0].throughput_per_s
+    assert full[1].latency_ms_p99 > 2 * full[0].latency_ms_p50  # a lock is not fair: the median need not show it
+    assert load.closed_knee(full).clients == 1 and load.closed_knee(free).clients == 4
+
+
+def test_open_loop_counts_the_queue_in_the_latency():
+    calm = load.open_loop([sleeper(0.01)], 20, 0.5)
+    crowded = load.open_loop([sleeper(0.01)], 300, 0.5)
+    assert calm.num_dropped == 0 and calm.latency_ms_p50 < 40
+    assert crowded.latency_ms_p50 > 3 * calm.latency_ms_p50 and crowded.throughput_per_s < 110
+    assert crowded.num_dropped > 0 and load.open_knee([calm, crowded]) in (calm, None)
+    with pytest.raises(ValueError, match="the rate must be above 0"):
+        load.open_loop([sleeper(0)], 0, 1)
+
+
+def test_an_error_under_load_is_raised_not_swallowed():
+    def fail():
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load.closed_loop([fail, sleeper(0.01)], 0.2)
+    calls = iter([None])  # the warm call works
+    with pytest.raises(StopIteration):
+        load.open_loop([lambda: next(calls)], 50, 0.2)
+
+
+def test_one_runner_serves_threads_where_the_runtime_allows_it():
+    opened = []
+
+    class Runner:
+        input_names = ("x",)
+
+        def __call__(self, feeds):
+            time.sleep(0.002)
+
+    def open_runner():
+        opened.append(Runner())
+        return opened[-1]
+
+    points = load.measure_system(open_runner, {"x": None, "y": None}, (1, 2), 0.05, "onnxruntime")
+    assert len(opened) == 1 and [p.mode for p in points] == ["closed"] * 2 + ["open"] * len(load.OPEN_SHARES)
+    load.measure_system(open_runner, {"x": None}, (1, 3), 0.05, "openvino", rates=[10])
+    assert len(opened) == 1 + 3

@@ -1,0 +1,312 @@
+"""The sweep on a tiny model: every point a row, artifacts shared, failures and skips as rows, kills and full disks."""
+
+import errno
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import sweeps
+import tiny
+from sweeps import COMMAND, sweep_options
+
+from engine import backend
+from engine.cli import UsageError
+from eval import latency
+from eval.report.__main__ import build, check, write_report
+from eval.report.run_data import read_run
+from eval.reproduce import choose_row, reproduce
+from eval.results import ResultRow
+from eval.sweep.__main__ import add_arguments, main, options_of
+from eval.sweep.grid import System, primary_shape, shapes_of, systems_of
+from eval.sweep.run import run_sweep
+from eval.sweep.run_folder import RunFolder, SweepRow, claim
+from eval.sweep.store import ArtifactStore, check_disk
+
+BAD_RECIPE = "extends: int8_linear\nrules:\n  - {match: '*no_such_layer*', enable: false}\n"
+ABSENT = """
+class Absent:
+    name = "absent"
+    precisions = ("fp32",)
+    def check_build(self):
+        return "its runtime is not installed"
+    check_run = check_build
+BACKEND = Absent()
+"""
+
+
+@pytest.fixture(scope="module")
+def model_and_data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return tiny.save(tiny.bert(), folder / "model"), str(tiny.write_sentences(folder / "data"))
+
+
+@pytest.fixture(scope="module")
+def finished(model_and_data, tmp_path_factory):
+    """A finished run, prepared in two processes, with a failing recipe and a backend that is not there."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "bad.yaml").write_text(BAD_RECIPE)
+    (folder / "absent_backend.py").write_text(ABSENT)
+    options = sweep_options(
+        *model_and_data, methods=("fp32", "max", "mse"), recipes=("int8_linear", str(folder / "bad.yaml")),
+        backends=("onnxruntime", "absent"), references=("pytorch", "onnxruntime-fastest", "onnxruntime-dynamic"),
+        seq_lengths=(8, 12), load_clients=(1, 2),
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "PAUSE_S", 0.0)
+        patch.syspath_prepend(str(folder))
+        patch.setitem(backend.BACKENDS, "absent", "absent_backend")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        result = run_sweep(options, folder / "run", COMMAND, num_processes=2)
+        again = run_sweep(options, folder / "run", COMMAND)
+    return result, again, options
+
+
+def test_every_point_has_one_row_and_a_finished_run_adds_none(finished):
+    result, again, options = finished
+    rows = RunFolder(result.run.path).rows()
+    points = {(s.name, shape.name) for s in systems_of(options) for shape in shapes_of(options)}
+    assert {(row.system, row.shape) for row in rows} == points and len(rows) == len(points) == result.num_points
+    assert again.counts == result.counts and result.num_left == 0
+
+
+def test_a_failed_point_and_an_absent_backend_are_rows_with_their_reason(finished):
+    rows = finished[0].run.rows()
+    failed = [row for row in rows if row.row.status == "failed"]
+    assert {row.row.recipe for row in failed} == {finished[2].recipes[1]} and len(failed) == 2 * 4
+    assert all("match no quantizer of this model" in row.row.error for row in failed)
+    skipped = [row for row in rows if row.row.status == "skipped"]
+    assert all(row.row.error == "its runtime is not installed" and row.row.backend == "absent" for row in skipped)
+    assert len(skipped) == 5 * 4
+
+
+def test_rows_say_accuracy_error_latency_speedup_and_what_cannot_be_told_apart(finished):
+    rows = {(row.system, row.shape): row for row in finished[0].run.rows()}
+    row = rows["max int8_linear onnxruntime", "2x8"]
+    assert row.row.status == "ok" and row.row.error_abs_mean > 0 and row.row.num_samples == 24
+    assert row.details["latency_ms_low"] <= row.row.latency_ms_p50 * 1.5 and row.row.iterations == 10
+    assert row.details["baseline"] == "fp32-fastest onnxruntime" and row.details["products"]["int8"]
+    base = rows["fp32-fastest onnxruntime", "2x8"]
+    assert base.details["speedup"] == 1 and base.details["session"] and base.row.error_abs_max < 1e-4
+    for name in row.details["ties"]:
+        assert row.system in rows[name, "2x8"].details["ties"]
+
+
+def test_artifacts_are_made_once_and_shared(finished):
+    names = [path.name for path in finished[0].run.artifacts.iterdir() if path.is_dir()]
+    made = {kind: sum(name.startswith(f"{kind}-") for name in names) for kind in ("statistics", "checkpoint", "engine")}
+    assert made == {"statistics": 1, "checkpoint": 2, "engine": 3}  # engines: float, max, mse, for all four shapes
+
+
+def test_the_report_is_whole_and_its_check_finds_a_changed_figure(finished):
+    run = finished[0].run.path
+    page = write_report(run, max_loss=0.5)
+    text, html = (run / "report.md").read_text(), page.read_text()
+    row = next(r for r in finished[0].run.rows() if r.system == "max int8_linear onnxruntime" and r.shape == "2x12")
+    assert f"{100 * row.row.metric:.2f}" in text and f"#{row.number} |" in text
+    assert "its runtime is not installed" in text and "match no quantizer" in text
+    assert html.count("<svg") == 8 and "src=" not in html and f'id="row-{row.number}"' in html
+    check(run)
+    changed = text.replace("2x12 | ok", "2x12 | fine", 1)
+    assert changed != text
+    (run / "report.md").write_text(changed)
+    with pytest.raises(ValueError, match=r"line \d+: the report says .*fine"):
+        check(run)
+
+
+def test_the_contests_report_marks_missing_notes_and_takes_those_there(finished):
+    run = finished[0].run.path
+    (run / "notes.yaml").write_text("use: tells good films from bad\nlessons: ['measure first, then speak']\n")
+    for lang, heading, missing in (("en", "## 6. Bugs", "missing note: `users`"), ("zh", "## 6. Bug 报告", "缺少说明")):
+        text, _ = build(read_run(run), {}, "hackathon", lang, 0.01)
+        assert heading in text and missing in text and "tells good films from bad" in text
+        assert "- measure first, then speak" in text and "docker pull" in text
+    (run / "notes.yaml").write_text("usage: x\n")
+    with pytest.raises(ValueError, match="unknown notes usage; allowed: title"):
+        build(read_run(run), {}, "hackathon", "en", 0.01)
+    (run / "notes.yaml").unlink()
+
+
+def test_a_row_is_rebuilt_to_the_bit(finished):
+    data = read_run(finished[0].run.path)
+    row = next(row for row in data.rows if row.system == "mse int8_linear onnxruntime")
+    result = reproduce(data, choose_row(data, row.number))
+    assert result.is_same and result.num_scales == result.num_scales_equal > 10 and result.is_onnx_equal
+    failed = next(row.number for row in data.rows if row.row.status == "failed")
+    with pytest.raises(UsageError, match=f"--row {failed}: there is no such measured row"):
+        choose_row(data, failed)
+
+
+def stripped(rows: list[SweepRow]) -> list[tuple]:
+    """Return rows without times, and without what follows from times."""
+    out = []
+    for row in rows:
+        plain = {k: v for k, v in row.row.as_dict().items() if not k.startswith("latency") and k != "throughput_per_s"}
+        kept = {k: v for k, v in row.details.items() if k in ("digests", "products", "baseline")}
+        out.append((row.system, row.shape, json.dumps([plain, kept], sort_keys=True)))
+    return sorted(out)
+
+
+def test_ten_kills_at_random_moments_leave_the_rows_of_an_undisturbed_run(model_and_data, tmp_path, monkeypatch):
+    options = sweep_options(*model_and_data, references=())
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parents[1]}")  # the server of forks imports torch once for all
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sweeps"])
+    num_killed = 0
+    for seed in range(10):
+        child = context.Process(target=sweeps.run_and_die, args=(options, tmp_path / "killed", seed))
+        child.start()
+        child.join(120)
+        num_killed += child.exitcode == -9
+        assert child.exitcode in (0, -9)
+    for name in ("killed", "calm"):
+        child = context.Process(target=sweeps.run_and_die, args=(options, tmp_path / name, None))
+        child.start()
+        child.join(120)
+        assert child.exitcode == 0
+    killed, calm = (RunFolder(tmp_path / name).rows() for name in ("killed", "calm"))
+    assert num_killed >= 5 and len(calm) == 4 and stripped(killed) == stripped(calm)
+
+
+def test_a_broken_last_line_is_cut_off_and_said(tmp_path):
+    run = RunFolder(tmp_path)
+    row = SweepRow(ResultRow(), "max", "1")
+    run.append(row)
+    assert run.repair() is None
+    whole = run.rows_path.read_bytes()
+    for broken in (b'{"schema": 1, "sta', b'{"schema": 1, "sta\n'):
+        run.rows_path.write_bytes(whole + broken)
+        assert f"the last line was broken by a crash ({len(broken)} bytes); it was cut off" in run.repair()
+        assert run.rows_path.read_bytes() == whole and len(run.rows()) == 1
+
+
+def test_rows_of_another_schema_are_refused(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append(SweepRow(ResultRow(), "max", "1"))
+    good = run.rows_path.read_text()
+    run.rows_path.write_text(good.replace('"schema": 1', '"schema": 7', 1))
+    with pytest.raises(ValueError, match="line 1: schema 7, this version reads 1"):
+        run.rows()
+    values = json.loads(good)
+    values["sweep"]["schema"] = 9
+    run.rows_path.write_text(json.dumps(values) + "\n")
+    with pytest.raises(ValueError, match="sweep schema 9, this version reads 1; start a new sweep"):
+        run.rows()
+
+
+def test_a_run_folder_is_locked_and_of_one_sweep(model_and_data, tmp_path):
+    options = sweep_options(*model_and_data)
+    run, is_resumed = claim(tmp_path / "run", options, {"model_digest": "a"}, COMMAND)
+    assert not is_resumed and claim(run.path, options, {"model_digest": "a"}, COMMAND)[1]
+    other = sweep_options(*model_and_data, batch_sizes=(4,))
+    with pytest.raises(FileExistsError, match=r"holds another sweep: batch_sizes is \[1, 2\] there, \[4\] here"):
+        claim(run.path, other, {"model_digest": "a"}, COMMAND)
+    with pytest.raises(FileExistsError, match="model_digest is a there, b here"):
+        claim(run.path, options, {"model_digest": "b"}, COMMAND)
+    (tmp_path / "full" / "of").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="is no run folder of a sweep"):
+        claim(tmp_path / "full", options, {}, COMMAND)
+    with run.locked(), pytest.raises(RuntimeError, match="is in use by process"):
+        run_sweep(options, run.path, COMMAND)
+
+
+def test_a_full_disk_is_one_line_and_loses_no_row(tmp_path, monkeypatch):
+    with pytest.raises(OSError, match="is full; all finished rows are kept") as caught:
+        check_disk(OSError(errno.ENOSPC, "No space left on device"), tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    check_disk(ValueError("a point's own fault"), tmp_path)
+    run = RunFolder(tmp_path)
+    run.append(SweepRow(ResultRow(), "max", "1"))
+    monkeypatch.setattr("eval.sweep.run_folder.os.write", lambda descriptor, data: len(data) // 2)
+    with pytest.raises(OSError, match="bytes of a row could be written"):
+        run.append(SweepRow(ResultRow(), "max", "2"))
+    assert [row.shape for row in run.rows()] == ["1"] and run.repair() is None
+
+
+def test_an_artifact_is_whole_or_not_there(tmp_path):
+    store = ArtifactStore(tmp_path)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        store.make("onnx", {"a": 1}, fail)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+    calls = []
+    for _ in range(2):
+        path = store.make("onnx", {"a": 1}, lambda folder: calls.append((folder / "whole").write_text("x")))
+    assert len(calls) == 1 and (path / "whole").is_file() and json.loads((path / "inputs.json").read_text()) == {"a": 1}
+
+
+def parsed(*words: str):
+    from engine.cli import CommandParser
+
+    parser = CommandParser("test", "test")
+    add_arguments(parser)
+    return options_of(parser.parse_args(["--model", "m", "--task", "sst2", "--out", "o", *words]))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods"], "the grid is empty: --methods names nothing"),
+        (["--batch-sizes", ","], "the grid is empty: --batch-sizes names nothing"),
+        (["--recipes"], "the grid is empty: --recipes names nothing"),
+        (["--methods", "entropi"], r"--methods does not know 'entropi' \(did you mean entropy\?\)"),
+        (["--backends", "onnxrutime"], r"did you mean onnxruntime\?"),
+        (["--batch-sizes", "1,0"], "--batch-sizes takes whole numbers from 1, got 0"),
+        (["--budget", "0"], "--budget 0 must be above 0 minutes"),
+        (["--rounds", "1"], "--rounds must be at least"),
+    ],
+)
+def test_grids_that_cannot_be_right_are_wrong_usage(words, message):
+    with pytest.raises(UsageError, match=message):
+        parsed(*words)
+
+
+def test_the_most_telling_points_come_first():
+    options = parsed("--methods", "fp32,max,mse", "--recipes", "int8_linear,int8_full", "--batch-sizes", "1,8,32",
+                     "--seq-lengths", "32", "64,128")  # fmt: skip
+    names = [system.name for system in systems_of(options)]
+    assert names[:3] == ["fp32-fastest onnxruntime", "fp32 pytorch", "fp32 onnxruntime"]
+    assert names[3:7] == ["max int8_linear onnxruntime", "max int8_full onnxruntime", "mse int8_linear onnxruntime",
+                          "mse int8_full onnxruntime"]  # fmt: skip
+    shapes = shapes_of(options)
+    assert [shape.name for shape in shapes[:3]] == ["8x64", "1x32", "32x128"] and len(shapes) == 9
+    assert primary_shape(options) == shapes[0] and System("max", "r", "b").is_int8
+
+
+def test_a_budget_leaves_points_out_and_the_next_run_takes_them(model_and_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "PAUSE_S", 0.0)
+    options = sweep_options(*model_and_data, methods=("fp32",), references=())
+    first = run_sweep(options, tmp_path / "run", COMMAND, budget_s=1e-3)
+    assert first.num_left == 1 and first.run.rows()[0].shape == primary_shape(options).name  # always one, the best
+    assert run_sweep(options, tmp_path / "run", COMMAND).counts == {"ok": 2}
+
+
+def test_the_command_ends_in_one_line(model_and_data, tmp_path, capsys):
+    words = ["--model", model_and_data[0], "--task", "sst2", "--data", model_and_data[1], "--out", str(tmp_path / "r")]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--seq-lengths", "4096"])
+    assert ended.value.code == 1 and "4096 is over the maximum of" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--methods"])
+    assert ended.value.code == 2
+
+
+def test_preparing_on_two_ray_nodes(model_and_data, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is optional: pip install -r requirements-ray.txt")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setattr(latency, "PAUSE_S", 0.0)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        options = sweep_options(*model_and_data, methods=("max", "mse"), batch_sizes=(1,), references=())
+        result = run_sweep(options, tmp_path / "run", COMMAND, ray=cluster.address)
+    finally:
+        cluster.shutdown()
+    steps = [json.loads(line) for line in (result.run.artifacts / "timeline.jsonl").read_text().splitlines()]
+    assert result.counts == {"ok": 2} and sum(step["kind"] == "checkpoint" for step in steps) == 2
