@@ -19,8 +19,8 @@ MAY_IMPORT = {"quant": set(), "calib": {"quant"}, "engine": set(), "eval": {"qua
 TRAINING_PACKAGES = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas"}
 NOT_OF_THE_NAME = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir",
                    "markdown_it": "markdown-it-py"}  # fmt: skip
-# Imported inside the one file that needs them, and not required.
-OPTIONAL = {"tensorrt", "tensorrt_rtx", "polygraphy", "matplotlib", "ray", "triton"}  # triton comes with a torch for GPUs
+# Imported inside the one file that needs them, and not required (triton comes with a torch for GPUs).
+OPTIONAL = {"tensorrt", "tensorrt_rtx", "polygraphy", "matplotlib", "ray", "triton"}
 MODULES = sorted(path for room in OURS for path in (ROOT / room).rglob("*.py"))
 
 
