@@ -34,7 +34,9 @@ from quant.recipe import load_recipe
 class QatTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of fine-tuning; every flag is theirs."""
 
-    learning_rate: float = field(default=2e-5, metadata={"help": "of the weights"})
+    learning_rate: float = field(
+        default=0.0, metadata={"help": "of the weights (default: 1e-5 with a teacher, 2e-5 without)"}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "samples of a step on each device"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "samples of an evaluation batch"})
     lr_scheduler_type: str = field(default="linear", metadata={"help": "learning rate schedule"})
@@ -85,7 +87,11 @@ def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
 def _result(scores: dict[str, Evaluation], arguments: FineTuneArguments, trainer: Any) -> tuple[dict[str, Any], str]:
     """Return the result as a row and as one line: float, PTQ, QAT."""
     row: dict[str, Any] = {"model": arguments.model, "task": arguments.task, "recipe": arguments.recipe}
-    row |= {"steps": trainer.state.global_step, "train_runtime_s": trainer.state.log_history[-1].get("train_runtime")}
+    row |= {
+        "learning_rate": trainer.args.learning_rate,
+        "steps": trainer.state.global_step,
+        "train_runtime_s": trainer.state.log_history[-1].get("train_runtime"),
+    }
     parts = []
     for name, evaluation in scores.items():
         if evaluation.reference_scores is not None and "float" not in row:
@@ -122,6 +128,10 @@ class TrainParser(CommandParser, HfArgumentParser):
 
 def _train_from(namespace: argparse.Namespace) -> None:
     given = vars(namespace)
+    if not given["learning_rate"]:
+        # A student that starts at its teacher's weights is driven off by Adam's steps, however small its gradients are.
+        is_taught = given["recipe"] != "none" and given["teach"] and load_recipe(given["recipe"]).qat.distills
+        given["learning_rate"] = 1e-5 if is_taught else 2e-5
     made: list[Any] = [t(**{f.name: given[f.name] for f in dataclasses.fields(t) if f.init}) for t in TrainParser.types]
     train(*made)
 

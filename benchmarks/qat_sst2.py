@@ -29,11 +29,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "float control": {"recipe": "none"},
     "QAT": FIXED | LABELS,
     "QAT + LSQ": LABELS,
-    "QAT + LSQ + logits": {"distill_hidden": 0.0, "distill_logits": 1.0},
-    "QAT + LSQ + distillation": {"distill_hidden": 1.0, "distill_logits": 1.0},
+    "QAT + LSQ + logits": {"distill_hidden": 0.0},
+    "QAT + LSQ + distillation": {},
     "QAT + distillation": FIXED,
 }
-LEARNING_RATES = {"QAT + LSQ + distillation": 1e-4, "QAT + distillation": 1e-4}  # a teacher allows a higher one
 
 
 def run(command: list[str], log: Path) -> dict[str, Any]:
@@ -60,19 +59,20 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
         qat = "\n".join(f"  {key}: {str(value).lower()}" for key, value in options.items())
         Path(recipe).write_text(f"extends: {arguments.recipe}\nname: {variant}\n" + (f"qat:\n{qat}\n" if qat else ""))
     out, log, start = work / name, work / f"{name}.log", time.time()
-    rate = arguments.learning_rate or LEARNING_RATES.get(variant, 2e-5)
-    flags = f"""--task sst2 --method {arguments.method} --seq_length 64 --max_steps {arguments.steps} --seed {seed}
+    rate = arguments.learning_rate or 0  # 0: the command's own default, which depends on the teacher
+    method = ["--method", arguments.method] if arguments.method else []
+    flags = f"""--task sst2 --seq_length 64 --max_steps {arguments.steps} --seed {seed}
         --learning_rate {rate} --eval_strategy no --save_strategy no --load_best_model_at_end false
         --disable_tqdm true --json""".split()
     paths = ["--model", arguments.model, "--data", arguments.data, "--recipe", recipe, "--out", str(out)]
-    command = [sys.executable, "train_qat.py", *paths, *flags]
+    command = [sys.executable, "train_qat.py", *paths, *flags, *method]
     trained = run(command, log)
     row = {
         "variant": variant,
         "seed": seed,
         "steps": arguments.steps,
         "recipe": arguments.recipe,
-        "learning_rate": rate,
+        "learning_rate": trained["learning_rate"],
         "seconds": time.time() - start,
         "pytorch": trained,
         "command": shlex.join(["python", "-m", "benchmarks.qat_sst2", *sys.argv[1:]]),
@@ -97,7 +97,8 @@ def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
     """Return the row of the recipe after calibration alone."""
     out, log = work / f"PTQ-{seed}", work / f"PTQ-{seed}.log"
     paths = ["--model", arguments.model, "--samples", f"{arguments.data}/train.parquet", "--out", str(out)]
-    flags = ["--recipe", arguments.recipe, "--method", arguments.method, "--seed", str(seed), "--json"]
+    flags = ["--recipe", arguments.recipe, "--seed", str(seed), "--json"]
+    flags += ["--method", arguments.method] if arguments.method else []
     run([sys.executable, "-m", "calib", *paths, *flags], log)
     return {
         "variant": "PTQ",
@@ -117,7 +118,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--learning-rate", type=float, help="of every variant (default: each one's own)")
-    parser.add_argument("--method", default="max", help="calibrator at the start")
+    parser.add_argument("--method", help="calibrator of every variant (default: each command's own)")
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--out", required=True)
     arguments = parser.parse_args()

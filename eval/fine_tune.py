@@ -49,7 +49,9 @@ class FineTuneArguments:
     init: str | None = field(default=None, metadata={"help": "calibrated checkpoint to start from"})
     seq_length: int | None = field(default=None, metadata={"help": "tokens of a sample (default: the task's)"})
     padding: str = field(default="longest", metadata={"help": "longest (of the batch) or max (fixed shapes: compile)"})
-    method: str | None = field(default=None, metadata={"help": "calibrator at the start, in place of the recipe's"})
+    method: str | None = field(
+        default=None, metadata={"help": "calibrator at the start (default: mse where ranges learn, else the recipe's)"}
+    )
     num_samples: int = field(default=256, metadata={"help": "training samples to calibrate from"})
     teach: bool = field(default=True, metadata={"help": "distil from the float model as the recipe says"})
     force: bool = field(default=False, metadata={"help": "start anew in an --out that holds another run"})
@@ -116,7 +118,8 @@ def prepare(
         insert_quantizers(loaded.model, recipe)
         batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
         statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
-        recipe = apply_statistics(loaded.model, statistics, arguments.method)
+        method = arguments.method or ("mse" if recipe.qat.activation_ranges == "learned" else None)
+        recipe = apply_statistics(loaded.model, statistics, method)
     return Prepared(loaded, start, teacher, task, train, validation, recipe, seq_length)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,14 +50,20 @@ def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: 
         names = [name for name in OUTPUT_NAMES if teacher.get(name) is not None]
         losses += [options.distill_logits * _logit_loss(student[name], teacher[name], mask, options) for name in names]
     if options.distill_hidden:
-        pairs = zip(student["hidden_states"], teacher["hidden_states"], strict=True)
+        pairs = _layers(student, teacher, "hidden_states", "distill_hidden")
         losses.append(options.distill_hidden * torch.stack([_relative_error(s, t, mask) for s, t in pairs]).mean())
     if options.distill_attention:
-        pairs = zip(student["attentions"], teacher["attentions"], strict=True)
+        pairs = _layers(student, teacher, "attentions", "distill_attention")
         losses.append(options.distill_attention * torch.stack([_attention_loss(s, t, mask) for s, t in pairs]).mean())
     if not losses:
         raise ValueError(f"the model returns none of {', '.join(OUTPUT_NAMES)} to distil from")
     return torch.stack(losses).sum()
+
+
+def _layers(student: Any, teacher: Any, name: str, option: str) -> Iterator[tuple[Tensor, Tensor]]:
+    if teacher.get(name) is None:
+        raise ValueError(f"the model returns no {name} to distil from; set {option}: 0 under qat in the recipe")
+    return zip(student[name], teacher[name], strict=True)
 
 
 def _logit_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, options: QatOptions) -> Tensor:

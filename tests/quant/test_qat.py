@@ -157,7 +157,9 @@ def test_distillation_of_equal_models_is_zero_and_hidden_states_and_attention_co
         assert float(distillation_loss(outputs, outputs, mask, options)) == pytest.approx(0, abs=1e-6)
         assert float(distillation_loss(other, outputs, mask, options)) > 1e-3
     with pytest.raises(ValueError, match="the model returns none of logits"):
-        distillation_loss({"x": 1}, {"x": 1}, None, QatOptions())
+        distillation_loss({"x": 1}, {"x": 1}, None, QatOptions(distill_hidden=0.0))
+    with pytest.raises(ValueError, match="no hidden_states to distil from; set distill_hidden: 0"):
+        distillation_loss({"logits": outputs["logits"]}, {"logits": outputs["logits"]}, None, QatOptions())
 
 
 def test_distillation_brings_the_student_closer_to_its_teacher(tmp_path):
