@@ -27,7 +27,8 @@ def plain_runner(onnx_path: str | Path) -> Runner:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     model = onnx.load(str(onnx_path))
-    content = widen_bfloat16(model).SerializeToString() if _has_bfloat16(model) else str(onnx_path)
+    is_bfloat16 = half_type(model) == "bf16"
+    content = widen_bfloat16(model).SerializeToString() if is_bfloat16 else str(onnx_path)
     try:
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors derive from Exception alone
@@ -35,8 +36,12 @@ def plain_runner(onnx_path: str | Path) -> Runner:
     return OrtRunner(session, {})
 
 
-def _has_bfloat16(model: onnx.ModelProto) -> bool:
-    return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in model.graph.initializer)
+def half_type(model: onnx.ModelProto) -> str | None:
+    """Return "fp16" or "bf16" where the file's weights or scales are of that type, else None."""
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    if onnx.TensorProto.BFLOAT16 in types:
+        return "bf16"
+    return "fp16" if onnx.TensorProto.FLOAT16 in types else None
 
 
 def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
