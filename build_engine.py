@@ -59,7 +59,7 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
         raise FileNotFoundError(f"{arguments.rebuild} was built from {onnx_path}, which is not here; name --onnx")
     if sha256_of(onnx_path) != manifest.onnx_sha256:
         raise ValueError(f"{onnx_path} is not the file that {arguments.rebuild} was built from (another sha256)")
-    tensorrt: dict[str, Any] = {key: tuple(each) if isinstance(each, list) else each for key, each in manifest.options.items()}
+    tensorrt: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in manifest.options.items()}
     options = BuildOptions(
         manifest.shapes, manifest.threads, arguments.force, manifest.precision, TensorRTOptions(**tensorrt)
     )
