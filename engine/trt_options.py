@@ -78,6 +78,8 @@ def check_options(options: TensorRTOptions, backend: str) -> None:
         )
     if options.compute_capabilities and backend != "tensorrt_rtx":
         raise UsageError("--compute-capabilities is only for --backend tensorrt_rtx; tensorrt builds for the GPU here")
+    if options.timing_cache and backend == "tensorrt_rtx":
+        raise UsageError("--timing-cache is only for --backend tensorrt; TensorRT-RTX times no kernels and keeps none")
     wrong = [text for text in options.compute_capabilities if not re.fullmatch(r"\d+\.\d", text)]
     if wrong:
         raise UsageError(f"--compute-capabilities {', '.join(wrong)} must be like 8.9 or 12.0")
