@@ -94,7 +94,7 @@ class TrtBackend:
                 "warnings": (),
                 "are_products_measured": False,
                 "trtexec": command,
-                "options": dataclasses.asdict(options.tensorrt),
+                "options": {k: list(x) if isinstance(x, tuple) else x for k, x in vars(options.tensorrt).items()},
             }
             options = dataclasses.replace(options, precision=precision)
             return place(

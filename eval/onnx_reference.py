@@ -1,7 +1,8 @@
 """Runs an ONNX file node by node as it is written, on the CPU: the judge of files whose own consumer needs a GPU.
 
-ONNX Runtime with its optimizer off. It has kernels (or puts Casts) for fp16 but not for bf16; there each result is
-computed in fp32 and rounded to bf16 by a pair of Casts, which is what a bf16 kernel that sums in fp32 gives.
+ONNX Runtime with its optimizer off. It has kernels (or puts Casts, and skips a rounding between two of them) for fp16
+but not for bf16; there each result is computed in fp32 and rounded to bf16 by a pair of Casts, which is what a bf16
+kernel that sums in fp32 gives.
 """
 
 from __future__ import annotations
