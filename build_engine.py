@@ -5,27 +5,70 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 from engine.backend import BACKENDS, BuildOptions, get_backend
 from engine.cli import CommandParser, UsageError, print_result, run_command
+from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of
 from engine.shapes import parse_shapes
+from engine.trt_options import TensorRTOptions, add_arguments, options_from
 
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the engine and print one line, or the manifest as JSON."""
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"--threads {arguments.threads} must be at least 1")
-    options = BuildOptions(parse_shapes(arguments.shapes), arguments.threads, arguments.force, arguments.precision)
+    name, onnx_path, options = _from_manifest(arguments) if arguments.rebuild else _from_flags(arguments)
     try:
-        backend = get_backend(arguments.backend)
+        backend = get_backend(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    engine = backend.build(arguments.onnx, arguments.out, options)
+    engine = backend.build(onnx_path, arguments.out, options)
     for warning in engine.manifest.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     size_mb, products = engine.manifest.size_bytes / 1e6, engine.manifest.products.summary()
-    summary = f"{engine.path}: {arguments.backend}, {size_mb:.1f} MB, {products}"
+    if not engine.manifest.are_products_measured:
+        products = products.replace(" in INT8", " with Q/DQ on both sides")
+    summary = f"{engine.path}: {name}, {size_mb:.1f} MB, {products}"
     print_result({"engine": str(engine.path), **asdict(engine.manifest)}, summary, arguments.json)
+
+
+def _from_flags(arguments: argparse.Namespace) -> tuple[str, str, BuildOptions]:
+    """Return (backend, ONNX file, options) as the flags say."""
+    missing = [f"--{name}" for name in ("onnx", "backend") if getattr(arguments, name) is None]
+    if missing:
+        raise UsageError(f"{' and '.join(missing)} is missing; give it, or --rebuild with the manifest of an engine")
+    return arguments.backend, arguments.onnx, BuildOptions(
+        parse_shapes(arguments.shapes), arguments.threads, arguments.force, arguments.precision,
+        options_from(arguments, arguments.backend),
+    )  # fmt: skip
+
+
+def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOptions]:
+    """Return (backend, ONNX file, options) of an engine built before; only where its ONNX file lies may be told anew.
+
+    Raises: UsageError: another flag beside --rebuild; ValueError: if the ONNX file is not the one it was built from.
+    """
+    given = [f"--{name}" for name in ("backend", "shapes", "precision", "threads") if getattr(arguments, name)]
+    if given:
+        raise UsageError(f"{', '.join(given)} and --rebuild: the manifest says what to build; give one of the two")
+    manifest = _read(arguments.rebuild)
+    onnx_path = arguments.onnx or manifest.onnx
+    if onnx_path is None or not Path(onnx_path).is_file():
+        raise FileNotFoundError(f"{arguments.rebuild} was built from {onnx_path}, which is not here; name --onnx")
+    if sha256_of(onnx_path) != manifest.onnx_sha256:
+        raise ValueError(f"{onnx_path} is not the file that {arguments.rebuild} was built from (another sha256)")
+    tensorrt: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in manifest.options.items()}
+    options = BuildOptions(
+        manifest.shapes, manifest.threads, arguments.force, manifest.precision, TensorRTOptions(**tensorrt)
+    )
+    return manifest.backend, onnx_path, options
+
+
+def _read(path: str) -> Manifest:
+    """Return the manifest that `path` is, or that stands beside the engine `path`."""
+    return parse_manifest(Path(path) if path.endswith(".json") else manifest_path(path))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,8 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         "python build_engine.py", "Build an engine from a Q/DQ (or float) ONNX file; OUT.json beside it says of what."
     )
-    parser.add_argument("--onnx", required=True, help="the file that export.py wrote for this backend's target")
-    parser.add_argument("--backend", required=True, help=f"one of {', '.join(BACKENDS)}")
+    parser.add_argument("--onnx", help="the file that export.py wrote for this backend's target")
+    parser.add_argument("--backend", help=f"one of {', '.join(BACKENDS)}")
+    parser.add_argument("--rebuild", metavar="ENGINE.json", help="build what this manifest describes once more")
     parser.add_argument("--out", required=True, help="the engine to write; its manifest is OUT.json")
     parser.add_argument(
         "--shapes",
@@ -45,9 +89,12 @@ def main(argv: list[str] | None = None) -> None:
         help="such as input_ids:1x1:8x64:32x128; static where min equals max; inputs with the same axes follow",
     )
     parser.add_argument(
-        "--precision", default="fp32", help="type of everything that is not INT8; openvino also takes bf16"
+        "--precision",
+        help="type of everything that is not INT8: onnxruntime fp32; openvino fp32 or bf16; tensorrt as the file says "
+        "(one of target tensorrt8: fp16, or fp32, bf16) (default: the first)",
     )
     parser.add_argument("--threads", type=int, help="CPU threads to tune for (default: all cores)")
+    add_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace --out")
     parser.add_argument("--json", action="store_true", help="print the manifest as one JSON line")
     run_command(parser, build, argv)

@@ -1,5 +1,4 @@
-"""The one small interface behind which ONNX Runtime, OpenVINO and later TensorRT build and run engines, and its
-registry."""
+"""The one small interface behind which ONNX Runtime, OpenVINO and TensorRT build and run engines, and its registry."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import importlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -17,6 +16,7 @@ import numpy as np
 from engine.cli import UsageError, near_matches
 from engine.manifest import Manifest
 from engine.shapes import ShapeRange
+from engine.trt_options import TensorRTOptions
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class BuildOptions:
     shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
     threads: int | None = None  # None: as many as cores
     force: bool = False  # replace an existing engine
-    precision: str = "fp32"  # of everything that is not INT8; one of the backend's PRECISIONS
+    precision: str | None = None  # of everything that is not INT8; None: the first of the backend's precisions
+    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)  # read by the TensorRT backends alone
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,12 @@ class Backend(Protocol):
 
 
 # Backend name -> the module that holds it as BACKEND: its runtime is imported only when it is asked for.
-BACKENDS: dict[str, str] = {"onnxruntime": "engine.ort", "openvino": "engine.openvino"}
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "engine.ort",
+    "openvino": "engine.openvino",
+    "tensorrt": "engine.trt",
+    "tensorrt_rtx": "engine.trt_rtx",
+}
 
 
 def get_backend(name: str) -> Backend:
@@ -184,13 +190,18 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def check_precision(backend: Backend, precision: str) -> None:
-    """Raise UsageError if a backend cannot compute what is not INT8 in `precision`."""
+def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:
+    """Return the options with the backend's default precision where none is given.
+
+    Raises: UsageError: if the backend cannot compute what is not INT8 in that precision.
+    """
+    precision = options.precision or backend.precisions[0]
     if precision not in backend.precisions:
         raise UsageError(
             f"--precision {precision!r} is not known to {backend.name}; it takes {', '.join(backend.precisions)} "
             "(what runs in INT8 stands in the ONNX file)"
         )
+    return replace(options, precision=precision)
 
 
 def require(reason: str | None, task: str) -> None:

@@ -18,6 +18,7 @@ from engine.products import Products
 from engine.shapes import ShapeRange
 
 SCHEMA = 1
+GPU_BACKENDS = ("tensorrt", "tensorrt_rtx")  # their engines do not care for the processor
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class Manifest:
     precision: str = "fp32"  # of everything that is not INT8
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
+    onnx: str | None = None  # the file as it was named to the builder
+    are_products_measured: bool = True  # false: `products` is what the file plans, nobody saw the kernels yet
+    options: dict[str, Any] = field(default_factory=dict)  # of the backend's own builder
+    trtexec: str | None = None  # the command of TensorRT's own tool that builds the same
     schema: int = SCHEMA
 
 
@@ -76,6 +81,16 @@ def read_manifest(engine: str | Path) -> Manifest:
         raise FileNotFoundError(f"no engine {engine}; build it with 'python build_engine.py --out {engine}'")
     if not path.exists():
         raise FileNotFoundError(f"{engine} has no {path.name} beside it; copy both files, or build the engine again")
+    return parse_manifest(path)
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """Return the manifest in a file, whether its engine is there or not.
+
+    Raises: FileNotFoundError: if there is no file; ValueError: if it is not such a manifest.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no manifest {path}; it stands beside each engine as OUT.json")
     try:
         content = json.loads(path.read_text())
         return _from_json(content)
@@ -96,9 +111,11 @@ def _from_json(content: Mapping[str, Any]) -> Manifest:
     return Manifest(**values)
 
 
-def check_loadable(engine: str | Path, manifest: Manifest, backend: str, version: str) -> None:
+def check_loadable(
+    engine: str | Path, manifest: Manifest, backend: str, version: str, gpu: str | None = None
+) -> None:
     """Raise RuntimeError, with all reasons and what to do, if an engine was built by another version or for other
-    hardware.
+    hardware (`gpu`: the one here, where the engine is bound to it).
 
     Raises also: ValueError: if the engine's bytes are not those that the manifest describes.
     """
@@ -107,7 +124,9 @@ def check_loadable(engine: str | Path, manifest: Manifest, backend: str, version
         reasons.append(f"it was built for backend {manifest.backend}, not {backend}")
     elif manifest.versions.get(backend) != version:
         reasons.append(f"it was built by {backend} {manifest.versions.get(backend)}, here is {version}")
-    here = cpu_flags()
+    if gpu is not None and manifest.device != gpu:
+        reasons.append(f"it was built for {manifest.device}, here is {gpu}")
+    here = () if backend in GPU_BACKENDS else cpu_flags()
     if set(manifest.cpu_flags) != set(here):
         missing, extra = sorted(set(manifest.cpu_flags) - set(here)), sorted(set(here) - set(manifest.cpu_flags))
         parts = [f"{word} {', '.join(flags)}" for word, flags in (("lacks", missing), ("also has", extra)) if flags]

@@ -47,7 +47,7 @@ class OpenVinoBackend:
         file or shape.
         """
         require(self.check_build(), "build for openvino")
-        check_precision(self, options.precision)
+        options = check_precision(self, options)
         import openvino
 
         onnx_model = read_onnx(onnx_path)
@@ -60,7 +60,7 @@ class OpenVinoBackend:
                 shapes = spread(onnx_model, options.shapes)
                 if shapes:
                     model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
-                compiled = core.compile_model(model, "CPU", compile_config(options.precision, options.threads))
+                compiled = core.compile_model(model, "CPU", compile_config(options.precision or "fp32", options.threads))
                 blob = compiled.export_model()
             except RuntimeError as error:
                 version = importlib.metadata.version("openvino")

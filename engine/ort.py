@@ -69,7 +69,7 @@ class OrtBackend:
         bad file or shape.
         """
         require(self.check_build(), "build for onnxruntime")
-        check_precision(self, options.precision)
+        options = check_precision(self, options)
         import onnxruntime
 
         model = read_onnx(onnx_path)

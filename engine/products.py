@@ -16,7 +16,7 @@ PRODUCT_OPS = ("MatMul", "Gemm", "Conv")
 WEIGHT_PATH = ("DequantizeLinear", "QuantizeLinear", "Transpose", "Reshape", "Identity", "Cast")
 # What may stand between a DequantizeLinear and the product that it feeds.
 MOVES = ("Transpose", "Reshape", "Identity", "Expand", "Unsqueeze", "Squeeze", "Slice", "Split", "Concat")
-SUFFIXES = ("_merged", "_transposed", "_int8", ".weight")
+SUFFIXES = ("_half", "_merged", "_transposed", "_int8", ".weight")
 
 
 @dataclass(frozen=True)

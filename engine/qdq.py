@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from engine.cli import near_matches
 from engine.graph import sweep
+from engine.half import HALF_TYPES, to_half
+from engine.lowering import expand_operators, float_weights, own_mask, to_opset_17
 from engine.placement import (
     activations_to_uint8,
     dedupe,
@@ -20,6 +22,7 @@ from engine.placement import (
     hoist_quantizers,
     split_gemms,
 )
+from engine.tensorrt_graph import drop_true_masks, quantize_attention_outputs
 from engine.weights import fold_transposes, fold_weights
 
 Pass = Callable[[ir.Model], int]
@@ -28,7 +31,14 @@ COMMON: tuple[Pass, ...] = (fold_weights, split_gemms, fold_transposes, dedupe, 
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "onnxruntime": (*COMMON, activations_to_uint8),
     "openvino": (*COMMON, hoist_quantizers),
-}
+    "tensorrt": (*COMMON, drop_true_masks, quantize_attention_outputs),  # then typed as fp16 or bf16
+    "tensorrt8": (
+        fold_weights, split_gemms, fold_transposes, dedupe, drop_true_masks,
+        own_mask, expand_operators, float_weights, to_opset_17,
+    ),
+}  # fmt: skip
+HALF_TARGET = "tensorrt"
+BF16_OPSET = 22  # the first whose Conv knows the type
 
 
 def get_target(name: str) -> tuple[Pass, ...]:
@@ -44,7 +54,7 @@ def get_target(name: str) -> tuple[Pass, ...]:
 
 
 def prepare_for_target(
-    model: onnx.ModelProto, target: str, metadata: Mapping[str, str] | None = None
+    model: onnx.ModelProto, target: str, metadata: Mapping[str, str] | None = None, dtype: str | None = None
 ) -> onnx.ModelProto:
     """Return a checked copy of a Q/DQ model with INT8 weights, placed as the target's consumer fuses it.
 
@@ -52,15 +62,37 @@ def prepare_for_target(
         model: the exporter's graph (float weights behind QuantizeLinear); it is left as it is.
         target: a key of TARGETS.
         metadata: entries for the file's metadata_props, such as the recipe's digest; `target` is added.
-    Raises: ValueError: for an unknown target, or a weight whose scale or zero point is not symmetric INT8;
-        onnx.checker.ValidationError: if a pass left an invalid graph.
+        dtype: type of everything that is not INT8: fp16 (the default there) or bf16 for target tensorrt, and None
+            (fp32) for the others.
+    Raises: ValueError: for an unknown target or dtype, a weight whose scale or zero point is not symmetric INT8 or
+        which the type cannot hold; onnx.checker.ValidationError: if a pass left an invalid graph.
     """
     passes = get_target(target)
+    dtype = check_dtype(target, dtype)
+    if dtype is not None:
+        passes = (*passes, to_half(dtype))
     graph_model = ir.from_proto(model)
     for each in passes:
         each(graph_model)
         sweep(graph_model)
-    graph_model.metadata_props.update({**(metadata or {}), "int8kit.target": target})
+    if dtype == "bf16":
+        graph_model.graph.opset_imports[""] = BF16_OPSET  # from 20 only types were added to the operators we use
+    typed = {"int8kit.dtype": dtype} if dtype else {}
+    graph_model.metadata_props.update({**(metadata or {}), "int8kit.target": target, **typed})
     prepared = ir.to_proto(graph_model)
-    onnx.checker.check_model(prepared)
+    onnx.checker.check_model(prepared, full_check=dtype is not None)  # the types of every node, where a pass set them
     return prepared
+
+
+def check_dtype(target: str, dtype: str | None) -> str | None:
+    """Return the half type of a target's file, None for fp32.
+
+    Raises: ValueError: a type that the target has not.
+    """
+    if target == HALF_TARGET:
+        if dtype not in (None, *HALF_TYPES):
+            raise ValueError(f"unknown dtype {dtype!r}; target {target} takes {', '.join(HALF_TYPES)}")
+        return dtype or next(iter(HALF_TYPES))
+    if dtype is not None:
+        raise ValueError(f"target {target} is fp32; --dtype {dtype} is for target {HALF_TARGET}")
+    return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -61,15 +63,18 @@ def place(
     out: str | Path,
     options: BuildOptions,
     products: Products,
+    details: Mapping[str, Any] | None = None,
 ) -> EngineFile:
     """Write OUT.json for an engine that stands at `partial`; the caller's `engine_output` renames it onto `out`
-    next."""
+    next. `details` replace fields of the manifest, and add to its versions."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     flags = cpu_flags()
     warning = int8_warning(flags) if products.int8 or products.attention_int8 else None
+    details = dict(details or {})
+    versions = {name: importlib.metadata.version(name) for name in (*packages, "onnx", "numpy")}
     manifest = Manifest(
         backend=backend,
-        versions={name: importlib.metadata.version(name) for name in (*packages, "onnx", "numpy")},
+        versions={**versions, **details.pop("versions", {})},
         device=cpu_name(),
         cpu_flags=flags,
         shapes=spread(model, options.shapes),
@@ -80,9 +85,11 @@ def place(
         recipe_digest=metadata.get("int8kit.recipe_digest"),
         target=metadata.get("int8kit.target"),
         threads=options.threads,
-        precision=options.precision,
+        precision=options.precision or "fp32",
+        onnx=str(onnx_path),
         warnings=(warning,) if warning else (),
         metadata=metadata,
     )
+    manifest = replace(manifest, **details)
     write_manifest(manifest, manifest_path(out))
     return EngineFile(Path(out), manifest)

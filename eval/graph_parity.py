@@ -1,8 +1,7 @@
 """Is the ONNX file, site by site, what the PyTorch modules say?
 
-Weights and scales to the bit, activations integer by integer.
-
-The first half of the parity check; `parity.py` holds the outputs of the whole model against each other.
+Weights and scales to the bit, activations integer by integer. The first half of the parity check; `parity.py` holds
+the outputs of the whole model against each other.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from engine.weights import quantize as rounded
 from quant.modules import QuantLayer
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantize
 
@@ -280,10 +280,17 @@ def _zero_point_problems(stored: list[StoredSite]) -> list[str]:
 
 
 def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
+    """Return the file's constants, halves as fp32, and what each QuantizeLinear makes of one."""
     constants = {initializer.name: numpy_helper.to_array(initializer) for initializer in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    halves = {name: array for name, array in constants.items() if array.dtype.name in ("float16", "bfloat16")}
+    constants.update({name: array.astype(np.float32) for name, array in halves.items()})
+    for node in proto.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in constants and node.input[1] in constants:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            constants[node.output[0]] = rounded(constants[node.input[0]], constants[node.input[1]], axis)
     return constants
 
 

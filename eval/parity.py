@@ -6,6 +6,8 @@ model are.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from eval.batches import select_feeds
 from eval.evaluate import Runner
 from eval.graph_parity import active_quantizers, check_sites
 from eval.latency import Feeds
+from eval.onnx_reference import half_type, plain_runner
 from eval.pytorch_runner import PyTorchRunner
 from eval.tensor_error import check_finite
 from quant.pretrained import LoadedModel
@@ -29,13 +32,20 @@ from quant.tensor_quantizer import quantizers_disabled
 # Tiny models agree to 1e-7; a hundred times that still is rounding of sums, and far below one INT8 step.
 EXACT_TOLERANCE = 1e-5
 # A rounding flip in one layer moves later ones: noise of 1e-6 on a real model's embeddings alone moves its logits by
-# a tenth to
-# a quarter of the quantization error, and the engine's by up to 0.4 of it. A wrong scale or a lost mask is far above
-# half.
+# a tenth to a quarter of the quantization error, and the engine's by up to 0.4 of it. A wrong scale or a lost mask is
+# far above half.
 MAX_ERROR_SHARE = 0.5
 MAX_FLIP_SHARE = 0.01
 # Float engines: fused kernels and other summation orders over a dozen layers.
 FLOAT_TOLERANCE = 1e-3
+# The same in a half type: 16 and 8 times its rounding (2^-11, 2^-8), over a dozen layers.
+HALF_TOLERANCE = {None: FLOAT_TOLERANCE, "fp16": 8e-3, "bf16": 6e-2}
+# A half file may err as much as the fake-quantized model itself does when PyTorch computes it in that type, and as
+# much again for another order of the same roundings.
+MAX_HALF_SHARE = 2.0
+# Consumers that need a GPU: their files are judged by ONNX Runtime, node by node as written.
+HALF_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
+JUDGED_AS_WRITTEN = ("tensorrt", "tensorrt8")
 # (batch, tokens) of the random feeds; both dimensions differ, so that a fixed one in the file shows.
 SHAPES = ((2, 12), (5, 31))
 NUM_ROUNDS = 15
@@ -91,7 +101,8 @@ def check_parity(
         explains.
     """
     path = Path(onnx_path)
-    sites = check_sites(onnx.load(path), quantized.model)
+    proto = onnx.load(path)
+    sites, dtype = check_sites(proto, quantized.model), half_type(proto)
     is_quantized = any(True for _ in active_quantizers(quantized.model))
     batches = feeds if feeds is not None else list(random_feeds(quantized, seed))
     fake = _outputs(PyTorchRunner(quantized), batches)
@@ -100,7 +111,8 @@ def check_parity(
     with _engine(path, backend) as runner:
         engine = _outputs(runner, batches)
         check_padding(runner, batches, engine)
-    return _judge(backend, sites, is_quantized, batches, engine, fake, plain)
+    half = _half_outputs(quantized, batches, dtype) if dtype and is_quantized else None
+    return _judge(backend, sites, is_quantized, batches, engine, fake, plain, dtype, half)
 
 
 def check_padding(runner: Runner, batches: list[Feeds], outputs: list[Feeds]) -> None:
@@ -161,13 +173,18 @@ def _judge(
     engine: list[Feeds],
     fake: list[Feeds],
     plain: list[Feeds],
+    dtype: str | None,
+    half: list[Feeds] | None,
 ) -> ParityReport:
-    """Return the report, or raise ValueError with its figures."""
+    """Return the report, or raise ValueError with its figures; `half` is PyTorch's own computing in a half type."""
     engine_error = np.concatenate([_differences(e, f, b) for e, f, b in zip(engine, fake, batches, strict=True)])
     quantization_error = np.concatenate([_differences(f, p, b) for f, p, b in zip(fake, plain, batches, strict=True)])
+    allowed_mean = MAX_ERROR_SHARE * float(quantization_error.mean())
+    if half is not None:
+        half_error = np.concatenate([_differences(h, f, b) for h, f, b in zip(half, fake, batches, strict=True)])
+        allowed_mean = max(allowed_mean, MAX_HALF_SHARE * float(half_error.mean()))
     # Two logits that each move by the allowed mean error can change places where they lie closer than this.
-    margin = 2 * MAX_ERROR_SHARE * float(quantization_error.mean())
-    flips = np.concatenate([_flips(e, f, margin) for e, f in zip(engine, fake, strict=True)])
+    margin = 2 * allowed_mean
     report = ParityReport(
         backend,
         sites.num_weights,
@@ -176,27 +193,31 @@ def _judge(
         float(engine_error.max()),
         float(engine_error.mean()),
         float(quantization_error.mean()),
-        int(flips.sum()),
-        len(flips),
+        _num_flips(engine, fake, margin),
+        sum(len(next(iter(batch.values()))) for batch in fake),
     )
     if report.engine_error_max <= EXACT_TOLERANCE:
         return report
     if not is_quantized:
         scale = max(1.0, max(float(np.abs(array).max()) for batch in plain for array in batch.values()))
-        if report.engine_error_max > FLOAT_TOLERANCE * scale:
+        if report.engine_error_max > HALF_TOLERANCE[dtype] * scale:
             raise ValueError(
-                f"the float engine is not the model: {report}; allowed is a maximum of {FLOAT_TOLERANCE * scale:.2g}"
+                f"the float engine is not the model: {report}; allowed is a maximum of "
+                f"{HALF_TOLERANCE[dtype] * scale:.2g}"
             )
         return report
     # One flip is allowed in any case: one row whose two best logits are equal says nothing. Random ids lie nearer to a
     # decision than sentences do: there, as with the mean error, half of what quantization itself flips is allowed.
-    caused = np.concatenate([_flips(f, p, margin) for f, p in zip(fake, plain, strict=True)])
-    max_flips = max(1, int(MAX_FLIP_SHARE * report.num_rows), int(MAX_ERROR_SHARE * caused.sum()))
-    if report.engine_error_mean > MAX_ERROR_SHARE * report.quantization_error_mean or report.num_flips > max_flips:
+    caused = MAX_ERROR_SHARE * _num_flips(fake, plain, margin)
+    if half is not None:
+        caused = max(caused, MAX_HALF_SHARE * _num_flips(half, fake, margin))
+    max_flips = max(1, int(MAX_FLIP_SHARE * report.num_rows), int(caused))
+    if report.engine_error_mean > allowed_mean or report.num_flips > max_flips:
         raise ValueError(
             f"the engine does not compute what the quantized model computes: {report}. Allowed: mean error at most "
-            f"{MAX_ERROR_SHARE:g} of that of quantization, at most {max_flips} flips. Look for a lost mask or a "
-            "fusion with other rounding"
+            f"{allowed_mean:.2g} ({MAX_ERROR_SHARE:g} of that of quantization"
+            f"{', or what the type costs in PyTorch' if dtype else ''}), at most {max_flips} flips. "
+            "Look for a lost mask or a fusion with other rounding"
         )
     return report
 
@@ -218,6 +239,10 @@ def _differences(x: Feeds, ref: Feeds, feeds: Feeds) -> np.ndarray:
         is_per_token = mask is not None and (name != "logits" or difference.ndim == 3)
         differences.append((difference[mask.astype(bool)] if is_per_token and mask is not None else difference).ravel())
     return np.concatenate(differences)
+
+
+def _num_flips(x: list[Feeds], ref: list[Feeds], margin: float) -> int:
+    return sum(int(_flips(each, other, margin).sum()) for each, other in zip(x, ref, strict=True))
 
 
 def _flips(x: Feeds, ref: Feeds, margin: float) -> np.ndarray:
@@ -247,6 +272,13 @@ def _outputs(runner: Runner, batches: list[Feeds]) -> list[Feeds]:
     return [runner({name: batch[name] for name in runner.input_names}) for batch in batches]
 
 
+def _half_outputs(quantized: LoadedModel, batches: list[Feeds], dtype: str) -> list[Feeds]:
+    """Return what the fake-quantized model gives where PyTorch computes it in a half type."""
+    model: Any = copy.deepcopy(quantized.model)
+    model.to(HALF_TORCH[dtype])
+    return _outputs(PyTorchRunner(dataclasses.replace(quantized, model=model)), batches)
+
+
 @contextmanager
 def _as_float(quantized: LoadedModel, float_model: LoadedModel | None) -> Iterator[LoadedModel]:
     if float_model is not None:
@@ -258,7 +290,11 @@ def _as_float(quantized: LoadedModel, float_model: LoadedModel | None) -> Iterat
 
 @contextmanager
 def _engine(onnx_path: Path, backend: str) -> Iterator[Runner]:
-    """Yield the runner of a temporary engine built from the file."""
+    """Yield the runner of a temporary engine built from the file, or of the file itself."""
+    if backend in JUDGED_AS_WRITTEN:
+        with plain_runner(onnx_path) as runner:
+            yield runner
+        return
     from engine.backend import BuildOptions, get_backend
 
     chosen = get_backend(backend)

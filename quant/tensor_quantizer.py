@@ -268,3 +268,24 @@ def quantizers_disabled(model: nn.Module) -> Iterator[None]:
     finally:
         for quantizer, state in zip(quantizers, before, strict=True):
             quantizer.is_bypassed = state
+
+
+@contextmanager
+def rounded_scales(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Let every scale and SmoothQuant factor be a number of `dtype` (fp16, bf16) inside the block.
+
+    A scale below the type's smallest positive number becomes that number. scale = (scale x 127) / 127 is exact: a half
+    has at most 11 significant bits, times 127 at most 18 of fp32's 24.
+    """
+    smallest = 2.0**-24 if dtype == torch.float16 else 2.0**-126
+    quantizers = [each for _, each in named_quantizers(model) if each.enabled and each.amax is not None]
+    before = [(each.amax, each.pre_quant_scale) for each in quantizers]
+    try:
+        for each in quantizers:
+            each.amax = each.scale.to(dtype).float().clamp(min=smallest) * QMAX
+            if each.pre_quant_scale is not None:
+                each.pre_quant_scale = each.pre_quant_scale.to(dtype).float()
+        yield
+    finally:
+        for each, (amax, pre_quant_scale) in zip(quantizers, before, strict=True):
+            each.amax, each.pre_quant_scale = amax, pre_quant_scale

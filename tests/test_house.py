@@ -64,7 +64,10 @@ def test_scripts_do_not_import_each_other() -> None:
         assert not {name.split(".")[0] for name in imports(script)} & SCRIPTS, script.name
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "engine/requirements.txt"])
+REQUIREMENTS = ["requirements.txt", "requirements-dev.txt", "requirements-tensorrt.txt", "engine/requirements.txt"]
+
+
+@pytest.mark.parametrize("name", REQUIREMENTS)
 def test_every_requirement_is_pinned_with_its_reason(name: str) -> None:
     lines = requirements(name).values()
     assert lines

@@ -1,0 +1,176 @@
+"""TensorRT 8.5 to 11 and TensorRT-RTX as backends: what can be built here, built engines with their manifest, loading.
+
+A TensorRT-RTX engine is built without a GPU; it can be deserialized, and so run or inspected, only on one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
+from engine.cli import UsageError
+from engine.gpu import Gpu, find_gpu
+from engine.hardware import cpu_name
+from engine.manifest import check_loadable, read_manifest
+from engine.products import Products, find_products
+from engine.shapes import ShapeRange, check_shapes, graph_inputs, set_static_sizes, spread
+from engine.source import engine_output, place, read_onnx
+from engine.trt_builder import build_bytes, is_weakly_typed, load_module, make_logger
+from engine.trt_options import check_options, trtexec_command
+
+HALF_TYPES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
+# What TensorRT-RTX runs on: Turing, Ampere, Ada and Blackwell of the RTX line.
+RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
+
+
+class TrtBackend:
+    """Builds and loads engines of `tensorrt` or `tensorrt_rtx`."""
+
+    precisions: tuple[str, ...] = ("file", "fp32", "fp16", "bf16")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.needs_gpu_to_build = name == "tensorrt"
+
+    def check_build(self) -> str | None:
+        """Return None, or why no engine can be built here."""
+        try:
+            load_module(self.name)
+        except RuntimeError as error:
+            return str(error)
+        if self.needs_gpu_to_build and find_gpu() is None:
+            return "tensorrt builds by trying kernels on a GPU, and none is seen here; backend tensorrt_rtx needs none"
+        return None
+
+    def check_run(self) -> str | None:
+        """Return None, or why no engine can run here."""
+        try:
+            load_module(self.name)
+        except RuntimeError as error:
+            return str(error)
+        gpu = find_gpu()
+        if gpu is None:
+            return f"{self.name} engines run, and are even deserialized, only on a GPU, and none is seen here"
+        capability = ".".join(map(str, gpu.capability))
+        if self.name == "tensorrt_rtx" and capability not in RTX_CAPABILITIES:
+            return f"TensorRT-RTX runs on compute capability {', '.join(RTX_CAPABILITIES)}; here is {gpu}"
+        return None
+
+    def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
+        """Write the serialized engine and its manifest.
+
+        Raises: RuntimeError: if TensorRT is missing or refuses the model; UsageError, ValueError, FileNotFoundError:
+            for a bad option, file or shape.
+        """
+        options = check_precision(self, options)
+        check_options(options.tensorrt, self.name)
+        model = read_onnx(onnx_path)
+        check_shapes(model, options.shapes)
+        shapes = profile_shapes(model, options.shapes)
+        require(self.check_build(), f"build for {self.name}")
+        trt = load_module(self.name)
+        precision, flags = self._precision(trt, model, options.precision or "file")
+        with engine_output(out, options.force) as partial:
+            fixed = onnx.ModelProto()
+            fixed.CopyFrom(model)
+            set_static_sizes(fixed, spread(model, options.shapes))
+            logger = make_logger(trt)
+            try:
+                content = build_bytes(trt, fixed.SerializeToString(), shapes, flags, options.tensorrt, logger)
+            except RuntimeError as error:
+                raise RuntimeError(f"{self.name} {trt.__version__}, {onnx_path}: {error}") from error
+            partial.write_bytes(content)
+            gpu = find_gpu()
+            command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, options.tensorrt)
+            details = {
+                "versions": {self.name: trt.__version__},
+                "device": str(gpu) if gpu and self.needs_gpu_to_build else f"{cpu_name()}, no GPU",
+                "cpu_flags": (),
+                "warnings": (),
+                "are_products_measured": False,
+                "trtexec": command,
+                "options": {k: list(x) if isinstance(x, tuple) else x for k, x in vars(options.tensorrt).items()},
+            }
+            options = dataclasses.replace(options, precision=precision)
+            return place(
+                self.name, ("polygraphy",), onnx_path, model, partial, out, options, planned_products(model), details
+            )  # fmt: skip
+
+    def load(self, engine: str | Path, threads: int | None = None) -> Runner:
+        """Return a runner for an engine of this version and GPU.
+
+        Raises: RuntimeError: if it was built elsewhere, or there is no GPU; ValueError: if the file changed;
+        FileNotFoundError: if it is missing.
+        """
+        manifest = read_manifest(engine)
+        require(self.check_run(), f"run {self.name} engines")
+        from engine.trt_runner import TrtRunner
+
+        trt = load_module(self.name)
+        gpu: Gpu | None = find_gpu()
+        is_bound = self.needs_gpu_to_build and not manifest.options.get("hardware_compatibility")
+        device = str(gpu) if is_bound else None
+        any_version = manifest.options.get("version_compatible") and self.name in manifest.versions
+        version = manifest.versions[self.name] if any_version else trt.__version__
+        check_loadable(engine, manifest, self.name, version, device)
+        return TrtRunner(trt, Path(engine).read_bytes(), manifest.shapes)
+
+    def _precision(self, trt: Any, model: onnx.ModelProto, wanted: str) -> tuple[str, list[str]]:
+        """Return (the type of what is not INT8, the builder's flags).
+
+        A file of target tensorrt says its types itself. One in fp32 takes flags up to TensorRT 10 (fp16 unless told
+        otherwise, as target tensorrt8 means it), and stays fp32 later, where there are none.
+        """
+        half = file_type(model)
+        if half is not None or not is_weakly_typed(trt):
+            typed = half or "fp32"
+            if wanted not in ("file", typed):
+                raise UsageError(
+                    f"--precision {wanted}: the file is strongly typed in {typed}; leave the flag out, or export with "
+                    "--target tensorrt --dtype fp16 or bf16"
+                )
+            return typed, ["stronglyTyped"] if hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") else []
+        chosen = "fp16" if wanted == "file" else wanted
+        flags = [] if chosen == "fp32" else [chosen]
+        has_qdq = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+        return chosen, [*flags, *(["int8"] if has_qdq else [])]
+
+
+def file_type(model: onnx.ModelProto) -> str | None:
+    """Return "fp16" or "bf16" where the file's constants are of that type, else None."""
+    return next((HALF_TYPES[t.data_type] for t in model.graph.initializer if t.data_type in HALF_TYPES), None)
+
+
+def profile_shapes(model: onnx.ModelProto, given: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
+    """Return a range for every input with free axes.
+
+    Raises: UsageError: an input whose range is neither given nor that of another input with the same axes.
+    """
+    shapes = spread(model, given)
+    free = [each.name for each in graph_inputs(model)
+            if any(not dim.HasField("dim_value") for dim in each.type.tensor_type.shape.dim)]  # fmt: skip
+    missing = [name for name in free if name not in shapes]
+    if missing:
+        sizes = len(next(e for e in graph_inputs(model) if e.name == missing[0]).type.tensor_type.shape.dim)
+        example = ":".join("x".join([str(batch), *["64"] * (sizes - 1)]) for batch in (1, 8, 32))
+        raise UsageError(
+            f"input {', '.join(missing)} has free axes, and TensorRT needs their range; give "
+            f"--shapes {missing[0]}:{example} (min:opt:max; one shape for a static engine)"
+        )
+    return {name: shapes[name] for name in free}
+
+
+def planned_products(model: onnx.ModelProto) -> Products:
+    """Return the products with Q/DQ on both sides as INT8: the file's plan, which only a GPU can confirm."""
+    lists: dict[tuple[bool, bool], list[str]] = {(a, b): [] for a in (True, False) for b in (True, False)}
+    for product in find_products(model):
+        lists[product.is_linear, product.is_quantized].append(product.name)
+    return Products(*(tuple(lists[key]) for key in ((True, True), (True, False), (False, True), (False, False))))
+
+
+BACKEND = TrtBackend("tensorrt")

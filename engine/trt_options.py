@@ -1,0 +1,119 @@
+"""What only TensorRT's builder can be asked for: the options, their flags, and the equal `trtexec` command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cli import UsageError
+from engine.shapes import ShapeRange
+
+BACKENDS = ("tensorrt", "tensorrt_rtx")
+HARDWARE_LEVELS = ("none", "ampere_plus", "same_compute_capability")
+
+
+@dataclass(frozen=True)
+class TensorRTOptions:
+    """Options of TensorRT's builder; None or empty leaves TensorRT's own default."""
+
+    workspace_mib: int | None = None
+    """Memory that one layer's kernel may use while it runs, in MiB."""
+    builder_level: int | None = None
+    """0 (fastest build) to 5 (longest search)."""
+    timing_cache: str | None = None
+    """File of measured kernel times; read if it is there, and written whole with what this build adds."""
+    tactic_sources: tuple[str, ...] = ()
+    """Libraries that kernels may come from, such as CUBLAS_LT."""
+    version_compatible: bool = False
+    hardware_compatibility: str | None = None
+    refit: bool = False
+    """Whether weights can be replaced in the built engine."""
+    compute_capabilities: tuple[str, ...] = ()
+    """TensorRT-RTX: GPUs to build for, such as 8.9 or 12.0; empty leaves its default (all of them)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of TensorRTOptions."""
+    group = parser.add_argument_group("only --backend tensorrt and tensorrt_rtx")
+    group.add_argument("--workspace-mib", type=int, help="memory limit of one layer's kernel")
+    group.add_argument("--builder-level", type=int, help="0 builds fastest, 5 searches longest")
+    group.add_argument("--timing-cache", help="file of kernel times, reused and extended by each build")
+    group.add_argument("--tactic-sources", nargs="+", default=[], help="libraries of kernels, such as CUBLAS_LT")
+    group.add_argument("--version-compatible", action="store_true", help="let later versions load the engine")
+    group.add_argument("--hardware-compatibility", help=f"one of {', '.join(HARDWARE_LEVELS)}")
+    group.add_argument("--refit", action="store_true", help="let weights be replaced in the engine")
+    group.add_argument("--compute-capabilities", nargs="+", default=[], help="tensorrt_rtx: GPUs, such as 8.9 12.0")
+
+
+def options_from(arguments: argparse.Namespace, backend: str) -> TensorRTOptions:
+    """Return the options given on a command line.
+
+    Raises: UsageError: a flag that this backend has not, or a value out of range.
+    """
+    fields = dataclasses.fields(TensorRTOptions)
+    given: dict[str, Any] = {field.name: getattr(arguments, field.name) for field in fields}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    options = TensorRTOptions(**given)
+    changed = [f"--{f.name.replace('_', '-')}" for f in fields if getattr(options, f.name) != f.default]
+    if changed and backend not in BACKENDS:
+        raise UsageError(f"{', '.join(changed)} is only for --backend {' and '.join(BACKENDS)}, not {backend}")
+    check_options(options, backend)
+    return options
+
+
+def check_options(options: TensorRTOptions, backend: str) -> None:
+    """Raise UsageError for the values that no TensorRT takes."""
+    if options.workspace_mib is not None and options.workspace_mib < 1:
+        raise UsageError(f"--workspace-mib {options.workspace_mib} must be at least 1")
+    if options.builder_level is not None and not 0 <= options.builder_level <= 5:
+        raise UsageError(f"--builder-level {options.builder_level} must be 0 to 5")
+    if options.hardware_compatibility not in (None, *HARDWARE_LEVELS):
+        raise UsageError(
+            f"--hardware-compatibility {options.hardware_compatibility!r} must be one of {', '.join(HARDWARE_LEVELS)}"
+        )
+    if options.compute_capabilities and backend != "tensorrt_rtx":
+        raise UsageError("--compute-capabilities is only for --backend tensorrt_rtx; tensorrt builds for the GPU here")
+    if options.timing_cache and backend == "tensorrt_rtx":
+        raise UsageError("--timing-cache is only for --backend tensorrt; TensorRT-RTX times no kernels and keeps none")
+    wrong = [text for text in options.compute_capabilities if not re.fullmatch(r"\d+\.\d", text)]
+    if wrong:
+        raise UsageError(f"--compute-capabilities {', '.join(wrong)} must be like 8.9 or 12.0")
+
+
+def trtexec_command(
+    backend: str, onnx_path: str, out: str, shapes: Mapping[str, ShapeRange], flags: list[str], options: TensorRTOptions
+) -> str:
+    """Return the command of TensorRT's own tool that builds the same engine.
+
+    Args:
+        flags: names of the builder's precision flags (fp16, int8), or stronglyTyped.
+    """
+    words = ["tensorrt_rtx" if backend == "tensorrt_rtx" else "trtexec", f"--onnx={onnx_path}", f"--saveEngine={out}"]
+    if backend != "tensorrt_rtx":  # its networks are always strongly typed
+        words += [f"--{flag}" for flag in flags]
+    for name in ("min", "opt", "max") if shapes else ():
+        sizes = [f"{key}:{'x'.join(map(str, getattr(each, name)))}" for key, each in shapes.items()]
+        words.append(f"--{name}Shapes={','.join(sizes)}")
+    if options.workspace_mib is not None:
+        words.append(f"--memPoolSize=workspace:{options.workspace_mib}")
+    if options.builder_level is not None:
+        words.append(f"--builderOptimizationLevel={options.builder_level}")
+    if options.timing_cache:
+        words.append(f"--timingCacheFile={options.timing_cache}")
+    if options.tactic_sources:
+        words.append("--tacticSources=" + ",".join(f"+{each}" for each in options.tactic_sources))
+    if options.version_compatible:
+        words.append("--versionCompatible")
+    if options.hardware_compatibility:
+        level = options.hardware_compatibility.title().replace("_", "")
+        words.append(f"--hardwareCompatibilityLevel={level[0].lower()}{level[1:]}")
+    if options.refit:
+        words.append("--refit")
+    if options.compute_capabilities:
+        words.append("--computeCapabilities=" + ",".join(options.compute_capabilities))
+    return shlex.join([*words, "--profilingVerbosity=detailed"])

@@ -1,0 +1,74 @@
+"""Runs an ONNX file node by node as it is written, on the CPU: the judge of files whose own consumer needs a GPU.
+
+ONNX Runtime with its optimizer off. It has kernels (or puts Casts, and skips a rounding between two of them) for fp16
+but not for bf16; there each result is computed in fp32 and rounded to bf16 by a pair of Casts, which is what a bf16
+kernel that sums in fp32 gives.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from engine.backend import Runner
+from engine.ort import OrtRunner
+
+
+def plain_runner(onnx_path: str | Path) -> Runner:
+    """Return a runner of the file without any optimization.
+
+    Raises: RuntimeError: ONNX Runtime does not take the file.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    model = onnx.load(str(onnx_path))
+    is_bfloat16 = half_type(model) == "bf16"
+    content = widen_bfloat16(model).SerializeToString() if is_bfloat16 else str(onnx_path)
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors derive from Exception alone
+        raise RuntimeError(f"onnxruntime cannot run {onnx_path}: {' '.join(str(error).split())[:300]}") from error
+    return OrtRunner(session, {})
+
+
+def half_type(model: onnx.ModelProto) -> str | None:
+    """Return "fp16" or "bf16" where the file's weights or scales are of that type, else None."""
+    types = {tensor.data_type for tensor in model.graph.initializer}
+    if onnx.TensorProto.BFLOAT16 in types:
+        return "bf16"
+    return "fp16" if onnx.TensorProto.FLOAT16 in types else None
+
+
+def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model in fp32 with every result that was bf16 rounded to it by Cast → Cast."""
+    wide = ir.from_proto(model)
+    for name, value in wide.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype == ir.DataType.BFLOAT16:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
+            value.dtype = ir.DataType.FLOAT
+    for node in list(wide.graph):
+        for output in node.outputs:
+            if output.dtype != ir.DataType.BFLOAT16:
+                continue
+            output.dtype = ir.DataType.FLOAT
+            is_cast = node.op_type == "Cast"
+            if is_cast:
+                node.attributes["to"] = ir.AttrInt64("to", int(ir.DataType.BFLOAT16))
+                output.dtype = ir.DataType.BFLOAT16
+            readers = list(output.uses())
+            last, steps = output, (ir.DataType.FLOAT,) if is_cast else (ir.DataType.BFLOAT16, ir.DataType.FLOAT)
+            new = []
+            for step in steps:
+                new.append(ir.node("Cast", [last], {"to": int(step)}, name=f"{output.name}_to_{step.name}"))
+                last = new[-1].outputs[0]
+                last.dtype = step
+            wide.graph.insert_after(node, new)
+            for reader in readers:
+                reader.node.replace_input_with(reader.idx, last)
+    return ir.to_proto(wide)
