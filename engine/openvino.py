@@ -60,7 +60,8 @@ class OpenVinoBackend:
                 shapes = spread(onnx_model, options.shapes)
                 if shapes:
                     model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
-                compiled = core.compile_model(model, "CPU", compile_config(options.precision or "fp32", options.threads))
+                config = compile_config(options.precision or "fp32", options.threads)
+                compiled = core.compile_model(model, "CPU", config)
                 blob = compiled.export_model()
             except RuntimeError as error:
                 version = importlib.metadata.version("openvino")
