@@ -35,7 +35,7 @@ class QatTrainingArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults of fine-tuning; every flag is theirs."""
 
     learning_rate: float = field(
-        default=0.0, metadata={"help": "of the weights (default: 1e-5 with a teacher, 2e-5 without)"}
+        default=0.0, metadata={"help": "of the weights (default: 5e-6 with a teacher, 2e-5 without)"}
     )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "samples of a step on each device"})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "samples of an evaluation batch"})
@@ -131,7 +131,7 @@ def _train_from(namespace: argparse.Namespace) -> None:
     if not given["learning_rate"]:
         # A student that starts at its teacher's weights is driven off by Adam's steps, however small its gradients are.
         is_taught = given["recipe"] != "none" and given["teach"] and load_recipe(given["recipe"]).qat.distills
-        given["learning_rate"] = 1e-5 if is_taught else 2e-5
+        given["learning_rate"] = 5e-6 if is_taught else 2e-5
     made: list[Any] = [t(**{f.name: given[f.name] for f in dataclasses.fields(t) if f.init}) for t in TrainParser.types]
     train(*made)
 
