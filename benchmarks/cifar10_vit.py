@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import shlex
 import shutil
 import sys
 import time
@@ -29,6 +27,7 @@ from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
 from benchmarks.qat_sst2 import run
+from benchmarks.rows import append_row
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 NUM_VALIDATION = 5000
@@ -189,7 +188,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    command = shlex.join(["python", "-m", "benchmarks.cifar10_vit", *sys.argv[1:]])
     made = train_float(arguments)
     print(made, flush=True)
     for name in ("float", "PTQ", "QAT"):
@@ -199,10 +197,9 @@ def main() -> None:
             "recipe": arguments.recipe,
             "onnxruntime": score(arguments, quantize(arguments, name, log), log),
         }
-        row |= {"qat_steps": arguments.steps if name == "QAT" else None, "float_model": made, "command": command}
+        row |= {"qat_steps": arguments.steps if name == "QAT" else None, "float_model": made}
+        append_row(arguments.out, "cifar10", **row)
         print(name, row["onnxruntime"], flush=True)
-        with arguments.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

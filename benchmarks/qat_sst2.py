@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from benchmarks.rows import append_row
 
 TURNS = itertools.count()
 LABELS = {"distill_logits": 0.0, "distill_hidden": 0.0, "dropout": True}
@@ -75,7 +76,6 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
         "learning_rate": trained["learning_rate"],
         "seconds": time.time() - start,
         "pytorch": trained,
-        "command": shlex.join(["python", "-m", "benchmarks.qat_sst2", *sys.argv[1:]]),
     }
     return row | {"onnxruntime": score(arguments, out, log)}
 
@@ -105,7 +105,6 @@ def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:
         "seed": seed,
         "recipe": arguments.recipe,
         "onnxruntime": score(arguments, out, log),
-        "command": shlex.join(["python", "-m", "benchmarks.qat_sst2", *sys.argv[1:]]),
     }
 
 
@@ -135,8 +134,7 @@ def main() -> None:
             except RuntimeError as error:
                 print(error, file=sys.stderr, flush=True)
                 continue
-            with open(arguments.out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            row = append_row(arguments.out, "qat_sst2", **row)
             score_row = row["onnxruntime"]
             print(
                 f"{row['variant']:36s} seed {row['seed']}  ORT acc {score_row['metric'] * 100:.2f}  "

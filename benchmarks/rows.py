@@ -54,10 +54,19 @@ def provenance() -> dict[str, Any]:
         "dirty": None if status is None else bool(status),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
-        "device": cpu_name(),
+        "device": device_name(),
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def device_name() -> str:
+    """Return the GPU's name where torch sees one, else the CPU's."""
+    try:
+        import torch
+    except ImportError:
+        return cpu_name()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 
 def cpu_name() -> str:

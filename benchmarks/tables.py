@@ -106,19 +106,39 @@ def size_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def qat_table(rows: list[Row]) -> list[str]:
+    """Return lines of the QAT table: each variant's mean over its seeds, in ONNX Runtime."""
+    groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in newest(rows, "variant", "seed", "steps"):
+        groups[row["variant"], row["steps"] or 0].append(row["onnxruntime"])
+    lines = ["| variant | steps | seeds | accuracy %: mean (range) | mean abs. logit change | flips of 872: mean |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for (variant, steps), scores in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
+        accuracy = [100 * score["metric"] for score in scores]
+        change = np.mean([score["error_abs_mean"] for score in scores])
+        flips = np.mean([score["num_flips"] for score in scores])
+        lines.append(
+            f"| {variant} | {steps or '-'} | {len(scores)} | {np.mean(accuracy):.2f} ({min(accuracy):.2f} to "
+            f"{max(accuracy):.2f}) | {change:.3f} | {flips:.0f} |"
+        )
+    return lines
+
+
 TABLES = {
     "fidelity": ("Fidelity", fidelity_table),
     "speed": ("Speed", speed_table),
     "calibration_cost": ("Calibration cost", cost_table),
     "size": ("Size", size_table),
+    "qat_sst2": ("QAT on SST-2 (int8_full; the float control is fine-tuned for the same steps)", qat_table),
 }
 
 
 def conditions(rows: list[Row]) -> list[str]:
     """Return where, when and by which commands the rows were made."""
-    devices, dates = sorted({row["device"] for row in rows}), sorted(row["date"] for row in rows)
-    versions = {name: version for row in rows for name, version in row["versions"].items()}
-    loads = sorted(row["load"] for row in rows)
+    known = [row for row in rows if "device" in row]  # the first rows of QAT lack it; their command says where they ran
+    devices, dates = sorted({row["device"] for row in known}), sorted(row["date"] for row in known)
+    versions = {name: version for row in known for name, version in row["versions"].items()}
+    loads = sorted(row["load"] for row in known)
     return [
         f"{'; '.join(devices)}. {dates[0]} to {dates[-1]}. Load average while measured: {loads[0]} to {loads[-1]}.",
         ", ".join(f"{name} {version}" for name, version in sorted(versions.items())) + ".",

@@ -83,6 +83,9 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+    except BrokenPipeError:  # the reader of the output has gone (| head): nothing is left to say, not even at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(EXIT_DONE) from None
     except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
         if arguments.debug:
             raise
