@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from engine.cli import CommandParser, print_result, run_command
@@ -71,6 +72,8 @@ def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_fsdp_enabled:
         trainer.save_model(str(out))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # the rest is the first process's alone
     if not is_first:
         return
     if not trainer.is_fsdp_enabled:

@@ -50,7 +50,6 @@ def _run(rank: int, world_size: int, port: int, seconds: float, function: Callab
     torch.set_num_threads(1)
     function(rank, *args)
     if dist.is_initialized():
-        dist.barrier()  # the process that holds the store leaves last
-        dist.destroy_process_group()
+        dist.barrier()  # no one leaves while another still computes
     sys.stdout.flush()
-    os._exit(0)  # the threads of gloo can outlive the interpreter's own end
+    os._exit(0)  # gloo's threads have kept the interpreter from ending by itself
