@@ -109,7 +109,7 @@ def size_table(rows: list[Row]) -> list[str]:
 def qat_table(rows: list[Row]) -> list[str]:
     """Return lines of the QAT table: each variant's mean over its seeds, in ONNX Runtime."""
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
-    for row in newest(rows, "variant", "seed", "steps"):
+    for row in newest([{"steps": None, **row} for row in rows], "variant", "seed", "steps"):
         groups[row["variant"], row["steps"] or 0].append(row["onnxruntime"])
     lines = ["| variant | steps | seeds | accuracy %: mean (range) | mean abs. logit change | flips of 872: mean |",
              "|---|---|---|---|---|---|"]  # fmt: skip
@@ -121,6 +121,8 @@ def qat_table(rows: list[Row]) -> list[str]:
             f"| {variant} | {steps or '-'} | {len(scores)} | {np.mean(accuracy):.2f} ({min(accuracy):.2f} to "
             f"{max(accuracy):.2f}) | {change:.3f} | {flips:.0f} |"
         )
+    lines += ["", "The float control is fine-tuned for the same steps. 1,000 steps: on one H200, distillation of the logits alone "
+              "from `max`, rate 2e-5. 200 steps: on 2 CPU cores, today's defaults."]  # fmt: skip
     return lines
 
 
@@ -129,7 +131,7 @@ TABLES = {
     "speed": ("Speed", speed_table),
     "calibration_cost": ("Calibration cost", cost_table),
     "size": ("Size", size_table),
-    "qat_sst2": ("QAT on SST-2 (int8_full; the float control is fine-tuned for the same steps)", qat_table),
+    "qat_sst2": ("QAT on SST-2 (int8_full)", qat_table),
 }
 
 
