@@ -122,8 +122,8 @@ def qat_table(rows: list[Row]) -> list[str]:
             f"{max(accuracy):.2f}) | {change:.3f} | {flips:.0f} |"
         )
     note = (
-        "The float control is fine-tuned for the same steps. 1,000 steps: on one H200, distillation of the logits alone "
-        "from `max`, rate 2e-5. 200 steps: on 2 CPU cores, today's defaults."
+        "The float control is fine-tuned for the same steps. 1,000 steps: on one H200, distillation of the logits "
+        "alone from `max`, rate 2e-5. 200 steps: on 2 CPU cores, today's defaults."
     )
     lines += ["", note]
     return lines
