@@ -11,7 +11,7 @@ help:  ## what there is
 
 setup: $(STAMP)  ## make .venv with the pinned requirements
 
-demo: $(STAMP)  ## train, quantize, export, build, score and report the digits ViT; no network, under 6 minutes on 2 cores
+demo: $(STAMP)  ## train, quantize, export, build, score and report the digits ViT; no network, under 4 minutes on 2 cores
 	@$(BIN)/python -m eval.demo
 
 test: $(STAMP)  ## run the tests; skips are printed with their reasons

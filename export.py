@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import onnx
-import torch
 
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
 from engine.qdq import TARGETS, check_dtype, prepare_for_target
@@ -16,9 +15,7 @@ from eval.parity import check_parity
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
 from quant.onnx_export import export_onnx
 from quant.pretrained import LoadedModel, load_float_model
-from quant.tensor_quantizer import rounded_scales
-
-HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from quant.tensor_quantizer import HALF_TYPES, rounded_scales
 
 
 def export(arguments: argparse.Namespace) -> None:

@@ -9,9 +9,7 @@ turn, in blocks, and ratios are per round.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import shlex
 import statistics
 import sys
 import time
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from benchmarks.rows import append_row
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.insert import insert_quantizers
@@ -207,18 +206,10 @@ def main() -> None:
     parser.add_argument("--patience", type=float, default=900, help="seconds to wait for a system to be ready")
     parser.add_argument("--out")
     arguments = parser.parse_args()
-    conditions = {
-        "batch": list(arguments.batch),
-        "layers": arguments.layers,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "command": shlex.join(["python", "-m", "benchmarks.qat_step", *sys.argv[1:]]),
-    }
     for row in measure(arguments):
         print({k: row.get(k) for k in ("system", "mode", "ms_median", "ratio_median", "memory_ratio")}, flush=True)
         if arguments.out:
-            with open(arguments.out, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row | conditions) + "\n")
+            append_row(arguments.out, "qat_step", **row, batch=list(arguments.batch), layers=arguments.layers)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from engine.environment import environment
 from engine.lint import lint
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import sha256_of
+from engine.ort import plain_session
 from engine.run import read_feeds
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, parse_shapes, spread
 from engine.source import read_onnx
@@ -93,14 +94,10 @@ def run_both(
     onnx_path: str, backend: str, shapes: dict[str, ShapeRange], feeds: dict[str, np.ndarray] | None
 ) -> tuple[dict[str, np.ndarray], list[ErrorRow], str | None]:
     """Return (the feeds, the errors against ONNX Runtime without optimization, what failed or None)."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory() as folder:
         engine = Path(folder) / "engine"
         try:
-            plain = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
+            plain = plain_session(onnx_path)
         except Exception as error:  # its errors derive from Exception alone
             raise ValueError(f"onnxruntime refuses {onnx_path}, so nothing is expected of it: {error}") from None
         types = {each.name: each for each in graph_inputs(read_onnx(onnx_path))}

@@ -18,6 +18,7 @@ import onnx
 
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
 from engine.float_graph import activation_scales, without_quantization
+from engine.ort import plain_session
 from engine.run import read_feeds
 from engine.shapes import graph_inputs
 from engine.source import read_onnx
@@ -93,7 +94,6 @@ def fill_scales(
     TensorRT falls back to float for a layer that produces or reads a tensor without a scale, and Q/DQ name only what
     the products read.
     """
-    import onnxruntime
 
     missing = [each.name for each in graph_inputs(model) if each.name not in feeds]
     if missing:
@@ -105,8 +105,6 @@ def fill_scales(
         if info.type.tensor_type.elem_type == onnx.TensorProto.FLOAT and info.name not in known
     ]
     scales = dict(known)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     for start in range(0, len(floats), TENSORS_A_PASS):
         names = floats[start : start + TENSORS_A_PASS]
         probe = onnx.ModelProto()
@@ -117,9 +115,7 @@ def fill_scales(
         probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
         amax = {name: float(np.abs(feeds[name]).max()) for name in names if name in fed}
         if wanted:
-            session = onnxruntime.InferenceSession(
-                probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            session = plain_session(probe.SerializeToString())
             for batch in _batches(feeds, [each.name for each in session.get_inputs()]):
                 for name, x in zip(wanted, session.run(wanted, batch), strict=True):
                     amax[name] = max(amax.get(name, 0.0), float(np.abs(x).max(initial=0.0)))

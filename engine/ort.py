@@ -135,6 +135,15 @@ def make_session_options(threads: int | None) -> Any:
     return options
 
 
+def plain_session(model: str | bytes) -> Any:
+    """Return a session that computes a file (its path or bytes) as ONNX defines it: on the CPU, nothing optimized."""
+    import onnxruntime
+
+    options = make_session_options(None)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 def _fuse(model: onnx.ModelProto) -> onnx.ModelProto:
     graph_model = ir.from_proto(model)
     for each in PASSES:

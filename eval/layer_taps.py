@@ -15,6 +15,7 @@ from torch import nn
 
 from engine.graph import constant_tensor, users
 from engine.lint_graph import LintGraph
+from engine.ort import plain_session
 from eval.latency import Feeds
 from eval.pytorch_runner import PyTorchRunner
 from quant.modules import QUANT_LAYERS, is_norm
@@ -152,10 +153,6 @@ def engine_of(proto: onnx.ModelProto, backend: str, folder: Any) -> Iterator[Any
 
 def plain_layers(proto: onnx.ModelProto, feeds: Feeds) -> Feeds:
     """Return all outputs of the file as ONNX defines them: ONNX Runtime without any optimization."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = plain_session(proto.SerializeToString())
     names = [each.name for each in session.get_outputs()]
     return dict(zip(names, session.run(None, {i.name: feeds[i.name] for i in session.get_inputs()}), strict=True))

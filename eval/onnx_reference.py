@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from engine.backend import Runner
-from engine.ort import OrtRunner
+from engine.ort import OrtRunner, plain_session
 
 
 def plain_runner(onnx_path: str | Path) -> Runner:
@@ -22,16 +22,11 @@ def plain_runner(onnx_path: str | Path) -> Runner:
 
     Raises: RuntimeError: ONNX Runtime does not take the file.
     """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
     model = onnx.load(str(onnx_path))
     is_bfloat16 = half_type(model) == "bf16"
     content = widen_bfloat16(model).SerializeToString() if is_bfloat16 else str(onnx_path)
     try:
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = plain_session(content)
     except Exception as error:  # its errors derive from Exception alone
         raise RuntimeError(f"onnxruntime cannot run {onnx_path}: {' '.join(str(error).split())[:300]}") from error
     return OrtRunner(session, {})

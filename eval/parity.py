@@ -27,7 +27,7 @@ from eval.onnx_reference import half_type, plain_runner
 from eval.pytorch_runner import PyTorchRunner
 from eval.tensor_error import check_finite
 from quant.pretrained import LoadedModel
-from quant.tensor_quantizer import quantizers_disabled
+from quant.tensor_quantizer import HALF_TYPES, quantizers_disabled
 
 # Tiny models agree to 1e-7; a hundred times that still is rounding of sums, and far below one INT8 step.
 EXACT_TOLERANCE = 1e-5
@@ -44,7 +44,6 @@ HALF_TOLERANCE = {None: FLOAT_TOLERANCE, "fp16": 8e-3, "bf16": 6e-2}
 # much again for another order of the same roundings.
 MAX_HALF_SHARE = 2.0
 # Consumers that need a GPU: their files are judged by ONNX Runtime, node by node as written.
-HALF_TORCH = {"fp16": torch.float16, "bf16": torch.bfloat16}
 JUDGED_AS_WRITTEN = ("tensorrt", "tensorrt8")
 # (batch, tokens) of the random feeds; both dimensions differ, so that a fixed one in the file shows.
 SHAPES = ((2, 12), (5, 31))
@@ -275,7 +274,7 @@ def _outputs(runner: Runner, batches: list[Feeds]) -> list[Feeds]:
 def _half_outputs(quantized: LoadedModel, batches: list[Feeds], dtype: str) -> list[Feeds]:
     """Return what the fake-quantized model gives where PyTorch computes it in a half type."""
     model: Any = copy.deepcopy(quantized.model)
-    model.to(HALF_TORCH[dtype])
+    model.to(HALF_TYPES[dtype])
     return _outputs(PyTorchRunner(dataclasses.replace(quantized, model=model)), batches)
 
 

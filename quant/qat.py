@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
@@ -52,34 +52,21 @@ def finish_qat(model: nn.Module) -> None:
         quantizer.finish_learning(layer.smoothed_weight() if retaken else getattr(layer, "weight", None))
 
 
-class ProgressOnStderr(ProgressCallback):
-    """transformers' progress bar, or with `--disable_tqdm true` none; the log lines go to stderr either way."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar."""
-        if not args.disable_tqdm:
-            super().on_train_begin(args, state, control, **kwargs)
-
-    def on_prediction_step(self, args: Any, *rest: Any, **kwargs: Any) -> None:
-        """Move the bar of an evaluation."""
-        if not args.disable_tqdm:
-            super().on_prediction_step(args, *rest, **kwargs)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **kwargs)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self.training_bar is not None:
-            super().on_train_end(args, state, control, **kwargs)
+class LogOnStderr(TrainerCallback):
+    """Writes a line of what was measured since the last one to stderr; stdout is the result's alone."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write one line of what was measured since the last one."""
+        """Write the line, above the bar where there is one."""
         if state.is_world_process_zero and logs:
             shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in logs.items() if k != "total_flos"}
             tqdm.write(f"step {state.global_step}: " + ", ".join(f"{k} {v}" for k, v in shown.items()), file=sys.stderr)
+
+
+class ProgressBar(ProgressCallback):
+    """transformers' progress bar without its log lines, which go to stdout."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the line to LogOnStderr."""
 
 
 class QatTrainer(Trainer):
@@ -95,7 +82,9 @@ class QatTrainer(Trainer):
         super().__init__(*args, **kwargs)
         for printing in (PrinterCallback, ProgressCallback):  # they print to stdout, which is the result's
             self.pop_callback(printing)
-        self.add_callback(ProgressOnStderr)
+        self.add_callback(LogOnStderr)
+        if not self.args.disable_tqdm:
+            self.add_callback(ProgressBar)
         if self.is_fsdp_enabled:
             _fit_fsdp(self.accelerator.state.fsdp_plugin, self.model)
         self.options = options

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 QMIN, QMAX = -128, 127
+HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def amax_to_scale(amax: Tensor) -> Tensor:
@@ -153,10 +154,9 @@ class TensorQuantizer(nn.Module):
 
     def broadcast_scale(self, x: Tensor) -> Tensor:
         """Return the scale shaped to divide x: (1,) per tensor, or (1, .., channels, .., 1) along `axis`."""
-        if self.retakes_range:
-            return along_axis(amax_to_scale(channel_amax(x.detach(), self.axis)), x, self.axis)
-        scale = self.scale
-        if self.log2_amax is not None:  # LSQ's gradient scale; the value of `scale` stays as it is, to the bit
+        stored_range, is_log2 = self._stored_range(x)
+        scale = amax_to_scale(torch.exp2(stored_range) if is_log2 else stored_range)
+        if is_log2:  # LSQ's gradient scale; the value of `scale` stays as it is, to the bit
             damped = scale * (scale.numel() / x.numel() / QMAX) ** 0.5
             scale = scale.detach() + (damped - damped.detach())
         return along_axis(scale, x, self.axis)

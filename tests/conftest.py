@@ -16,6 +16,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from engine.backend import Backend, get_backend
+
 
 def tiny_bert(seed: int = 0, **changes) -> PreTrainedModel:
     """Return a post-LayerNorm encoder: 2 layers, 4 heads of 8, hidden 32."""
@@ -90,3 +92,12 @@ def image_batch(batch_size: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
 def batch_for(model: PreTrainedModel, **options) -> dict[str, torch.Tensor]:
     """Return a batch that fits the model."""
     return image_batch(**options) if model.main_input_name == "pixel_values" else text_batch(**options)
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Backend:
+    """The TensorRT-RTX backend; a test that asks for it is skipped where it cannot build."""
+    backend = get_backend("tensorrt_rtx")
+    if reason := backend.check_build():
+        pytest.skip(reason)
+    return backend

@@ -25,11 +25,10 @@ from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
 from quant.pretrained import LoadedModel
 from quant.recipe import load_recipe, shipped_recipes
-from quant.tensor_quantizer import named_quantizers, rounded_scales
+from quant.tensor_quantizer import HALF_TYPES, named_quantizers, rounded_scales
 from tests.conftest import TINY_MODELS, batch_for, tiny_bert
 from tests.quant.test_checkpoint import calibrated
 
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 WIDTH = 512
 # One block, so that exporting is quick, and wide, so that weights outweigh the kernels that every engine carries.
 ONE_BLOCK = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 1, "num_attention_heads": 8}
@@ -66,17 +65,9 @@ def with_random_ranges(model, recipe: str):
 
 
 def export_half(model, path, dtype: str = "fp16"):
-    with rounded_scales(model, HALVES[dtype]):
+    with rounded_scales(model, HALF_TYPES[dtype]):
         onnx.save(prepare_for_target(export_onnx(model), "tensorrt", dtype=dtype), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def rtx():
-    backend = get_backend("tensorrt_rtx")
-    if reason := backend.check_build():
-        pytest.skip(reason)
-    return backend
 
 
 def build(rtx, source, shapes: str):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.ort import make_session_options
 from eval.latency import CallRunner, Feeds, compare
 from eval.pytorch_runner import PyTorchRunner
 from eval.sweep.grid import System
@@ -56,12 +57,10 @@ class SessionRunner:
     def __init__(self, path: Path, threads: int, disabled: tuple[str, ...] = ()) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 3
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self._session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=list(disabled)
-        )
+            str(path), make_session_options(threads), providers=["CPUExecutionProvider"],
+            disabled_optimizers=list(disabled),
+        )  # fmt: skip
         types = {"tensor(int32)": np.int32, "tensor(int64)": np.int64}
         self._types = {each.name: types.get(each.type, np.float32) for each in self._session.get_inputs()}
         self.input_names, self.output_names = list(self._types), [each.name for each in self._session.get_outputs()]

@@ -25,14 +25,6 @@ from tests.engine.graphs import count, linear_model, make_model, run_plain, samp
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def rtx():
-    backend = get_backend("tensorrt_rtx")
-    if reason := backend.check_build():
-        pytest.skip(reason)
-    return backend
-
-
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "model.onnx"

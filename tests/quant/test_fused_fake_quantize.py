@@ -5,7 +5,12 @@ import os
 import pytest
 import torch
 
+from calib.apply import apply_statistics
+from calib.collect import collect
+from quant.insert import insert_quantizers
+from quant.recipe import load_recipe
 from quant.tensor_quantizer import TensorQuantizer, fake_quantize, fused_kernels
+from tests.conftest import text_batch, tiny_bert
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = pytest.mark.skipif(
@@ -70,15 +75,8 @@ def test_nan_stays_nan_and_an_all_zero_channel_stays_zero():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_linear_layer_takes_its_operands_in_autocasts_dtype():
-    from quant.insert import insert_quantizers
-    from quant.recipe import load_recipe
-    from tests.conftest import text_batch, tiny_bert
-
     model = tiny_bert().cuda()
     insert_quantizers(model, load_recipe("int8_full"))
-    from calib.apply import apply_statistics
-    from calib.collect import collect
-
     batch = {name: value.cuda() for name, value in text_batch().items()}
     apply_statistics(model, collect(model, [batch], progress=False))
     with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
