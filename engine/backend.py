@@ -39,7 +39,12 @@ class EngineFile:
 
 
 class Runner(ABC):
-    """A loaded engine: a context manager that maps arrays to arrays by name."""
+    """A loaded engine: a context manager that maps arrays to arrays by name.
+
+    `has_device_clock`: whether `time` is told by the device itself, inputs and outputs lying there.
+    """
+
+    has_device_clock = False
 
     def __init__(
         self,
@@ -48,7 +53,7 @@ class Runner(ABC):
         output_names: list[str],
     ) -> None:
         self.input_names, self.output_names = list(inputs), output_names
-        self._inputs, self._shapes = inputs, shapes
+        self.inputs, self.shapes = inputs, shapes
 
     def __enter__(self) -> Runner:
         return self
@@ -62,17 +67,17 @@ class Runner(ABC):
     def batch_size(self) -> int | None:
         """The static batch size, else the usual one it was built for, else None."""
         for name in self.input_names:
-            sizes = self._inputs[name][1]
+            sizes = self.inputs[name][1]
             if sizes and sizes[0] is not None:
                 return sizes[0]
-            if name in self._shapes:
-                return self._shapes[name].opt[0]
+            if name in self.shapes:
+                return self.shapes[name].opt[0]
         return None
 
     @property
     def static_batch(self) -> int | None:
         """The batch size every call is padded to, or None if the batch is dynamic."""
-        return next((sizes[0] for _, sizes in self._inputs.values() if sizes and sizes[0] is not None), None)
+        return next((sizes[0] for _, sizes in self.inputs.values() if sizes and sizes[0] is not None), None)
 
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return the outputs by name; a batch smaller than a static one is padded, and the result cut to the samples
@@ -114,13 +119,13 @@ class Runner(ABC):
     def _check(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
         problems = [f"input {name} is missing" for name in self.input_names if name not in feeds]
         for name in feeds:
-            if name not in self._inputs:
+            if name not in self.inputs:
                 near = near_matches(name, self.input_names)
                 problems.append(f"{name} is no input" + (f" (did you mean {near[0]}?)" if near else ""))
         if problems:
             raise ValueError(f"{'; '.join(problems)}. The engine's inputs are {', '.join(self.input_names)}")
         arrays, lengths = {}, set()
-        for name, (dtype, sizes) in self._inputs.items():
+        for name, (dtype, sizes) in self.inputs.items():
             x = np.asarray(feeds[name])
             if np.dtype(dtype).kind != x.dtype.kind and not (dtype.kind in "iu" and x.dtype.kind in "iub"):
                 raise ValueError(f"input {name} has type {x.dtype}, the engine takes {dtype}; convert it first")
@@ -134,7 +139,7 @@ class Runner(ABC):
         return arrays, lengths.pop() if lengths else 0
 
     def _check_shape(self, name: str, shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> None:
-        given = self._shapes.get(name)
+        given = self.shapes.get(name)
         low: list[float] = list(given.min) if given else [size or 1 for size in sizes]
         high: list[float] = list(given.max) if given else [size or float("inf") for size in sizes]
         if sizes and sizes[0] is not None:
@@ -142,7 +147,7 @@ class Runner(ABC):
         is_admitted = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
         if not is_admitted:
             wanted = "x".join(str(size) if size else "?" for size in sizes)
-            ranged = f" (min:opt:max {self._shapes[name]})" if name in self._shapes else ""
+            ranged = f" (min:opt:max {self.shapes[name]})" if name in self.shapes else ""
             raise ValueError(
                 f"input {name} has shape {'x'.join(map(str, shape))}, the engine takes {wanted}{ranged}; "
                 f"feed that, or build an engine with other --shapes"
@@ -154,6 +159,9 @@ class Backend(Protocol):
 
     name: str
     precisions: tuple[str, ...]  # what everything that is not INT8 may be computed in, the default first
+
+    def version(self) -> str | None:
+        """Return the runtime's version, None where it is not to be had."""
 
     def check_build(self) -> str | None:
         """Return None if engines can be built here, else the reason and the mend."""

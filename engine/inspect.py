@@ -73,14 +73,19 @@ def _inspect_trt(
 ) -> Inspection:
     """Return a TensorRT engine's layers, from files beside it unless others are named."""
     layers = engine if engine.endswith(".json") else _beside(engine, arguments.layers, LAYERS_SUFFIX)
-    if layers is not None:
-        content = _read_json(layers)
-    else:
-        content, version = layers_from_engine(engine, backend)
     profile, trace = (
         _beside(engine, *each) for each in ((arguments.profile, PROFILE_SUFFIX), (arguments.trace, TRACE_SUFFIX))
     )
     times = _read_json(profile) if profile else None
+    if layers is not None:
+        content = _read_json(layers)
+    else:
+        feeds = read_feeds(arguments.feeds)[0] if arguments.feeds else None
+        content, measured, version = layers_from_engine(engine, backend, feeds, arguments.iterations)
+        times = times if times is not None else measured
+        if arguments.save:
+            for suffix, found_here in ((LAYERS_SUFFIX, content), (PROFILE_SUFFIX, measured)):
+                Path(f"{engine}{suffix}").write_text(json.dumps(found_here, indent=1) + "\n", encoding="utf-8")
     if times is not None and not isinstance(times, list):
         raise ValueError(f"{profile} is no layer profile: it must be the list that trtexec --exportProfile writes")
     works: list[ProductWork] = []
@@ -222,8 +227,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         "python -m engine.inspect",
         "Say what an engine really runs in INT8: precision, kernel and time of each layer. Engines of ONNX Runtime and "
-        "OpenVINO are run here; of a TensorRT engine the inspector's JSON is read (ENGINE.layers.json, --layers, or "
-        "the JSON itself in place of the engine).",
+        "OpenVINO are run here, those of TensorRT where their GPU is; elsewhere the inspector's JSON is read "
+        "(ENGINE.layers.json, --layers, or the JSON itself in place of the engine).",
     )
     parser.add_argument("engine", nargs="?", help="the engine, or TensorRT's layer information as JSON")
     parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="explain why engine B is slower than A")
@@ -234,6 +239,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--layers", help="TensorRT: the inspector's JSON (default: ENGINE.layers.json)")
     parser.add_argument("--profile", help="TensorRT: trtexec --exportProfile's JSON (default: ENGINE.profile.json)")
+    parser.add_argument("--save", action="store_true", help="TensorRT, where its GPU is: keep the inspector's JSON and "
+                        "the times beside the engine, for a machine without it")  # fmt: skip
     parser.add_argument("--trace", help="TensorRT: a kernel trace of engine.cupti, nsys, ncu or torch (default: "
                         "ENGINE.kernels.json)")  # fmt: skip
     parser.add_argument(

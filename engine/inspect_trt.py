@@ -5,18 +5,21 @@ The JSON lies beside the engine (ENGINE.layers.json), is given itself, or is ask
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine.arithmetic import ProductWork
+from engine.backend import get_backend
 from engine.kernel_trace import Kernel, product_summary
 from engine.layers import INT8, UNKNOWN, Inspection, Layer
+from engine.made_feeds import make_feeds
 
 LAYERS_SUFFIX, PROFILE_SUFFIX, TRACE_SUFFIX = ".layers.json", ".profile.json", ".kernels.json"
 # Order decides: the first pattern found in a tensor's format or in a tactic's name.
@@ -77,47 +80,29 @@ def inspect_layers(
     return Inspection(str(engine), "tensorrt", version, conditions, tuple(layers), notes=tuple(notes))
 
 
-def layers_from_engine(engine: str | Path, backend: str) -> tuple[Any, str]:
-    """Return (the inspector's JSON, the version) of an engine that TensorRT can load here.
+def layers_from_engine(
+    engine: str | Path, backend: str, feeds: Mapping[str, np.ndarray] | None, iterations: int
+) -> tuple[Any, list[dict[str, Any]], str]:
+    """Return (the inspector's JSON, its layers' times on these or made-up feeds, the version) of an engine that runs
+    here.
 
-    Raises: RuntimeError: if it cannot, with the reason and what else would help.
+    Raises: RuntimeError: if it does not, with the reason and what else would help.
     """
     beside = f"{Path(engine).name}{LAYERS_SUFFIX}"
     other = f"give the inspector's JSON with --layers FILE, or put it beside the engine as {beside}"
     if backend == "tensorrt_rtx":
         where = "a TensorRT-RTX engine can be deserialized only on an RTX GPU (compute capability 7.5, 8.x, 12.x)"
-        package = "tensorrt_rtx"
     else:
-        where, package = (
-            "a TensorRT engine can be deserialized only by the version and GPU that it was built for",
-            "tensorrt",
-        )
-    messages: list[str] = []
+        where = "a TensorRT engine can be deserialized only by the version and GPU that it was built for"
     try:
-        trt = importlib.import_module(package)
-        runtime = trt.Runtime(_quiet_logger(trt, messages))
-        plan = runtime.deserialize_cuda_engine(Path(engine).read_bytes())
-        if plan is None:
-            raise RuntimeError(messages[0] if messages else f"{package} {trt.__version__} refused it")
-        text = plan.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        return json.loads(text), trt.__version__
-    except (ImportError, RuntimeError, OSError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        trt_backend = get_backend(backend)
+        with trt_backend.load(engine) as runner:
+            content = json.loads(runner.layer_information())  # type: ignore[attr-defined]
+            usual = make_feeds(runner.inputs, runner.shapes)
+            return content, runner.profile(feeds or usual, iterations), str(trt_backend.version())  # type: ignore[attr-defined]
+    except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise RuntimeError(f"what {engine} runs is unknown here: {where} ({reason}); {other}") from None
-
-
-def _quiet_logger(trt: Any, messages: list[str]) -> Any:
-    """Return a logger that keeps errors for our own line instead of printing them."""
-
-    class Quiet(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
-                messages.append(message)
-
-    return Quiet()
 
 
 def _layer(entry: dict[str, Any] | str, times: dict[str, float], works: dict[str, ProductWork]) -> Layer:

@@ -30,6 +30,11 @@ class OpenVinoBackend:
     name = "openvino"
     precisions: tuple[str, ...] = ("fp32", "bf16")
 
+    def version(self) -> str | None:
+        """Return OpenVINO's version, None where it is not installed."""
+        is_here = importlib.util.find_spec("openvino") is not None
+        return importlib.metadata.version("openvino") if is_here else None
+
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""
         if importlib.util.find_spec("openvino") is None:

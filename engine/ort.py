@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,11 @@ class OrtBackend:
 
     name = "onnxruntime"
     precisions: tuple[str, ...] = ("fp32",)
+
+    def version(self) -> str | None:
+        """Return ONNX Runtime's version, None where it is not installed."""
+        is_here = importlib.util.find_spec("onnxruntime") is not None
+        return importlib.metadata.version("onnxruntime") if is_here else None
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""

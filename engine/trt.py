@@ -37,6 +37,13 @@ class TrtBackend:
         self.name = name
         self.needs_gpu_to_build = name == "tensorrt"
 
+    def version(self) -> str | None:
+        """Return TensorRT's version, None where it cannot be loaded."""
+        try:
+            return str(load_module(self.name).__version__)
+        except RuntimeError:
+            return None
+
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""
         try:

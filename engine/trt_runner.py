@@ -18,6 +18,7 @@ from engine.trt_builder import make_logger
 
 # cudaStreamCaptureModeThreadLocal: other threads' calls do not break a capture.
 CAPTURE_THREAD_LOCAL = 1
+NUM_WARM = 3
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
@@ -98,14 +99,15 @@ class Lane:
     def launch(self) -> None:
         """Start the engine on the stream: its graph, or the plain call where it cannot be captured."""
         if self.graph is None and self.can_capture:
-            self._enqueue()  # the first call may allocate, which a capture forbids
+            self.enqueue()  # the first call may allocate, which a capture forbids
             self._capture()
         if self.graph is not None:
             self.cuda("cudaGraphLaunch", self.graph, self.stream)
         else:
-            self._enqueue()
+            self.enqueue()
 
-    def _enqueue(self) -> None:
+    def enqueue(self) -> None:
+        """Start the engine on the stream without a graph."""
         if not self.context.execute_async_v3(self.stream.value):
             raise RuntimeError("TensorRT could not start the engine (execute_async_v3)")
 
@@ -154,6 +156,8 @@ class Lane:
 
 class TrtRunner(Runner):
     """A deserialized engine with one or more lanes."""
+
+    has_device_clock = True
 
     def __init__(self, trt: Any, content: bytes, shapes: Mapping[str, ShapeRange]) -> None:
         self._trt, self._cuda, self._logger = trt, Cuda(), make_logger(trt)
@@ -229,6 +233,35 @@ class TrtRunner(Runner):
             elapsed = ctypes.c_float()
             self._cuda("cudaEventElapsedTime", ctypes.byref(elapsed), start, end)
         return iterations / (float(elapsed.value) / 1e3)
+
+    def layer_information(self) -> str:
+        """Return the engine inspector's JSON."""
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def profile(self, feeds: Mapping[str, np.ndarray], iterations: int = 20) -> list[dict[str, Any]]:
+        """Return each layer's name and median milliseconds in order of running, as `trtexec --exportProfile` does.
+
+        The layers are timed one by one, without a CUDA graph: their sum is longer than a call.
+        """
+        arrays, _ = self._check(feeds)
+        times: dict[str, list[float]] = {}
+
+        class Profiler(self._trt.IProfiler):  # type: ignore[name-defined]
+            def __init__(self, trt: Any) -> None:
+                trt.IProfiler.__init__(self)
+
+            def report_layer_time(self, layer_name: str, ms: float) -> None:
+                times.setdefault(layer_name, []).append(ms)
+
+        lane = self._lane()
+        lane.context.profiler = Profiler(self._trt)
+        lane.feed(arrays)
+        for _ in range(NUM_WARM + iterations):
+            lane.enqueue()
+            lane.synchronize()
+        lane.close()
+        return [{"name": name, "medianMs": float(np.median(each[NUM_WARM:]))} for name, each in times.items()]
 
     @contextlib.contextmanager
     def _events(self, count: int) -> Iterator[list[ctypes.c_void_p]]:

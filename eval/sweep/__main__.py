@@ -87,6 +87,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         batch_sizes=_numbers("--batch-sizes", arguments.batch_sizes), seq_lengths=lengths or (task.default_length,),
         shapes=arguments.shapes, threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
         device=arguments.device, qat_arguments=arguments.qat_arguments,
+        build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
         load_clients=_numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
         load_seconds=arguments.load_seconds,
     )  # fmt: skip
@@ -132,6 +133,10 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
     parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
     parser.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
+    parser.add_argument("--build-arguments", default="",
+                        help="flags of build_engine.py for the TensorRT backends, in one string")  # fmt: skip
+    parser.add_argument("--tensorrt-python", metavar="PYTHON",
+                        help="interpreter whose TensorRT backend tensorrt is (8.5 to 9 need an older one)")  # fmt: skip
     parser.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)
     parser.add_argument("--load-seconds", type=float, default=2.0, help="of each measurement under load")
     parser.add_argument("--budget", type=float, help="minutes: the most telling points first, the rest left out")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from engine.backend import get_backend
 from engine.manifest import read_manifest, sha256_of
 from eval.batches import BatchOptions, check_length
 from eval.evaluate import evaluate
@@ -109,9 +108,7 @@ class Bench:
     def dataset(self) -> Dataset:
         """The samples that are scored."""
         options = self.options
-        return self.task.load(
-            options.data, options.split, columns=options.columns, label_column=options.label_column
-        )
+        return self.task.load(options.data, options.split, columns=options.columns, label_column=options.label_column)
 
     @cached_property
     def data_digest(self) -> str:
@@ -145,7 +142,7 @@ class Bench:
             if system.backend == PYTORCH:
                 yield self._open_pytorch(system)
                 return
-            backend = get_backend(system.backend)
+            backend = self.workshop.backend(system.backend)
             for reason in (backend.check_build(), backend.check_run()):
                 if reason:
                     raise Skipped(reason)
@@ -193,7 +190,7 @@ class Bench:
         onnx_path = self.workshop.onnx(system)
         engine = self.workshop.engine(system, shape, onnx_path)
         manifest = read_manifest(engine)
-        runner = stack.enter_context(get_backend(system.backend).load(engine, self.options.threads))
+        runner = stack.enter_context(self.workshop.backend(system.backend).load(engine, self.options.threads))
         identity = {"onnx": manifest.onnx_sha256, "backend": system.backend, "precision": manifest.precision}
         digests = {"source": self.workshop.source_digest(system), "onnx": manifest.onnx_sha256,
                    "engine": manifest.engine_sha256}  # fmt: skip

@@ -27,9 +27,7 @@ CALLS_PER_ROUND = 8
 class Conductor:
     """Measures every point of a run folder that has no row yet."""
 
-    def __init__(
-        self, run: RunFolder, bench: Bench, budget_s: float | None = None, retry_failed: bool = False
-    ) -> None:
+    def __init__(self, run: RunFolder, bench: Bench, budget_s: float | None = None, retry_failed: bool = False) -> None:
         self.run, self.bench, self.options = run, bench, bench.options
         self.systems, self.shapes = systems_of(self.options), shapes_of(self.options)
         self.baseline = baseline_of(self.systems)
@@ -47,10 +45,12 @@ class Conductor:
     def conduct(self) -> int:
         """Measure all points in order and return how many were left out because the budget was used up."""
         try:
+            is_first = True  # measured whatever the budget, so that every run gets on
             for shape in self.shapes:
                 pending = [s for s in self.systems if (s.name, shape.name) not in self.done]
-                if pending and not self._is_over():
+                if pending and (is_first or not self._is_over()):
                     self._measure(shape, pending)
+                    is_first = False
         finally:
             self.progress.close()
         return len(self.systems) * len(self.shapes) - len(self.done)

@@ -85,6 +85,8 @@ class SweepOptions:
     qat_arguments: str
     load_clients: tuple[int, ...]
     load_seconds: float
+    build_arguments: str = ""
+    tensorrt_python: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `options_from_dict` reads them back."""

@@ -47,16 +47,17 @@ def time_systems(
         baseline: what ratios are over; where it fails, the first that runs.
         tick: called after every call, for the progress bar.
     """
-    calls: dict[str, Callable[[Feeds], Any]] = {}
+    calls: dict[str, _Ticking] = {}
     errors: dict[str, str] = {}
     for name, runner in runners.items():
         try:
-            call = select_inputs(runner, feeds)
+            call = _Ticking(runner, feeds, lambda: None)
             call({})
+            call = _Ticking(runner, feeds, tick)
         except Exception as error:  # a runtime may raise anything, and the others go on
             errors[name] = " ".join(str(error).split())[:300] or type(error).__name__
             continue
-        calls[name] = _ticking(call, tick)
+        calls[name] = call
     if not calls:
         return ShapeTiming(baseline, {}, errors)
     chosen = baseline if baseline in calls else next(iter(calls))
@@ -71,13 +72,25 @@ def time_systems(
     return ShapeTiming(chosen, systems, errors)
 
 
-def _ticking(call: Callable[[Feeds], Any], tick: Callable[[], None]) -> Callable[[Feeds], Any]:
-    def run(feeds: Feeds) -> Any:
-        outputs = call(feeds)
-        tick()
+class _Ticking:
+    """A runner on its own inputs that tells the progress bar of every call."""
+
+    def __init__(self, runner: Any, feeds: Feeds, tick: Callable[[], None]) -> None:
+        self._runner, self._tick, self._call = runner, tick, select_inputs(runner, feeds)
+        self._feeds = {name: feeds[name] for name in runner.input_names}
+        self.has_device_clock = getattr(runner, "has_device_clock", False)
+
+    def __call__(self, _: Feeds) -> Any:
+        outputs = self._call({})
+        self._tick()
         return outputs
 
-    return run
+    def time(self, _: Feeds, iterations: int, warmup: int) -> list[float]:
+        """Return milliseconds by the runner's own clock."""
+        times: list[float] = self._runner.time(self._feeds, iterations=iterations, warmup=warmup)
+        for _call in range(iterations + warmup):
+            self._tick()
+        return times
 
 
 def median_interval(values: np.ndarray) -> tuple[float, float, float]:

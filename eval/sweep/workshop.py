@@ -6,11 +6,11 @@ import copy
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ from calib.apply import apply_statistics
 from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import Statistics
-from engine.backend import BuildOptions, get_backend
-from engine.cli import near_matches
+from engine.backend import Backend, BuildOptions, get_backend
+from engine.cli import CommandParser, near_matches
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
 from engine.qdq import TARGETS, prepare_for_target
 from engine.shapes import ShapeRange
+from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
+from engine.trt_options import TensorRTOptions, add_arguments, options_from
+from engine.trt_process import TrtProcess
 from eval.sweep.grid import FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
@@ -73,6 +76,14 @@ class Workshop:
             self.options.samples, self.loaded, columns=self.options.columns, num_samples=self.options.num_calibration,
             seed=self.options.seed, max_length=max(lengths) if lengths else None,
         )  # fmt: skip
+
+    def backend(self, name: str) -> Backend:
+        """Return a backend; `tensorrt` lives in the interpreter of --tensorrt-python where one is named."""
+        return self._tensorrt if name == "tensorrt" and self._tensorrt is not None else get_backend(name)
+
+    @cached_property
+    def _tensorrt(self) -> TrtProcess | None:
+        return TrtProcess(self.options.tensorrt_python) if self.options.tensorrt_python else None
 
     def fresh_model(self) -> LoadedModel:
         """Return a copy of the float model that may be changed."""
@@ -150,7 +161,7 @@ class Workshop:
 
     def onnx(self, system: System) -> Path:
         """Return the ONNX file of a system, made for its backend."""
-        target = target_of(system.backend)
+        target = target_of(system.backend, self.backend)
         inputs = {"source": self.source_digest(system), "target": target, "onnx": onnx.__version__}
         if target not in OWN_TARGETS:
             inputs["dtype"] = system.method if system.method in FLOAT_METHODS else "fp16"
@@ -187,21 +198,31 @@ class Workshop:
 
     def engine(self, system: System, shape: Shape, onnx_path: Path | None = None) -> Path:
         """Return the engine of a system; one for all shapes, or a static one for this shape (see --shapes)."""
-        backend = get_backend(system.backend)
+        backend = self.backend(system.backend)
         path = onnx_path or self.onnx(system)
         precision = precision_of(system, backend)
         ranges = self.ranges(shape) if self.is_static(system.backend) else {}
-        versions = {name: importlib.metadata.version(name) for name in (system.backend, "onnx-ir") if _installed(name)}
+        versions = {system.backend: backend.version(), "onnx-ir": importlib.metadata.version("onnx-ir")}
         inputs = {"onnx": sha256_of(path), "backend": system.backend, "precision": precision,
                   "shapes": {name: str(each) for name, each in ranges.items()}, "threads": self.options.threads,
                   "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
-        options = BuildOptions(shapes=ranges, threads=self.options.threads, precision=precision)
+        tensorrt = self._tensorrt_options(system.backend)
+        if tensorrt != TensorRTOptions():
+            inputs["options"] = dataclasses.asdict(tensorrt)
+        options = BuildOptions(ranges, self.options.threads, precision=precision, tensorrt=tensorrt)
 
         def build(folder: Path) -> None:
             backend.build(path, folder / ENGINE_FILE, options)
 
         label = _label(system, f"engine {shape.name}" if ranges else "engine")
         return self.store.make("engine", inputs, build, label) / ENGINE_FILE
+
+    def _tensorrt_options(self, backend: str) -> TensorRTOptions:
+        """Return the builder's options of --build-arguments. Raises: UsageError: unknown flags or values."""
+        parser = CommandParser("--build-arguments", "")
+        add_arguments(parser)
+        given = parser.parse_args(shlex.split(self.options.build_arguments))
+        return options_from(given, backend) if backend in TENSORRT_BACKENDS else TensorRTOptions()
 
     def ranges(self, shape: Shape) -> dict[str, ShapeRange]:
         """Return the static shape of every input."""
@@ -217,12 +238,13 @@ class Workshop:
         return self.options.shapes == "static" or (self.options.shapes == "auto" and backend not in DYNAMIC_BACKENDS)
 
 
-def target_of(backend: str) -> str:
-    """Return the export target of a backend: its own name, or for TensorRT the one of its installed version."""
+def target_of(backend: str, get: Callable[[str], Backend] = get_backend) -> str:
+    """Return the export target of a backend: its own name, or for TensorRT the one of its version."""
     if backend == "tensorrt_rtx":
         return "tensorrt"
-    if backend == "tensorrt" and _installed("tensorrt"):
-        return "tensorrt8" if int(importlib.metadata.version("tensorrt").split(".")[0]) < 10 else "tensorrt"
+    if backend == "tensorrt":
+        version = get(backend).version()
+        return "tensorrt8" if version is not None and int(version.split(".")[0]) < 10 else "tensorrt"
     if backend not in TARGETS:
         near = near_matches(backend, list(TARGETS))
         raise ValueError(f"no export target for backend {backend}; targets: {', '.join(TARGETS)}"
@@ -253,7 +275,3 @@ def run_script(script: str, *words: str) -> None:
 
 def _label(system: System, what: str) -> str:
     return f"{' '.join(part for part in (system.method, system.recipe) if part)}: {what}"
-
-
-def _installed(package: str) -> bool:
-    return importlib.util.find_spec(package.replace("-", "_")) is not None

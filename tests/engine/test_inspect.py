@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engine import cupti, inspect_ort
+from engine import cupti, inspect_ort, inspect_trt
 from engine.arithmetic import product_work
 from engine.backend import BuildOptions, get_backend
 from engine.inspect import inspect_engine, main
@@ -241,44 +241,46 @@ def test_an_engine_that_cannot_be_deserialized_here_says_what_to_give(folder, tm
     assert ("RTX GPU" in error) == (backend == "tensorrt_rtx")
 
 
-class FakeTensorRT:
-    """As much of TensorRT's module as reading an engine takes; an engine of other bytes than b"plan" is refused."""
+class FakeRunner:
+    """As much of a TensorRT runner as the inspection asks of it."""
 
-    __version__ = "10.9.0"
-    LayerInformationFormat = type("LayerInformationFormat", (), {"JSON": 0})
+    inputs, shapes = {"x": (np.dtype(np.float32), (4, 16))}, {}
 
-    class ILogger:
-        Severity = type("Severity", (), {"INTERNAL_ERROR": 0, "ERROR": 1})
+    def __enter__(self):
+        return self
 
-    class Runtime:
-        def __init__(self, logger):
-            self.logger = logger
+    def __exit__(self, *raised):
+        return None
 
-        def deserialize_cuda_engine(self, content):
-            if content != b"plan":
-                self.logger.log(1, "magic tag does not match")
-                return None
-            self.logger.log(3, "chatter")
-            return self
+    def layer_information(self):
+        return json.dumps(inspector_json("10"))
 
-        def create_engine_inspector(self):
-            return self
-
-        def get_engine_information(self, kind):
-            return json.dumps(inspector_json("10"))
+    def profile(self, feeds, iterations):
+        assert feeds["x"].shape == (4, 16) and iterations == 5
+        return [{"name": each["Name"], "medianMs": 0.25} for each in inspector_json("10")["Layers"]]
 
 
-def test_an_engine_that_can_be_loaded_is_asked_and_a_refusal_is_told_with_its_reason(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT)
+class FakeBackend:
+    """The backend on a machine with the engine's GPU; an engine of other bytes than b"plan" is refused."""
+
+    def version(self):
+        return "10.9.0"
+
+    def load(self, engine):
+        if engine.read_bytes() != b"plan":
+            raise RuntimeError("TensorRT 10.9.0 refused the engine: magic tag does not match")
+        return FakeRunner()
+
+
+def test_an_engine_that_can_be_loaded_is_asked_and_timed_and_a_refusal_is_told_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(inspect_trt, "get_backend", lambda name: FakeBackend())
     (tmp_path / "plan").write_bytes(b"plan")
-    content, version = layers_from_engine(tmp_path / "plan", "tensorrt")
-    assert version == "10.9.0" and len(inspect_layers("plan", content).layers) == 4
+    content, profile, version = layers_from_engine(tmp_path / "plan", "tensorrt", None, 5)
+    found = inspect_layers("plan", content, profile)
+    assert version == "10.9.0" and len(found.layers) == 4 and found.layers_ms == pytest.approx(1.0)
     (tmp_path / "plan").write_bytes(b"other")
-    with pytest.raises(
-        RuntimeError, match=r"by the version and GPU that it was built for \(magic tag does not match\)"
-    ):
-        layers_from_engine(tmp_path / "plan", "tensorrt")
-    assert capsys.readouterr() == ("", "")
+    with pytest.raises(RuntimeError, match=r"by the version and GPU that it was built for \(.*magic tag does not match\)"):
+        layers_from_engine(tmp_path / "plan", "tensorrt", None, 5)
 
 
 NSYS = (

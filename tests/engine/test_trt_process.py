@@ -1,0 +1,85 @@
+"""TensorRT in an interpreter of its own: questions, answers and errors cross the pipe; a lost process is said."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from multiprocessing.connection import Connection
+
+import numpy as np
+import pytest
+
+from engine import trt_process
+from engine.backend import BuildOptions, Runner
+from engine.shapes import ShapeRange
+from engine.trt_process import TrtProcess, serve
+
+
+class Doubling(Runner):
+    """A runner that doubles x, as an engine of a static batch of 2 would."""
+
+    def __init__(self):
+        super().__init__({"x": ShapeRange((2, 3), (2, 3), (2, 3))}, {"x": (np.dtype(np.float32), (2, 3))}, ["y"])
+        self.is_closed = False
+
+    def _infer(self, arrays):
+        return {"y": arrays["x"] * 2}
+
+    def time(self, feeds, iterations=50, warmup=10):
+        return [0.5] * iterations
+
+    def close(self):
+        self.is_closed = True
+
+
+@pytest.fixture
+def process(monkeypatch):
+    """A TrtProcess whose other side is a thread here, with `Doubling` as every engine."""
+    runner = Doubling()
+
+    def load(engine):
+        if engine.name == "broken":
+            raise ValueError("engine broken is truncated")
+        return runner
+
+    monkeypatch.setattr(trt_process.TENSORRT, "load", load)
+    ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=serve, args=(theirs.detach(),))
+    thread.start()
+    made = TrtProcess("unused")
+    made._pipe = Connection(ours.detach())
+    yield made, runner
+    made.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_runner_there_is_a_runner_here(process, tmp_path):
+    backend, runner = process
+    with backend.load(tmp_path / "engine") as remote:
+        assert remote.has_device_clock and remote.static_batch == 2
+        x = np.arange(3, dtype=np.float32).reshape(1, 3)
+        np.testing.assert_array_equal(remote({"x": x})["y"], x * 2)  # padded to the static batch and cut again
+        assert remote.time({"x": np.zeros((2, 3), np.float32)}, iterations=4) == [0.5] * 4
+        with pytest.raises(ValueError, match="input x has shape 3x3, the engine takes 2x3"):
+            remote({"x": np.zeros((3, 3), np.float32)})
+    assert runner.is_closed
+    with pytest.raises(ValueError, match="engine broken is truncated"):
+        backend.load(tmp_path / "broken")
+
+
+def test_an_interpreter_without_tensorrt_or_that_is_none_says_so(tmp_path):
+    here = TrtProcess(sys.executable)  # this project's own Python holds no tensorrt
+    try:
+        reason = here.check_build()
+        if here.version() is None:
+            assert "tensorrt is not installed" in (reason or "") or "cannot be loaded" in (reason or "")
+            with pytest.raises(FileNotFoundError, match="no ONNX file"):
+                here.build(tmp_path / "none.onnx", tmp_path / "engine", BuildOptions())
+        assert here._process is not None
+        here._process.kill()
+        assert "was killed by signal 9" in (here.check_run() or "")
+    finally:
+        here.close()
+    assert "cannot start" in (TrtProcess(str(tmp_path / "python3")).check_build() or "")
