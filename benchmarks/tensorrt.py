@@ -23,7 +23,9 @@ from engine.manifest import Manifest, read_manifest
 from engine.run import read_feeds
 
 
-def measure(runners: dict[str, Runner], feeds: dict[str, np.ndarray], rounds: int, calls: int) -> dict[str, list[float]]:
+def measure(
+    runners: dict[str, Runner], feeds: dict[str, np.ndarray], rounds: int, calls: int
+) -> dict[str, list[float]]:
     """Return for each engine the median milliseconds of each round's block of calls, on the GPU's own clock."""
     times: dict[str, list[float]] = {name: [] for name in runners}
     names = list(runners)
