@@ -30,7 +30,7 @@ from eval.tasks import get_task
 from eval.tasks.base import Task
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers
-from quant.pretrained import LoadedModel, load_float_model
+from quant.pretrained import LoadedModel, has_head, load_float_model
 from quant.qat import QatTrainer, finish_qat, start_qat
 from quant.recipe import Recipe, load_recipe
 
@@ -97,17 +97,21 @@ def prepare(
     task = task.with_labels(config.label2id)
     train, validation = task.load(arguments.data, "train"), task.load(arguments.data, "validation")
     wanted, given = task.num_labels(train), int(config.num_labels or 0)
-    has_new_head = wanted is not None and wanted > given
-    if has_new_head:
+    why_new = None
+    if not has_head(loaded.model, task.head):
+        why_new = f"{arguments.model} is a {type(loaded.model).__name__} and has no {task.head} head"
+    elif wanted is not None and wanted > given:
+        why_new = f"the head of {arguments.model} has {given} outputs and the data {wanted} labels"
+    if why_new:
         if recipe is not None:
             raise ValueError(
-                f"the head of {arguments.model} has {given} outputs and the data {wanted} labels; train the float "
-                f"model first: python train_qat.py --model {arguments.model} --task {task.name} --recipe none --out ..."
+                f"{why_new}; train the float model first: python train_qat.py --model {arguments.model} "
+                f"--task {task.name} --recipe none --out ..."
             )
         loaded = load_float_model(arguments.model, head=task.head, num_labels=wanted)
-        logger.warning("the head of %s has %d outputs, the data %d: it is trained anew", arguments.model, given, wanted)
+        logger.warning("%s: its head is trained anew", why_new)
     seq_length = check_length(task, arguments.seq_length, loaded.model.config, loaded.processor)
-    start = None if has_new_head else copy.deepcopy(loaded.model).eval().requires_grad_(False)
+    start = None if why_new else copy.deepcopy(loaded.model).eval().requires_grad_(False)
     teacher = start if recipe is not None and arguments.teach and recipe.qat.distills else None
     source = resume or arguments.init
     if recipe is not None and source:

@@ -93,6 +93,13 @@ def load_float_model(
     return LoadedModel(model=model.float().eval(), processor=processor, name=str(name))
 
 
+def has_head(model: PreTrainedModel, head: str) -> bool:
+    """Return whether the model's class is the one that transformers gives its configuration for a head of HEADS."""
+    mapping: Any = HEADS[head]._model_mapping
+    classes = mapping.get(type(model.config), ())
+    return type(model) in (classes if isinstance(classes, (tuple, list)) else (classes,))
+
+
 def _check_source(name: str) -> str:
     """Return `name` if it is a folder with a config.json or can be a hub id, else raise FileNotFoundError."""
     path = Path(name).expanduser()
