@@ -93,6 +93,7 @@ class TrainStep:
 
     def __init__(self, model: ViTForImageClassification, images: Tensor, labels: Tensor, batch_size: int) -> None:
         self.model, self.images, self.labels = model, images, labels
+        self.forward = torch.compile(model) if images.is_cuda else model
         self.index = torch.arange(batch_size, device=images.device)
         self.rate = torch.zeros((), device=images.device)
         is_gpu = images.is_cuda
@@ -106,7 +107,7 @@ class TrainStep:
         batch, own = cutmix(augment(self.images[self.index]))
         target = self.labels[self.index]
         with torch.autocast(batch.device.type, dtype=torch.bfloat16, cache_enabled=False):
-            logits = self.model(pixel_values=batch).logits.float()
+            logits = self.forward(pixel_values=batch).logits.float()
         loss = own * F.cross_entropy(logits, target, label_smoothing=0.1)
         loss = loss + (1 - own) * F.cross_entropy(logits, target.flip(0), label_smoothing=0.1)
         loss.backward()
