@@ -59,15 +59,19 @@ def pixels(table: pd.DataFrame, device: str) -> tuple[Tensor, Tensor]:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Return flipped, turned (15 degrees), scaled (15 %), shifted (4 pixels) and recoloured (30 %) images."""
+    """Return flipped, shifted (4 pixels) and recoloured (30 %) images, every second also turned (15 degrees) and scaled.
+
+    Pixels are taken, not mixed: a model that has only seen interpolated images does worse on the sharp ones of the test.
+    """
     n, device = len(images), images.device
-    uniform = torch.rand(8, n, device=device) * 2 - 1
+    uniform = torch.rand(9, n, device=device) * 2 - 1
+    uniform[:3] *= uniform[8] > 0
     turn, scale_x, scale_y = uniform[0] * 0.26, 1 + uniform[1] * 0.15, 1 + uniform[2] * 0.15
     flip = torch.where(uniform[3] > 0, 1.0, -1.0)
     rows = [torch.stack([flip * scale_x * turn.cos(), -scale_y * turn.sin(), uniform[4] * 0.25], 1),
             torch.stack([flip * scale_x * turn.sin(), scale_y * turn.cos(), uniform[5] * 0.25], 1)]  # fmt: skip
     grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    images = F.grid_sample(images, grid, mode="nearest", padding_mode="reflection", align_corners=False)
     mean = images.mean((1, 2, 3), keepdim=True)
     return (
         (images - mean) * (1 + 0.3 * uniform[6]).view(-1, 1, 1, 1) + mean + (0.3 * uniform[7]).view(-1, 1, 1, 1)

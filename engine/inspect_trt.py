@@ -19,7 +19,7 @@ from engine.arithmetic import ProductWork
 from engine.backend import get_backend
 from engine.kernel_trace import Kernel, product_summary
 from engine.layers import INT8, UNKNOWN, Inspection, Layer
-from engine.made_feeds import make_feeds
+from engine.made_feeds import fit_feeds, make_feeds
 
 LAYERS_SUFFIX, PROFILE_SUFFIX, TRACE_SUFFIX = ".layers.json", ".profile.json", ".kernels.json"
 # Order decides: the first pattern found in a tensor's format or in a tactic's name.
@@ -98,8 +98,9 @@ def layers_from_engine(
         trt_backend = get_backend(backend)
         with trt_backend.load(engine) as runner:
             content = json.loads(runner.layer_information())  # type: ignore[attr-defined]
-            usual = make_feeds(runner.inputs, runner.shapes)
-            return content, runner.profile(feeds or usual, iterations), str(trt_backend.version())  # type: ignore[attr-defined]
+            size = runner.batch_size or 1
+            own = fit_feeds(feeds, runner.inputs, size) if feeds else make_feeds(runner.inputs, runner.shapes)
+            return content, runner.profile(own, iterations), str(trt_backend.version())  # type: ignore[attr-defined]
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]
         raise RuntimeError(f"what {engine} runs is unknown here: {where} ({reason}); {other}") from None

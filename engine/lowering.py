@@ -113,6 +113,28 @@ class _Builder:
         return add_constant(self.model.graph, f"{self.node.name}_constant", np.array(x, np.float32))
 
 
+def take_sizes(model: ir.Model) -> int:
+    """Turn Shape with start and end into Shape and Gather; return how many there were.
+
+    TensorRT 8.5's parser reads past the two attributes (opset 15) and gives the whole shape.
+    """
+    changed = 0
+    for node in list(model.graph):
+        if not is_op(node, "Shape") or not {"start", "end"} & set(node.attributes):
+            continue
+        rank = len(operand(node, 0).shape or ())
+        start, end, _ = slice(int_attribute(node, "start", 0), int_attribute(node, "end", rank)).indices(rank)
+        whole = ir.node("Shape", [operand(node, 0)], name=f"{node.name}_whole")
+        set_type(whole.outputs[0], ir.DataType.INT64, ir.Shape([rank]))
+        places = add_constant(model.graph, f"{node.name}_places", np.arange(start, end, dtype=np.int64))
+        sizes = ir.node("Gather", [whole.outputs[0], places], {"axis": 0}, name=f"{node.name}_sizes")
+        set_type(sizes.outputs[0], ir.DataType.INT64, ir.Shape([end - start]))
+        model.graph.insert_before(node, [whole, sizes])
+        replace(node.outputs[0], sizes.outputs[0])
+        changed += 1
+    return changed
+
+
 def _expand_layer_norm(build: _Builder) -> ir.Value:
     """(x - mean) / sqrt(variance + epsilon) x gamma + beta over the last axis; x is kept for a shared Sub."""
     node = build.node

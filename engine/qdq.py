@@ -14,7 +14,7 @@ import onnx_ir as ir
 from engine.cli import near_matches
 from engine.graph import sweep
 from engine.half import HALF_TYPES, to_half
-from engine.lowering import expand_operators, float_weights, own_mask, to_opset_17
+from engine.lowering import expand_operators, float_weights, own_mask, take_sizes, to_opset_17
 from engine.placement import (
     activations_to_uint8,
     dedupe,
@@ -34,7 +34,7 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     "tensorrt": (*COMMON, drop_true_masks, quantize_attention_outputs),  # then typed as fp16 or bf16
     "tensorrt8": (
         fold_weights, split_gemms, fold_transposes, dedupe, drop_true_masks,
-        own_mask, expand_operators, float_weights, to_opset_17,
+        own_mask, take_sizes, expand_operators, float_weights, to_opset_17,
     ),
 }  # fmt: skip
 HALF_TARGET = "tensorrt"

@@ -178,8 +178,13 @@ class _TimingCache:
         if not hasattr(config, "create_timing_cache"):
             raise RuntimeError("this version has no timing cache; leave out --timing-cache")
         self.config, self.path = config, Path(path)
-        cache = config.create_timing_cache(self._content())
-        if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        cache, own = config.create_timing_cache(self._content()), config.get_timing_cache()
+        # Polygraphy has given the configuration an empty one by now, and a second one is refused.
+        is_taken = cache is not None and (
+            own.combine(cache, ignore_mismatch=False) if own is not None
+            else config.set_timing_cache(cache, ignore_mismatch=False)
+        )  # fmt: skip
+        if not is_taken:
             raise RuntimeError(
                 f"timing cache {path} is broken, or of another version or GPU; remove it or name another file"
             )

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -37,23 +38,25 @@ class TrtProcess:
         self.python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._lock = threading.Lock()  # one question at a time, also where several clients call
 
     def ask(self, question: str, *arguments: Any) -> Any:
         """Return what `_Worker` answers; its errors are raised here.
 
         Raises: RuntimeError: the interpreter does not start, or its process ended.
         """
-        pipe = self._pipe or self._start()
-        try:
-            pipe.send((question, arguments))
-            is_error, answer = pipe.recv()
-        except (EOFError, OSError):
-            self._pipe = None
-            status = self._process.wait() if self._process else None
-            ended = f"was killed by signal {-status}" if status and status < 0 else f"ended with exit code {status}"
-            raise RuntimeError(
-                f"{self.python} {ended}; 'import tensorrt, numpy, onnx, polygraphy' must work there"
-            ) from None
+        with self._lock:
+            pipe = self._pipe or self._start()
+            try:
+                pipe.send((question, arguments))
+                is_error, answer = pipe.recv()
+            except (EOFError, OSError):
+                self._pipe = None
+                status = self._process.wait() if self._process else None
+                ended = f"was killed by signal {-status}" if status and status < 0 else f"ended with exit code {status}"
+                raise RuntimeError(
+                    f"{self.python} {ended}; 'import tensorrt, numpy, onnx, polygraphy' must work there"
+                ) from None
         if is_error:
             raise answer
         return answer

@@ -82,8 +82,8 @@ class QatOptions:
     """`learned` with the weights (LSQ), or `frozen` as calibrated."""
     weight_ranges: str = "learned"
     """`learned` (LSQ), `retaken` as the maximum at each step, or `frozen` as calibrated."""
-    scale_learning_rate: float = 5e-3
-    """Learning rate of log2(amax), which follows the schedule: 5e-3 moves a range by at most 0.35 % a step."""
+    scale_learning_rate: float = 2e-2
+    """Learning rate of log2(amax), which follows the schedule: 2e-2 moves a range by at most 1.4 % a step."""
     distill_logits: float = 1.0
     """Weight of the distance from the float model's logits; 0 switches distillation from them off."""
     logit_loss: str = "mse"

@@ -90,10 +90,11 @@ def _layers(workshop: Workshop) -> dict[str, list[float]]:
 def _hidden_states(model: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """Return the hidden states of real tokens, one (tokens, hidden) tensor for each layer and the embeddings."""
     with torch.inference_mode():
+        batch = {name: x.to(model.device) for name, x in batch.items()}
         states = model(**batch, output_hidden_states=True)["hidden_states"]
     mask = batch.get("attention_mask")
     keep = mask.bool() if mask is not None and states[0].shape[:2] == mask.shape else slice(None)
-    return [state[keep].double() for state in states]
+    return [state[keep].cpu().double() for state in states]
 
 
 def _relative_errors(batches: list[list[torch.Tensor]], expected: list[list[torch.Tensor]]) -> list[float]:
