@@ -59,9 +59,9 @@ def pixels(table: pd.DataFrame, device: str) -> tuple[Tensor, Tensor]:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Return flipped, shifted (4 pixels) and recoloured (30 %) images, every second also turned (15 degrees) and scaled.
+    """Return flipped, shifted (4 pixels), recoloured (30 %) and, every second, turned (15 degrees) and scaled images.
 
-    Pixels are taken, not mixed: a model that has only seen interpolated images does worse on the sharp ones of the test.
+    Pixels are taken, not mixed: a model that has only seen interpolated images does worse on the sharp ones.
     """
     n, device = len(images), images.device
     uniform = torch.rand(9, n, device=device) * 2 - 1

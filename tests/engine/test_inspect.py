@@ -244,7 +244,7 @@ def test_an_engine_that_cannot_be_deserialized_here_says_what_to_give(folder, tm
 class FakeRunner:
     """As much of a TensorRT runner as the inspection asks of it."""
 
-    inputs, shapes = {"x": (np.dtype(np.float32), (4, 16))}, {}
+    inputs, shapes, batch_size = {"x": (np.dtype(np.float32), (4, 16))}, {}, 4
 
     def __enter__(self):
         return self

@@ -204,3 +204,17 @@ def test_two_builds_into_one_folder_leave_whole_engines(rtx, source, tmp_path):
     content = json.loads(manifest_path(tmp_path / "engine").read_text())
     assert (tmp_path / "engine").stat().st_size == content["size_bytes"]
     assert sorted(each.name for each in tmp_path.iterdir()) == ["engine", "engine.json", "model.onnx"]
+
+
+def test_a_shape_with_start_and_end_is_written_as_tensorrt_8_reads_it():
+    nodes = [
+        helper.make_node("Shape", ["x"], ["length"], start=1, end=2),
+        helper.make_node("Slice", ["table", "zero", "length", "one"], ["y"]),
+    ]
+    constants = {"table": np.arange(12, dtype=np.float32)[None], "zero": np.array([0]), "one": np.array([1])}
+    inputs, outputs = [("x", TensorProto.FLOAT, ["batch", "length"])], [("y", TensorProto.FLOAT, [1, "length"])]
+    lowered = prepare_for_target(make_model(nodes, inputs, outputs, constants), "tensorrt8")
+    shapes = [node for node in lowered.graph.node if node.op_type == "Shape"]
+    assert len(shapes) == 1 and not shapes[0].attribute
+    (y,) = run_plain(lowered, {"x": np.zeros((2, 5), np.float32)})
+    np.testing.assert_array_equal(y, [[0, 1, 2, 3, 4]])
