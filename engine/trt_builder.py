@@ -92,10 +92,8 @@ def build_bytes(
     if not parser.parse(content):
         problems = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         raise RuntimeError(f"its parser refused the file: {'; '.join(problems)[:400] or 'no reason given'}")
-    if "int8" in flags and "fp16" in flags:
-        prefer_half(trt, network)
-    config = _config(trt, builder, network, shapes, flags, options)
-    cache = _TimingCache(config, options.timing_cache) if options.timing_cache else None
+    cache = _TimingCache(builder, options.timing_cache) if options.timing_cache else None
+    config = _config(trt, builder, network, shapes, flags, options, cache)
     with _progress(trt, config) as monitor:
         serialized = builder.build_serialized_network(network, config)
     if monitor is not None and monitor.is_interrupted:
@@ -103,39 +101,14 @@ def build_bytes(
     if serialized is None:
         raise RuntimeError(f"the build failed: {'; '.join(logger.errors[-3:])[:500] or 'no reason given'}")
     if cache is not None:
-        cache.save()
+        cache.save(config)
     return bytes(serialized)
 
 
-def prefer_half(trt: Any, network: Any) -> int:
-    """Ask for fp16 between the Q/DQ pairs and as the type of the products' results; return how many layers that is.
-
-    The flag alone only allows it: 8.5 then runs all that lies between INT8 products in fp32, and gives their results in
-    fp32 (seen in a kernel trace on an H200).
-    """
-    quantizing = {trt.LayerType.QUANTIZE, trt.LayerType.DEQUANTIZE}
-    kept = quantizing | {trt.LayerType.CONSTANT, trt.LayerType.SHAPE}
-    ends = {network.get_output(i).name for i in range(network.num_outputs)}
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    dequantized = {x.get_output(0).name for x in layers if x.type == trt.LayerType.DEQUANTIZE}
-    changed = 0
-    for layer in layers:
-        outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        floats = all(y.dtype == trt.float32 and not y.is_shape_tensor and y.name not in ends for y in outputs)
-        if layer.type in kept or not floats:
-            continue
-        inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-        if not any(x is not None and x.name in dequantized for x in inputs):
-            layer.precision = trt.float16  # a product of two DQ runs in INT8, and only its result is fp16
-        for i in range(layer.num_outputs):
-            layer.set_output_type(i, trt.float16)
-        changed += 1
-    return changed
-
-
 def _config(
-    trt: Any, builder: Any, network: Any, shapes: Mapping[str, ShapeRange], flags: list[str], options: TensorRTOptions
-) -> Any:
+    trt: Any, builder: Any, network: Any, shapes: Mapping[str, ShapeRange], flags: list[str], options: TensorRTOptions,
+    cache: _TimingCache | None,
+) -> Any:  # fmt: skip
     """Return Polygraphy's builder configuration for the options.
 
     Raises: RuntimeError: an option that this version has not.
@@ -151,6 +124,9 @@ def _config(
         "version_compatible": options.version_compatible or None,
         "refittable": options.refit or None,
     }
+    if cache is not None and cache.content():
+        # Polygraphy gives every configuration a cache, an empty one without this, and a second one is refused.
+        settings["load_timing_cache"] = str(cache.path)
     if options.workspace_mib is not None:
         settings["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mib << 20}
     if options.tactic_sources:
@@ -171,8 +147,6 @@ def _config(
         from polygraphy.backend.trt import CreateConfig as create
 
         settings.update({flag: True for flag in flags if flag != "stronglyTyped"})
-        if {"int8", "fp16"} <= set(flags):
-            settings["precision_constraints"] = "prefer"  # of prefer_half
         settings["tf32"] = True  # TensorRT's own default
     try:
         with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
@@ -204,33 +178,30 @@ def _member(trt: Any, enum: str, name: str) -> Any:
 class _TimingCache:
     """A file of kernel times, read before a build and replaced whole after it, merged with what others wrote."""
 
-    def __init__(self, config: Any, path: str) -> None:
-        if not hasattr(config, "create_timing_cache"):
+    def __init__(self, builder: Any, path: str) -> None:
+        self.path, trial = Path(path), builder.create_builder_config()
+        if not hasattr(trial, "create_timing_cache"):
             raise RuntimeError("this version has no timing cache; leave out --timing-cache")
-        self.config, self.path = config, Path(path)
-        cache, own = config.create_timing_cache(self._content()), config.get_timing_cache()
-        # Polygraphy has given the configuration an empty one by now, and a second one is refused.
-        if own is not None:
-            is_taken = not self._content() or (cache is not None and own.combine(cache, ignore_mismatch=False))
-        else:
-            is_taken = cache is not None and config.set_timing_cache(cache, ignore_mismatch=False)
-        if not is_taken:
+        content = self.content()
+        cache = trial.create_timing_cache(content) if content else None
+        if content and (cache is None or not trial.set_timing_cache(cache, ignore_mismatch=False)):
             raise RuntimeError(
                 f"timing cache {path} is broken, or of another version or GPU; remove it or name another file"
             )
 
-    def _content(self) -> bytes:
+    def content(self) -> bytes:
+        """Return what the file holds, nothing if there is none."""
         return self.path.read_bytes() if self.path.is_file() else b""
 
-    def save(self) -> None:
+    def save(self, config: Any) -> None:
         """Replace the file; a lock beside it keeps two builds from losing each other's entries."""
-        cache = self.config.get_timing_cache()
+        cache = config.get_timing_cache()
         if cache is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(f"{self.path}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            others = self.config.create_timing_cache(self._content())
+            others = config.create_timing_cache(self.content())
             if others is not None:
                 cache.combine(others, ignore_mismatch=True)
             descriptor, partial = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")

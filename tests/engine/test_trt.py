@@ -218,3 +218,51 @@ def test_a_shape_with_start_and_end_is_written_as_tensorrt_8_reads_it():
     assert len(shapes) == 1 and not shapes[0].attribute
     (y,) = run_plain(lowered, {"x": np.zeros((2, 5), np.float32)})
     np.testing.assert_array_equal(y, [[0, 1, 2, 3, 4]])
+
+
+class FakeCache:
+    """A timing cache whose entries are words."""
+
+    def __init__(self, content):
+        self.words = set(bytes(content).decode().split())
+
+    def combine(self, other, ignore_mismatch):
+        self.words |= other.words
+        return True
+
+    def serialize(self):
+        return " ".join(sorted(self.words)).encode()
+
+
+class FakeConfig:
+    """As much of a builder's configuration, and of a builder, as a timing cache asks of it."""
+
+    def __init__(self, words=""):
+        self.cache = FakeCache(words.encode())
+
+    def create_builder_config(self):
+        return FakeConfig()
+
+    def create_timing_cache(self, content):
+        return FakeCache(content)
+
+    def set_timing_cache(self, cache, ignore_mismatch):
+        return "other_gpu" not in cache.words
+
+    def get_timing_cache(self):
+        return self.cache
+
+
+def test_a_timing_cache_is_checked_before_the_build_and_merged_after_it(tmp_path):
+    path = tmp_path / "folder" / "cache"
+    cache = trt_builder._TimingCache(FakeConfig(), str(path))
+    assert cache.content() == b""
+    cache.save(FakeConfig("gemm"))
+    assert path.read_bytes() == b"gemm"
+    path.write_bytes(b"gemm softmax")  # what another build wrote meanwhile
+    cache.save(FakeConfig("erf"))
+    assert path.read_bytes() == b"erf gemm softmax" and sorted(p.name for p in path.parent.iterdir()) == [
+        "cache", "cache.lock"]  # fmt: skip
+    path.write_bytes(b"other_gpu")
+    with pytest.raises(RuntimeError, match=r"cache is broken, or of another version or GPU; remove it or name another"):
+        trt_builder._TimingCache(FakeConfig(), str(path))
