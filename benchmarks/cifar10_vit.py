@@ -79,12 +79,12 @@ def augment(images: Tensor) -> Tensor:
 
 
 def cutmix(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for every second batch, images with a box of the reversed batch, and the share that is still their own.
+    """Return, for every third batch, images with a box of the reversed batch, and the share that is still their own.
 
     The batch is in random order, so its reverse is a random partner; all draws stay on the device.
     """
     chosen, kept, top, left = torch.rand(4, device=images.device)
-    side = torch.where(chosen < 0.5, (SIZE * (1 - kept).sqrt()).floor(), 0.0)
+    side = torch.where(chosen < 1 / 3, (SIZE * (1 - kept).sqrt()).floor(), 0.0)
     places = torch.arange(SIZE, device=images.device)
     rows, columns = ((places >= start) & (places < start + side) for start in ((SIZE + 1 - side) * top,
                                                                                (SIZE + 1 - side) * left))  # fmt: skip
@@ -102,7 +102,7 @@ class TrainStep:
         self.rate = torch.zeros((), device=images.device)
         is_gpu = images.is_cuda
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.rate if is_gpu else 0.0, weight_decay=0.05, fused=True, capturable=is_gpu
+            model.parameters(), lr=self.rate if is_gpu else 0.0, weight_decay=1e-3, fused=True, capturable=is_gpu
         )
         self.graph = self._capture() if is_gpu else None
 
@@ -148,8 +148,8 @@ def train(splits: dict[str, pd.DataFrame], arguments: argparse.Namespace) -> ViT
     torch.manual_seed(arguments.seed)
     images, labels = pixels(splits["train"], device)
     config = ViTConfig(
-        image_size=SIZE, patch_size=4, hidden_size=256, num_hidden_layers=7, num_attention_heads=4,
-        intermediate_size=512, initializer_range=0.06, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        image_size=SIZE, patch_size=4, hidden_size=384, num_hidden_layers=7, num_attention_heads=12,
+        intermediate_size=384, initializer_range=0.05, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
     )  # fmt: skip
     model = ViTForImageClassification(config).to(device).train()
@@ -222,9 +222,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--recipe", default="int8_full")
-    parser.add_argument("--epochs", type=int, default=300)
+    parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--steps", type=int, default=700, help="of QAT, batch 128: two epochs")
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--workers", type=int, default=4, help="processes that decode images for QAT")
     parser.add_argument("--seed", type=int, default=0)

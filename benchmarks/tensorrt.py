@@ -2,7 +2,8 @@
 
     python -m benchmarks.tensorrt --model M --engines fp16=E1 int8_linear=E2 ... --feeds feeds.npz --out results.jsonl
 
-Ratios are over the first engine, round by round. A row also keeps each engine's layers as its profiler times them.
+Ratios are over the first engine, round by round. A row also keeps the calls a second with several streams, and what a
+kernel trace beside the engine (`engine.cupti`) says of its products.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from engine.inspect_trt import TRACE_SUFFIX
 from engine.kernel_trace import product_summary, read_trace
 from engine.manifest import Manifest, read_manifest
 from engine.run import read_feeds
+
+
+STREAMS = (1, 2, 4)
 
 
 def measure(
@@ -71,6 +75,7 @@ def main() -> None:
         shapes = {name: list(x.shape) for name, x in feeds.items()}
         for name, path in engines.items():
             row = described(read_manifest(path), path, times[name], next(iter(times.values())))
+            row["calls_per_s"] = {n: runners[name].throughput(feeds, n) for n in STREAMS}  # type: ignore[attr-defined]
             row = append_row(arguments.out, "tensorrt", model=arguments.model, engine=name, inputs=shapes, **row)
             print(f"{name:24s} {row['ms_median']:8.4f} ms  {row['speedup']:.3f}x [{row['speedup_low']:.3f}, "
                   f"{row['speedup_high']:.3f}]  {json.dumps(row['kernels'])}", flush=True)  # fmt: skip
