@@ -23,7 +23,6 @@ from engine.kernel_trace import product_summary, read_trace
 from engine.manifest import Manifest, read_manifest
 from engine.run import read_feeds
 
-
 STREAMS = (1, 2, 4)
 
 
