@@ -14,6 +14,8 @@ TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUT_NAMES = (
     "logits", "start_logits", "end_logits", "last_hidden_state", "logits_per_image", "text_embeds", "image_embeds",
 )  # fmt: skip
+# Those of them that have one row for a whole sample, whatever their second axis is.
+SAMPLE_OUTPUTS = ("logits_per_image", "text_embeds", "image_embeds")
 
 
 def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...]:
@@ -39,7 +41,7 @@ def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...
 def example_inputs(
     model: PreTrainedModel, *, batch_size: int = 2, seq_length: int = 8, processor: Any = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return seeded random inputs: ids (batch_size, seq_length) without padding, pixels (batch_size, C, H, W), or both."""
+    """Return seeded random inputs: ids (batch_size, seq_length) without padding, pixels (batch_size, C, H, W), both."""
     generator = torch.Generator().manual_seed(seed)
     names = input_names(model, processor)
     made: dict[str, Tensor] = {}
