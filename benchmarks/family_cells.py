@@ -83,7 +83,9 @@ def count_sites(sites: list[Site]) -> Cell:
     weights = [site for site in sites if site.is_weight and site.kind in ("linear", "conv")]
     attentions = [site for site in sites if site.kind == "softmax"]
     norms = [site for site in sites if site.kind == "norm_output"]
-    why = Counter(f"{s.kind}: {'reads a norm' if s.reason.startswith('reads ') else s.reason}" for s in sites if not s.enabled)
+    why = Counter(
+        f"{s.kind}: {'reads a norm' if s.reason.startswith('reads ') else s.reason}" for s in sites if not s.enabled
+    )
     return {
         "by_kind": by_kind,
         "linears": [sum(site.enabled for site in weights), len(weights)],

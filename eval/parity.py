@@ -254,6 +254,8 @@ def _differences(x: Feeds, ref: Feeds, feeds: Feeds) -> np.ndarray:
 def _num_exact_rows(x: Feeds, ref: Feeds, feeds: Feeds) -> int:
     """Return how many samples of a batch agree to EXACT_TOLERANCE in every output, padding left out."""
     num_rows = len(next(iter(ref.values())))
+    if "text_embeds" in ref:  # each logit is of a pair: those of other samples say nothing of this one
+        x, ref = ({name: a for name, a in each.items() if name != "logits_per_image"} for each in (x, ref))
     rows = ([{name: a[i : i + 1] for name, a in each.items()} for each in (x, ref, feeds)] for i in range(num_rows))
     return sum(float(_differences(*row).max()) <= EXACT_TOLERANCE for row in rows)
 
