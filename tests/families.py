@@ -51,6 +51,9 @@ class Family:
         model_class = getattr(transformers, self.model_class)
         torch.manual_seed(seed)
         model = model_class(model_class.config_class(**self.config)).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # no bias is zero and no norm is neutral, so that a lost one shows
+                parameter.data += 0.1 * torch.randn_like(parameter)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         if norms:  # with no statistics of its own a batch norm lets dozens of random layers fade to nothing
             for norm in norms:
