@@ -86,6 +86,7 @@ FAMILIES: dict[str, Family] = {
         "DistilBERT",
     ),
     "electra": Family("ElectraForSequenceClassification", {**TEXT, "embedding_size": 16}, "ELECTRA"),
+    "albert": Family("AlbertForSequenceClassification", {**TEXT, "embedding_size": 16}, "ALBERT"),
     "deberta_v2": Family(
         "DebertaV2ForSequenceClassification",
         {**TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True,
