@@ -46,11 +46,15 @@ class Family:
     batch: Callable[[PreTrainedModel, int, int, int], Batch] = field(default=lambda *options: padded_batch(*options))
     """(model, batch_size, seq_length, seed) → inputs with padding; the default fits all that reads text or pixels."""
 
-    def model(self, seed: int = 0) -> PreTrainedModel:
-        """Return the random model in evaluation mode."""
+    is_slow: bool = False
+    """Whether its graph is so large that only `make families` exports it."""
+
+    def model(self, seed: int = 0, *, is_short: bool = False) -> PreTrainedModel:
+        """Return the random model in evaluation mode; `is_short`: with one layer in each stage, quick to export."""
         model_class = getattr(transformers, self.model_class)
         torch.manual_seed(seed)
-        model = model_class(model_class.config_class(**self.config)).eval()
+        config = _shortened(self.config) if is_short else self.config
+        model = model_class(model_class.config_class(**config)).eval()
         for parameter in model.parameters():
             if parameter.dim() == 1:  # no bias is zero and no norm is neutral, so that a lost one shows
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -61,6 +65,19 @@ class Family:
             with torch.no_grad():
                 model(**self.batch(model, 8, 12, seed))
         return model.eval()
+
+
+def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with one layer where it has several."""
+    short = dict(config)
+    for key, value in config.items():
+        if key in ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"):
+            short[key] = 1
+        elif key == "depths":
+            short[key] = [1] * len(value)
+        elif isinstance(value, dict):
+            short[key] = _shortened(value)
+    return short
 
 
 def padded_batch(model: PreTrainedModel, batch_size: int = 4, seq_length: int = 12, seed: int = 0) -> Batch:
@@ -125,6 +142,7 @@ FAMILIES: dict[str, Family] = {
          "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32], "num_attention_heads": 4, "mlp_ratio": 2.0,
          "num_channels": 3, "num_labels": 3, **INIT},
         "MobileViT",
+        is_slow=True,
     ),
     "clip": Family(
         "CLIPModel",
