@@ -18,6 +18,9 @@ from quant.recipe import Recipe, Rule
 from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
 
+UNREAD_NORM = "no quantized product reads it"
+SPOILED_NORM = "a layer that reads it also reads a tensor of another making and rounds both itself"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -77,9 +80,10 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     judged = _Judge(recipe)
     norms = _norm_sites(trace, judged)
     norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
-    inputs_sites = _input_sites(model, trace, judged, norm_of)
+    covering = _covering_norms(model, trace, judged, norm_of)
+    inputs_sites = _input_sites(model, trace, judged, covering)
     sites = [
-        *_keep_read_norms(norms, inputs_sites),
+        *_keep_read_norms(norms, inputs_sites, set(covering.values())),
         *inputs_sites,
         *_weight_sites(model, trace, judged),
         *_attention_sites(model, trace, judged),
@@ -126,27 +130,43 @@ def _norm_sites(trace: ModelTrace, judge: _Judge) -> list[Site]:
     return sites
 
 
-def _keep_read_norms(norms: list[Site], inputs_sites: list[Site]) -> list[Site]:
-    """Switch off the norm outputs that no quantized product reads: rounding them would cost accuracy for nothing."""
+def _covering_norms(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> dict:
+    """Return output → norm site for the norms whose rounding serves all that read them.
+
+    A layer that also reads a tensor of another making (DeBERTa's projections: words and positions) rounds its inputs
+    itself, so no norm that it reads rounds too: nothing is rounded twice.
+    """
+    covering = {key: name for key, name in norm_of.items() if judge(name, "norm_output")[0]}
+    while True:
+        spoiled = set()
+        for layer, keys in trace.layer_inputs.items():
+            kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
+            if judge(f"{layer}.input_quantizer", kind)[0] and not all(key in covering for key in keys):
+                spoiled |= {covering[key] for key in keys if key in covering}
+        if not spoiled:
+            return covering
+        covering = {key: name for key, name in covering.items() if name not in spoiled}
+
+
+def _keep_read_norms(norms: list[Site], inputs_sites: list[Site], covering: set[str]) -> list[Site]:
+    """Switch off the norm outputs that serve no quantized product: rounding them would cost accuracy for nothing."""
     read = {name for site in inputs_sites for name in site.reason.removeprefix("reads ").split(" and ")}
     return [
         site if not site.enabled or site.name in read
-        else dataclasses.replace(site, enabled=False, reason="no quantized product reads it")
+        else dataclasses.replace(site, enabled=False, reason=UNREAD_NORM if site.name in covering else SPOILED_NORM)
         for site in norms
     ]  # fmt: skip
 
 
-def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> list[Site]:
+def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, covering: dict) -> list[Site]:
     """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it."""
     sites, groups = [], defaultdict(list)
     for layer, keys in trace.layer_inputs.items():
         kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
         enabled, reason = judge(f"{layer}.input_quantizer", kind)
-        norms = dict.fromkeys(norm_of.get(key) for key in keys)
-        if enabled and all(norm is not None and judge(norm, "norm_output")[0] for norm in norms):
-            sites.append(
-                Site(f"{layer}.input_quantizer", kind, False, f"reads {' and '.join(map(str, norms))}", (layer,))
-            )
+        if enabled and all(key in covering for key in keys):
+            names = " and ".join(dict.fromkeys(covering[key] for key in keys))
+            sites.append(Site(f"{layer}.input_quantizer", kind, False, f"reads {names}", (layer,)))
         elif enabled:
             groups[keys[0]].append((layer, kind, reason))
         else:

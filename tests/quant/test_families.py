@@ -123,13 +123,23 @@ def test_a_plan_leaves_the_float_model_as_it_was():
     assert not any("attend" in vars(module) for module in model.modules())
 
 
-def test_a_layer_that_reads_two_norms_has_no_quantizer_of_its_own_and_both_norms_have_one():
+def test_what_a_layer_with_several_inputs_reads_is_rounded_once():
+    """DeBERTa's projections read words and the table of positions; layer 0's words are no norm's output."""
     model = get_family("deberta_v2").model()
     sites = {site.name: site for site in plan_sites(model, load_recipe("int8_full"))}
-    query = sites["deberta.encoder.layer.1.attention.self.query_proj.input_quantizer"]
-    positions, words = "deberta.encoder.LayerNorm", "deberta.encoder.layer.0.output.LayerNorm"
-    assert not query.enabled and positions in query.reason and words in query.reason
-    assert sites[f"{positions}.output_quantizer"].enabled and sites[f"{words}.output_quantizer"].enabled
+    on = {
+        name.removeprefix("deberta.encoder.")
+        for name, site in sites.items()
+        if site.kind == "norm_output" and site.enabled
+    }
+    assert on == {f"layer.{i}.attention.output.LayerNorm.output_quantizer" for i in (0, 1)}
+    assert "rounds both itself" in sites["deberta.encoder.LayerNorm.output_quantizer"].reason
+    assert sites["deberta.encoder.layer.1.output.LayerNorm.output_quantizer"].reason == "no quantized product reads it"
+    for i in (0, 1):
+        words = [
+            s for s in sites.values() if f"layer.{i}.attention.self" in s.name and s.name.endswith("input_quantizer")
+        ]
+        assert sum(site.enabled for site in words) == 1 and sum(len(s.consumers) for s in words if s.enabled) == 3
 
 
 def test_a_layer_that_serves_twice_has_its_own_quantizer_unless_a_norm_covers_both():
