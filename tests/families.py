@@ -46,6 +46,8 @@ class Family:
     batch: Callable[[PreTrainedModel, int, int, int], Batch] = field(default=lambda *options: padded_batch(*options))
     """(model, batch_size, seq_length, seed) → inputs with padding; the default fits all that reads text or pixels."""
 
+    float_attention: tuple[str, ...] = ()
+    """Attention modules that stay float; a comment at the entry says why."""
     is_slow: bool = False
     """Whether its graph is so large that only `make families` exports it."""
 
@@ -148,6 +150,12 @@ FAMILIES: dict[str, Family] = {
         "CLIPModel",
         {"text_config": {**TEXT, "bos_token_id": 1, "eos_token_id": 2}, "vision_config": VISION, "projection_dim": 16},
         "CLIP",
+    ),
+    "siglip": Family(
+        "SiglipModel",
+        {"text_config": {**TEXT, "bos_token_id": 1, "eos_token_id": 2}, "vision_config": VISION},
+        "SigLIP",
+        float_attention=("vision_model.head.attention",),  # the pooling head: torch's own nn.MultiheadAttention
     ),
 }  # fmt: skip
 
