@@ -88,4 +88,6 @@ def test_buckets_of_positions_are_not_rounded_to_half():
     x = {"x": np.arange(129, 512)}
     graph = ir.from_proto(onnx.shape_inference.infer_shapes(model))
     to_half("fp16")(graph)
-    np.testing.assert_array_equal(run_plain(ir.to_proto(graph), x)[0], run_plain(model, x)[0])
+    half = ir.to_proto(graph)
+    assert TensorProto.FLOAT16 not in [node.attribute[0].i for node in half.graph.node if node.op_type == "Cast"]
+    np.testing.assert_array_equal(run_plain(half, x)[0], run_plain(model, x)[0])  # ONNX Runtime's Ceil is fp32 anyway
