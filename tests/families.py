@@ -151,12 +151,6 @@ FAMILIES: dict[str, Family] = {
         {"text_config": {**TEXT, "bos_token_id": 1, "eos_token_id": 2}, "vision_config": VISION, "projection_dim": 16},
         "CLIP",
     ),
-    "siglip": Family(
-        "SiglipModel",
-        {"text_config": {**TEXT, "bos_token_id": 1, "eos_token_id": 2}, "vision_config": VISION},
-        "SigLIP",
-        float_attention=("vision_model.head.attention",),  # the pooling head: torch's own nn.MultiheadAttention
-    ),
 }  # fmt: skip
 
 
