@@ -14,7 +14,7 @@ from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYERS, is_norm
 from quant.own_attention import set_attention, traced_attention
 
-TensorKey = tuple[int, int, int, int, int]
+TensorKey = tuple[int, int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
 
 
@@ -45,12 +45,16 @@ class ModelTrace:
 
 
 def tensor_key(x: Tensor) -> TensorKey:
-    """Return what identifies a tensor's values while it is alive: memory, extent, last dimension and version."""
+    """Return what identifies a tensor's values while it is alive: memory, extent, last axis and version.
+
+    The last axis by length and stride: a map of pixels seen as (B, C, H, W) is not the one seen as (B, H * W, C).
+    """
     return (
         x.untyped_storage().data_ptr(),
         int(x.storage_offset()),
         x.numel(),
         x.shape[-1] if x.dim() else 0,
+        x.stride(-1) if x.dim() else 0,
         x._version,
     )
 
@@ -113,5 +117,5 @@ def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey,
 def _value_layer(value: Tensor, trace: ModelTrace) -> str | None:
     """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is part of a larger one."""
     width = value.shape[1] * value.shape[3]
-    key = (value.untyped_storage().data_ptr(), int(value.storage_offset()), value.numel(), width, value._version)
-    return trace.outputs.get(key)
+    storage, offset = value.untyped_storage().data_ptr(), int(value.storage_offset())
+    return trace.outputs.get((storage, offset, value.numel(), width, value.stride(-1), value._version))
