@@ -11,7 +11,11 @@ from transformers import PreTrainedModel
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 # What is kept of a model's outputs, in this order: exported, scored and distilled.
-OUTPUT_NAMES = ("logits", "start_logits", "end_logits", "last_hidden_state")
+OUTPUT_NAMES = (
+    "logits", "start_logits", "end_logits", "last_hidden_state", "logits_per_image", "text_embeds", "image_embeds",
+)  # fmt: skip
+# Those of them that have one row for a whole sample, whatever their second axis is.
+SAMPLE_OUTPUTS = ("logits_per_image", "text_embeds", "image_embeds")
 
 
 def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...]:
@@ -22,6 +26,8 @@ def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...
     """
     accepted = inspect.signature(model.forward).parameters
     wanted = getattr(processor, "model_input_names", None)
+    if has_two_towers(model):
+        return (*TEXT_INPUTS[:2], "pixel_values")
     if model.main_input_name == "pixel_values":
         return ("pixel_values",)
     if model.main_input_name != "input_ids":
@@ -35,19 +41,23 @@ def input_names(model: PreTrainedModel, processor: Any = None) -> tuple[str, ...
 def example_inputs(
     model: PreTrainedModel, *, batch_size: int = 2, seq_length: int = 8, processor: Any = None, seed: int = 0
 ) -> dict[str, Tensor]:
-    """Return seeded random inputs: ids (batch_size, seq_length) without padding, or pixels (batch_size, C, H, W)."""
+    """Return seeded random inputs: ids (batch_size, seq_length) without padding, pixels (batch_size, C, H, W), both."""
     generator = torch.Generator().manual_seed(seed)
-    config = model.config
     names = input_names(model, processor)
-    if names == ("pixel_values",):
-        shape = (batch_size, config.num_channels, *_image_size(config))
-        inputs = {"pixel_values": torch.randn(shape, generator=generator)}
-    else:
-        vocab_size = config.get_text_config().vocab_size
+    made: dict[str, Tensor] = {}
+    if "input_ids" in names:
+        vocab_size = model.config.get_text_config().vocab_size
         ids = torch.randint(min(10, vocab_size - 1), vocab_size, (batch_size, seq_length), generator=generator)
         made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-        inputs = {name: made[name] for name in names}
-    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+    if "pixel_values" in names:
+        made["pixel_values"] = torch.randn((batch_size, *image_shape(model)), generator=generator)
+    return {name: made[name].to(model.device) for name in names}
+
+
+def has_two_towers(model: PreTrainedModel) -> bool:
+    """Return whether the model compares text with images, each by a tower of its own (CLIP), and reads both."""
+    accepted = inspect.signature(model.forward).parameters
+    return hasattr(model.config, "vision_config") and "input_ids" in accepted and "pixel_values" in accepted
 
 
 def without_cache(model: PreTrainedModel) -> dict[str, bool]:
@@ -57,6 +67,8 @@ def without_cache(model: PreTrainedModel) -> dict[str, bool]:
     return {}
 
 
-def _image_size(config: Any) -> tuple[int, int]:
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images that the model's configuration names."""
+    config: Any = getattr(model.config, "vision_config", model.config)
     size = config.image_size
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (config.num_channels, *((size, size) if isinstance(size, int) else size))

@@ -11,11 +11,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from quant.attention import ATTENTION_NAME, ATTENTION_QUANTIZERS
+from quant.attention import ATTENTION_NAME
 from quant.modules import QUANT_LAYERS, QuantEmbedding, is_norm, quant_norm_class
+from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
 from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
+
+UNREAD_NORM = "no quantized product reads it"
+SPOILED_NORM = "a layer that reads it also reads a tensor of another making and rounds both itself"
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     trace = trace_model(model, inputs)
     judged = _Judge(recipe)
     norms = _norm_sites(trace, judged)
-    norm_of = {trace.norms[site.name.removesuffix(".output_quantizer")]: site.name for site in norms}
-    inputs_sites = _input_sites(model, trace, judged, norm_of)
+    norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
+    covering = _covering_norms(model, trace, judged, norm_of)
+    inputs_sites = _input_sites(model, trace, judged, covering)
     sites = [
-        *_keep_read_norms(norms, inputs_sites),
+        *_keep_read_norms(norms, inputs_sites, set(covering.values())),
         *inputs_sites,
         *_weight_sites(model, trace, judged),
         *_attention_sites(model, trace, judged),
@@ -113,37 +118,57 @@ class _Judge:
 
 def _norm_sites(trace: ModelTrace, judge: _Judge) -> list[Site]:
     readers = defaultdict(list)
-    for layer, key in trace.layer_inputs.items():
-        readers[key].append(layer)
+    for layer, keys in trace.layer_inputs.items():
+        for key in keys:
+            readers[key].append(layer)
     sites = []
-    for norm, key in trace.norms.items():
+    for norm, keys in trace.norms.items():
         name = f"{norm}.output_quantizer"
         enabled, reason = judge(name, "norm_output")
-        sites.append(Site(name, "norm_output", enabled, reason, tuple(readers[key]), producer=norm))
+        consumers = tuple(dict.fromkeys(layer for key in keys for layer in readers[key]))
+        sites.append(Site(name, "norm_output", enabled, reason, consumers, producer=norm))
     return sites
 
 
-def _keep_read_norms(norms: list[Site], inputs_sites: list[Site]) -> list[Site]:
-    """Switch off the norm outputs that no quantized product reads: rounding them would cost accuracy for nothing."""
-    read = {site.reason for site in inputs_sites}
+def _covering_norms(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> dict:
+    """Return output → norm site for the norms whose rounding serves all that read them.
+
+    A layer that also reads a tensor of another making (DeBERTa's projections: words and positions) rounds its inputs
+    itself, so no norm that it reads rounds too: nothing is rounded twice.
+    """
+    covering = {key: name for key, name in norm_of.items() if judge(name, "norm_output")[0]}
+    while True:
+        spoiled = set()
+        for layer, keys in trace.layer_inputs.items():
+            kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
+            if judge(f"{layer}.input_quantizer", kind)[0] and not all(key in covering for key in keys):
+                spoiled |= {covering[key] for key in keys if key in covering}
+        if not spoiled:
+            return covering
+        covering = {key: name for key, name in covering.items() if name not in spoiled}
+
+
+def _keep_read_norms(norms: list[Site], inputs_sites: list[Site], covering: set[str]) -> list[Site]:
+    """Switch off the norm outputs that serve no quantized product: rounding them would cost accuracy for nothing."""
+    read = {name for site in inputs_sites for name in site.reason.removeprefix("reads ").split(" and ")}
     return [
-        site if not site.enabled or f"reads {site.name}" in read
-        else dataclasses.replace(site, enabled=False, reason="no quantized product reads it")
+        site if not site.enabled or site.name in read
+        else dataclasses.replace(site, enabled=False, reason=UNREAD_NORM if site.name in covering else SPOILED_NORM)
         for site in norms
     ]  # fmt: skip
 
 
-def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> list[Site]:
+def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, covering: dict) -> list[Site]:
     """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it."""
     sites, groups = [], defaultdict(list)
-    for layer, key in trace.layer_inputs.items():
+    for layer, keys in trace.layer_inputs.items():
         kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
         enabled, reason = judge(f"{layer}.input_quantizer", kind)
-        norm = norm_of.get(key)
-        if enabled and norm is not None and judge(norm, "norm_output")[0]:
-            sites.append(Site(f"{layer}.input_quantizer", kind, False, f"reads {norm}", (layer,)))
+        if enabled and all(key in covering for key in keys):
+            names = " and ".join(dict.fromkeys(covering[key] for key in keys))
+            sites.append(Site(f"{layer}.input_quantizer", kind, False, f"reads {names}", (layer,)))
         elif enabled:
-            groups[key].append((layer, kind, reason))
+            groups[keys[0]].append((layer, kind, reason))
         else:
             sites.append(Site(f"{layer}.input_quantizer", kind, False, reason, (layer,)))
     for readers in groups.values():
@@ -177,10 +202,11 @@ def _attention_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -
         name for name, module in model.named_modules()
         if type(module).__name__.endswith("Attention")
         and not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in trace.attentions)
+        and not any(child is not module and type(child).__name__.endswith("Attention") for child in module.modules())
     ]  # fmt: skip
     sites = []
     for attention in [*trace.attentions, *unreached]:
-        for quantizer in ATTENTION_QUANTIZERS:
+        for quantizer in quantizer_names(model.get_submodule(attention)):
             name, kind = f"{attention}.{quantizer}", "softmax" if quantizer.startswith("softmax") else "bmm"
             enabled, reason = judge(name, kind)
             if attention in unreached:
@@ -199,6 +225,8 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         quantizer.num_readers = len(site.consumers) if attribute == "input_quantizer" else 1
         for layer in dict.fromkeys((owner, *site.consumers)) if attribute == "input_quantizer" else (owner,):
             _attach(model.get_submodule(layer), attribute, quantizer)
+        if site.enabled and site.kind in ("bmm", "softmax"):
+            swap_attention(model.get_submodule(owner))
         if site.kind == "softmax":
             quantizer.set_amax(torch.ones(1))  # a probability: never calibrated
     for site in quantization.sites:
@@ -206,8 +234,7 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         if attribute == "input_quantizer" and not site.enabled:
             _attach(model.get_submodule(owner), attribute, TensorQuantizer(site.axis, False, site.name))
     nn.Module.to(model, next(model.parameters()).device)
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(ATTENTION_NAME)
+    set_attention(model, ATTENTION_NAME)
     model.quantization = quantization  # type: ignore[assignment]  # a plain attribute of the module
 
 

@@ -20,6 +20,7 @@ from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
 from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES
+from quant.own_attention import set_attention
 from quant.tensor_quantizer import named_quantizers
 
 
@@ -96,8 +97,7 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
     ]
     saved = [layer.weight.data for layer in smoothed]
     before = model.config._attn_implementation
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(ATTENTION_NAME)
+    set_attention(model, ATTENTION_NAME)
     for layer in smoothed:
         layer.weight.data = layer.smoothed_weight().data
         layer.is_weight_smoothed = True
@@ -111,8 +111,7 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
         for layer, weight in zip(smoothed, saved, strict=True):
             layer.weight.data = weight
             layer.is_weight_smoothed = False
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(before)
+        set_attention(model, before)
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from quant.attention import additive_mask, explicit_attention
 from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYERS, is_norm
+from quant.own_attention import set_attention, traced_attention
 
-TensorKey = tuple[int, int, int, int, int]
+TensorKey = tuple[int, int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
 
 
@@ -21,8 +22,8 @@ TRACE_ATTENTION = "int8kit_trace"
 class ModelTrace:
     """What one forward showed. Keys are equal exactly where two layers see the same values in the same memory."""
 
-    layer_inputs: dict[str, TensorKey] = field(default_factory=dict)
-    """Layer name → its input, in the order of execution."""
+    layer_inputs: dict[str, tuple[TensorKey, ...]] = field(default_factory=dict)
+    """Layer name → its inputs, in the order of execution: several where a layer serves more than once (ALBERT)."""
     outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output tensor → the linear layer or norm that made it."""
     attentions: dict[str, str | None] = field(default_factory=dict)
@@ -31,12 +32,12 @@ class ModelTrace:
     """Attention module → the factor that Q is multiplied by."""
     attention_outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output of attention → its attention module."""
-    norms: dict[str, TensorKey] = field(default_factory=dict)
-    """Norm name → its output."""
+    norms: dict[str, tuple[TensorKey, ...]] = field(default_factory=dict)
+    """Norm name → its outputs, one for each call."""
 
     def producer_of(self, layer: str) -> str | None:
         """Return the norm, or the value projection behind attention, whose output channels are this layer's inputs."""
-        key = self.layer_inputs[layer]
+        key = self.layer_inputs[layer][0]
         attention = self.attention_outputs.get(key)
         if attention is not None:
             return self.attentions[attention]
@@ -44,12 +45,16 @@ class ModelTrace:
 
 
 def tensor_key(x: Tensor) -> TensorKey:
-    """Return what identifies a tensor's values while it is alive: memory, extent, last dimension and version."""
+    """Return what identifies a tensor's values while it is alive: memory, extent, last axis and version.
+
+    The last axis by length and stride: a map of pixels seen as (B, C, H, W) is not the one seen as (B, H * W, C).
+    """
     return (
         x.untyped_storage().data_ptr(),
         int(x.storage_offset()),
         x.numel(),
         x.shape[-1] if x.dim() else 0,
+        x.stride(-1) if x.dim() else 0,
         x._version,
     )
 
@@ -65,12 +70,12 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
 
     def see_layer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.extend([args[0], output])
-        trace.layer_inputs.setdefault(names[module], tensor_key(args[0]))
+        trace.layer_inputs[names[module]] = _and(trace.layer_inputs.get(names[module]), tensor_key(args[0]))
         trace.outputs.setdefault(tensor_key(output), names[module])
 
     def see_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.append(output)
-        trace.norms.setdefault(names[module], tensor_key(output))
+        trace.norms[names[module]] = _and(trace.norms.get(names[module]), tensor_key(output))
         trace.outputs[tensor_key(output)] = names[module]
 
     def see_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
@@ -90,22 +95,27 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     before = model.config._attn_implementation
     was_training = model.training
     try:
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(TRACE_ATTENTION)
         model.eval()
-        with torch.no_grad():
-            model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
+        with torch.no_grad(), traced_attention(model, see_attention):
+            set_attention(model, TRACE_ATTENTION)
+            try:
+                model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
+            finally:
+                set_attention(model, before)
     finally:
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(before)
         model.train(was_training)
         for hook in hooks:
             hook.remove()
     return trace
 
 
+def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey, ...]:
+    """Return the keys with one more, each once."""
+    return tuple(dict.fromkeys((*(keys or ()), key)))
+
+
 def _value_layer(value: Tensor, trace: ModelTrace) -> str | None:
     """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is part of a larger one."""
     width = value.shape[1] * value.shape[3]
-    key = (value.untyped_storage().data_ptr(), int(value.storage_offset()), value.numel(), width, value._version)
-    return trace.outputs.get(key)
+    storage, offset = value.untyped_storage().data_ptr(), int(value.storage_offset())
+    return trace.outputs.get((storage, offset, value.numel(), width, value.stride(-1), value._version))

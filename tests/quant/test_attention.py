@@ -3,6 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from transformers.masking_utils import (
+    and_masks,
+    causal_mask_function,
+    eager_mask,
+    sliding_window_bidirectional_overlay,
+    sliding_window_overlay,
+)
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from quant.attention import additive_mask, explicit_attention, quantized_attention
@@ -74,3 +81,21 @@ def test_the_short_mask_is_the_eager_mask_and_causal_models_keep_theirs():
     assert short.shape == (2, 1, 1, 4) and torch.equal(short.expand_as(full), full)
     causal = additive_mask(**sizes, mask_function=causal_mask_function, attention_mask=mask.bool())
     assert causal.shape == (2, 1, 4, 4) and causal[0, 0, 0, 1] < 0 == causal[0, 0, 1, 0]
+
+
+WINDOWS = {
+    "causal": causal_mask_function,
+    "causal window": and_masks(sliding_window_overlay(3), causal_mask_function),
+    "window": sliding_window_bidirectional_overlay(2),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("offset", [0, 4])
+def test_masks_of_windows_are_transformers_own(name, offset):
+    padding = torch.ones(3, 7 + offset)
+    padding[1, 5:] = padding[2, :2] = 0
+    options = {"mask_function": WINDOWS[name], "attention_mask": padding, "dtype": torch.float32}
+    sizes = {"batch_size": 3, "q_length": 7, "kv_length": 7 + offset, "q_offset": offset, "kv_offset": 0}
+    expected = eager_mask(**sizes, **{**options, "attention_mask": padding.bool()})
+    assert torch.equal(additive_mask(**sizes, **options).expand(expected.shape), expected)
