@@ -50,8 +50,14 @@ def _process_jobs(num_processes: int, settings: tuple[dict[str, Any], str, str],
     context = multiprocessing.get_context("spawn")  # torch's and onnxruntime's threads do not survive a fork
     with ProcessPoolExecutor(num_processes, context, _start, settings) as pool:
         futures = [pool.submit(_prepare, dataclasses.astuple(system)) for system in pending]
-        for future in as_completed(futures):
-            yield future.result()
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:  # Ctrl-C: what is being made is made again later, and the pool would wait for all of it
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise
 
 
 def _start(options: dict[str, Any], path: str, command: str) -> None:
