@@ -34,8 +34,9 @@ class Site:
     axis: int | None = None
     """The channel axis of its scales; None is one scale for the whole tensor."""
     producer: str | None = None
-    """The norm, or the value projection behind attention, whose output channels are this tensor's channels."""
-
+    """The norm or layer whose output channels may be this tensor's channels: what SmoothQuant tries to fold into."""
+    producer_channels: tuple[int, int] | None = None
+    """Which of its output channels (start, end) they are; None is all."""
     smoothing: str = ""
     """What SmoothQuant did here: empty, `explicit, alpha 0.85`, or `folded into <producer>, alpha 0.85`."""
 
@@ -150,9 +151,10 @@ def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_
         layers = tuple(layer for layer, _, _ in readers)
         first, kind, reason = readers[0]
         shared = f"; shared by {len(layers)} layers that read the same tensor" if len(layers) > 1 else ""
-        sites.append(
-            Site(f"{first}.input_quantizer", kind, True, reason + shared, layers, producer=trace.producer_of(first))
-        )
+        site = Site(f"{first}.input_quantizer", kind, True, reason + shared, layers)
+        if (made := trace.producer_of(first)) is not None:
+            site = dataclasses.replace(site, producer=made.name, producer_channels=made.channels)
+        sites.append(site)
     return sites
 
 

@@ -17,6 +17,15 @@ TensorKey = tuple[int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
 
 
+@dataclass(frozen=True)
+class Producer:
+    """The layer or norm whose output channels may be a tensor's channels."""
+
+    name: str
+    channels: tuple[int, int] | None = None
+    """Which of its output channels (start, end) the tensor holds, as V in GPT-2's joint product; None is all."""
+
+
 @dataclass
 class ModelTrace:
     """What one forward showed. Keys are equal exactly where two layers see the same values in the same memory."""
@@ -25,8 +34,8 @@ class ModelTrace:
     """Layer name → its input, in the order of execution."""
     outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output tensor → the linear layer or norm that made it."""
-    attentions: dict[str, str | None] = field(default_factory=dict)
-    """Attention module → the layer that made V alone (None where V is a part of a larger product)."""
+    attentions: dict[str, Producer | None] = field(default_factory=dict)
+    """Attention module → the layer that made V, whole heads side by side (None where it is made otherwise)."""
     scalings: dict[str, float] = field(default_factory=dict)
     """Attention module → the factor that Q is multiplied by."""
     attention_outputs: dict[TensorKey, str] = field(default_factory=dict)
@@ -34,13 +43,21 @@ class ModelTrace:
     norms: dict[str, TensorKey] = field(default_factory=dict)
     """Norm name → its output."""
 
-    def producer_of(self, layer: str) -> str | None:
-        """Return the norm, or the value projection behind attention, whose output channels are this layer's inputs."""
+    last_layers: dict[str, str] = field(default_factory=dict)
+    """Layer → the layer that ran last before it with as many output channels as this one has input channels."""
+
+    def producer_of(self, layer: str) -> Producer | None:
+        """Return what may be the producer of a layer's input channels; whether it is one a trial fold tells.
+
+        The norm that made the input, the value projection behind attention, else the last layer of that width: up of
+        a gated MLP (act(gate) * up), or FC1 before an activation that keeps factors (ReLU).
+        """
         key = self.layer_inputs[layer]
         attention = self.attention_outputs.get(key)
         if attention is not None:
             return self.attentions[attention]
-        return self.outputs.get(key)
+        maker = self.outputs.get(key) or self.last_layers.get(layer)
+        return None if maker is None else Producer(maker)
 
 
 def tensor_key(x: Tensor) -> TensorKey:
@@ -62,11 +79,15 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     inputs = example_inputs(model) if inputs is None else inputs
     names = {module: name for name, module in model.named_modules()}
     trace, alive = ModelTrace(), []
+    last_of_width: dict[int, str] = {}
 
     def see_layer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.extend([args[0], output])
         trace.layer_inputs.setdefault(names[module], tensor_key(args[0]))
         trace.outputs.setdefault(tensor_key(output), names[module])
+        if (before := last_of_width.get(args[0].shape[-1])) is not None:
+            trace.last_layers.setdefault(names[module], before)
+        last_of_width[output.shape[-1]] = names[module]
 
     def see_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.append(output)
@@ -104,8 +125,18 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     return trace
 
 
-def _value_layer(value: Tensor, trace: ModelTrace) -> str | None:
-    """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is part of a larger one."""
-    width = value.shape[1] * value.shape[3]
-    key = (value.untyped_storage().data_ptr(), int(value.storage_offset()), value.numel(), width, value._version)
-    return trace.outputs.get(key)
+def _value_layer(value: Tensor, trace: ModelTrace) -> Producer | None:
+    """Return the layer whose output, or whose channels side by side, seen as (B, H, S, D), is `value`; else None."""
+    batch, num_heads, length, head_dim = value.shape
+    storage, width = value.untyped_storage().data_ptr(), num_heads * head_dim
+    whole = (storage, int(value.storage_offset()), value.numel(), width, value._version)
+    if whole in trace.outputs:
+        return Producer(trace.outputs[whole])
+    row = value.stride(2)  # the width of the larger product
+    if row <= width or value.stride(1) != head_dim or value.stride(3) != 1:
+        return None
+    start = int(value.storage_offset()) % row
+    larger = trace.outputs.get(
+        (storage, int(value.storage_offset()) - start, batch * length * row, row, value._version)
+    )
+    return None if larger is None else Producer(larger, (start, start + width))

@@ -28,6 +28,11 @@ VISION = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
     "image_size": 8, "patch_size": 2, "num_channels": 3, "num_labels": 3,
 }  # fmt: skip
+# Grouped heads: 4 of Q, 2 of K and V.
+DECODER = {
+    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,21 @@ FAMILIES: dict[str, Family] = {
         {"text_config": {**TEXT, "bos_token_id": 1, "eos_token_id": 2}, "vision_config": VISION, "projection_dim": 16},
         "CLIP",
     ),
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+         "eos_token_id": 1},
+        "GPT-2",
+    ),
+    "opt": Family(
+        "OPTForCausalLM",
+        {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+         "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+        "OPT",
+    ),
+    "llama": Family("LlamaForCausalLM", DECODER, "Llama"),
+    "qwen2": Family("Qwen2ForCausalLM", DECODER, "Qwen2"),
+    "mistral": Family("MistralForCausalLM", {**DECODER, "sliding_window": 4}, "Mistral"),
 }  # fmt: skip
 
 

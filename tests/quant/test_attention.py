@@ -74,3 +74,13 @@ def test_the_short_mask_is_the_eager_mask_and_causal_models_keep_theirs():
     assert short.shape == (2, 1, 1, 4) and torch.equal(short.expand_as(full), full)
     causal = additive_mask(**sizes, mask_function=causal_mask_function, attention_mask=mask.bool())
     assert causal.shape == (2, 1, 4, 4) and causal[0, 0, 0, 1] < 0 == causal[0, 0, 1, 0]
+
+
+def test_a_sliding_window_is_the_eager_mask_without_lookups():
+    from transformers.masking_utils import eager_mask, sliding_window_causal_mask_function
+
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    sizes = {"batch_size": 2, "q_length": 5, "kv_length": 5, "mask_function": sliding_window_causal_mask_function(2)}
+    short = additive_mask(**sizes, attention_mask=mask)
+    assert torch.equal(short, eager_mask(**sizes, attention_mask=mask.bool()))
+    assert short[0, 0, 4].tolist()[3:] == [0, 0] and short[0, 0, 4, 2] < 0
