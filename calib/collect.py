@@ -107,7 +107,8 @@ class _Collector:
         mask = mask.to(x.device)
         if site.kind == "bmm":
             x = x.transpose(2, 3) if site.name.endswith("k_bmm_quantizer") else x  # K comes transposed: (B, H, D, T)
-            return x.transpose(1, 2)[mask] if x.shape[2] == mask.shape[1] else x  # (B, S, H, D)
+            is_per_token = (x.shape[0], x.shape[2]) == mask.shape  # unlike the table of positions in DeBERTa
+            return x.transpose(1, 2)[mask] if is_per_token else x  # (B, S, H, D)
         if x.dim() == 3 and x.shape[:2] == mask.shape:
             return x[mask]
         return x[mask.flatten()] if x.dim() == 2 and len(x) == mask.numel() else x

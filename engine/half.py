@@ -21,7 +21,10 @@ FP32_OPS = frozenset(
      "Range", "CumSum"}
 )  # fmt: skip
 # They follow their inputs: fp32 where all computed ones are.
-FOLLOWING_OPS = frozenset({"Add", "Sub", "Mul", "Div", "Neg", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Transpose"})
+FOLLOWING_OPS = frozenset(
+    {"Abs", "Add", "Ceil", "Clip", "Concat", "Div", "Floor", "Max", "Min", "Mul", "Neg", "Reshape", "Sign", "Squeeze",
+     "Sub", "Transpose", "Unsqueeze", "Where"}
+)  # fmt: skip
 # fp16 ends at 65504 and a mask is added to scores, so a mask's lowest float becomes this: exp(-10000) is 0 too.
 MASKED_SCORE = -1e4
 FP16_MAX = 65504.0
@@ -100,9 +103,7 @@ class _HalfPass:
             return True
         computed = [v for v in node.inputs if v is not None and self._is_float(v) and constant_tensor(v) is None]
         follows = node.op_type in FOLLOWING_OPS and bool(computed)
-        return follows and all(
-            self.types.get(v) == ir.DataType.FLOAT and not v.is_graph_input() for v in computed
-        )
+        return follows and all(self.types.get(v) == ir.DataType.FLOAT and not v.is_graph_input() for v in computed)
 
     def _is_float(self, value: ir.Value) -> bool:
         tensor = constant_tensor(value)

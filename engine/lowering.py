@@ -30,12 +30,18 @@ LOWEST = -1e30
 NEWER_ATTRIBUTES = ("num_outputs", "saturate")
 # What TensorRT 8.4's parser takes and our files use; an operator outside is refused when a file is exported.
 SUPPORTED_OPS = frozenset(
-    {"Add", "And", "Cast", "Concat", "Constant", "ConstantOfShape", "Conv", "Cos", "DequantizeLinear", "Div", "Equal",
-     "Erf", "Exp", "Expand", "Flatten", "Gather", "Gemm", "Greater", "GreaterOrEqual", "Identity", "Less",
-     "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "QuantizeLinear", "Range",
-     "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax",
-     "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose", "Unsqueeze", "Where"}
+    {"Abs", "Add", "And", "ArgMax", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat", "Constant",
+     "ConstantOfShape", "Conv", "Cos", "CumSum", "DequantizeLinear", "Div", "Equal", "Erf", "Exp", "Expand", "Flatten",
+     "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool", "Greater", "GreaterOrEqual", "Identity",
+     "Less", "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "QuantizeLinear",
+     "Range", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Sign", "Sin",
+     "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"}
 )  # fmt: skip
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+# Of Resize: what the parser takes, and what opset 18 added, at the defaults that 17 computes.
+RESIZE_MODES = {"mode": ("nearest", "linear"),
+                "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")}  # fmt: skip
+RESIZE_ADDED = {"antialias": 0, "keep_aspect_ratio_policy": "stretch"}
 
 
 def own_mask(model: ir.Model) -> int:
@@ -84,12 +90,15 @@ def _as_float_mask(value: ir.Value) -> ir.Value | None:
 
 
 def expand_operators(model: ir.Model) -> int:
-    """Turn LayerNormalization, Gelu and Reciprocal into operators that opset 13 had; return how many there were."""
+    """Turn LayerNormalization, Gelu, Reciprocal, and what is taken in float alone but computed in integers, into what
+    TensorRT 8 takes; return how many nodes were replaced.
+    """
     expanded = 0
     for node in list(model.graph):
         rule = EXPANSIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if rule is not None:
-            replace(node.outputs[0], rule(_Builder(model, node)))
+        new = None if rule is None else rule(_Builder(model, node))
+        if new is not None:
+            replace(node.outputs[0], new)
             expanded += 1
     return expanded
 
@@ -145,10 +154,43 @@ def _expand_reciprocal(build: _Builder) -> ir.Value:
     return build("Div", 1.0, operand(build.node, 0))
 
 
-EXPANSIONS: dict[str, Callable[[_Builder], ir.Value]] = {
+def _in_float(build: _Builder) -> ir.Value | None:
+    """CumSum or ArgMax of integers in float, the only type it is taken in: positions and ids are exact below 2^24."""
+    node, source = build.node, operand(build.node, 0)
+    if source.dtype not in INTEGERS:
+        return None
+    x = build("Cast", source, to=int(ir.DataType.FLOAT))
+    if node.op_type == "ArgMax":
+        node.replace_input_with(0, x)
+        return None
+    total = build(node.op_type, x, *[operand(node, i) for i in range(1, len(node.inputs))], **_ints(node))
+    return build("Cast", total, to=int(source.dtype))
+
+
+def _clip_integers(build: _Builder) -> ir.Value | None:
+    """Clip of integers by Max and Min, which take them."""
+    node, source = build.node, operand(build.node, 0)
+    if source.dtype not in INTEGERS:
+        return None
+    for op_type, index in (("Max", 1), ("Min", 2)):
+        limit = node.inputs[index] if len(node.inputs) > index else None
+        if limit is not None:
+            source = build(op_type, source, limit)
+            set_type(source, node.outputs[0].dtype)
+    return source
+
+
+def _ints(node: ir.Node) -> dict[str, int]:
+    return {name: attribute.as_int() for name, attribute in node.attributes.items()}
+
+
+EXPANSIONS: dict[str, Callable[[_Builder], ir.Value | None]] = {
     "LayerNormalization": _expand_layer_norm,
     "Gelu": _expand_gelu,
     "Reciprocal": _expand_reciprocal,
+    "CumSum": _in_float,
+    "ArgMax": _in_float,
+    "Clip": _clip_integers,
 }
 
 
@@ -167,6 +209,8 @@ def to_opset_17(model: ir.Model) -> int:
             node.attributes["axes"] = ir.AttrInt64s("axes", axes)
             node.attributes.pop("noop_with_empty_axes", None)
             changed += 1
+        if is_op(node, "Resize"):
+            _check_resize(node)
         for newer in NEWER_ATTRIBUTES:
             node.attributes.pop(newer, None)  # each at its default, which is what 17 does
     lacking = sorted({node.op_type for node in model.graph} - SUPPORTED_OPS)
@@ -176,6 +220,20 @@ def to_opset_17(model: ir.Model) -> int:
         )
     model.graph.opset_imports[""] = OPSET
     return changed
+
+
+def _check_resize(node: ir.Node) -> None:
+    """Drop what opset 18 added to Resize. Raises: ValueError: TensorRT 8 does not resize in that way."""
+    for name, default in RESIZE_ADDED.items():
+        attribute = node.attributes.pop(name, None)
+        if attribute is not None and attribute.value != default:
+            raise ValueError(f"Resize {node.name}: TensorRT 8 has no {name}; export with --target tensorrt")
+    for name, allowed in RESIZE_MODES.items():
+        if name in node.attributes and node.attributes[name].as_string() not in allowed:
+            raise ValueError(
+                f"Resize {node.name}: TensorRT 8 has no {name} {node.attributes[name].as_string()}; it has "
+                f"{', '.join(allowed)}. Export with --target tensorrt for TensorRT 10 and later"
+            )
 
 
 def float_weights(model: ir.Model) -> int:

@@ -26,6 +26,7 @@ from eval.latency import Feeds
 from eval.onnx_reference import half_type, plain_runner
 from eval.pytorch_runner import PyTorchRunner
 from eval.tensor_error import check_finite
+from quant.example_inputs import SAMPLE_OUTPUTS, image_shape, input_names
 from quant.pretrained import LoadedModel
 from quant.tensor_quantizer import HALF_TYPES, quantizers_disabled
 
@@ -45,6 +46,8 @@ HALF_TOLERANCE = {None: FLOAT_TOLERANCE, "fp16": 8e-3, "bf16": 6e-2}
 MAX_HALF_SHARE = 2.0
 # Consumers that need a GPU: their files are judged by ONNX Runtime, node by node as written.
 JUDGED_AS_WRITTEN = ("tensorrt", "tensorrt8")
+# Outputs whose largest entry is a prediction.
+PREDICTIONS = ("logits", "start_logits", "end_logits", "logits_per_image")
 # (batch, tokens) of the random feeds; both dimensions differ, so that a fixed one in the file shows.
 SHAPES = ((2, 12), (5, 31))
 NUM_ROUNDS = 15
@@ -68,6 +71,8 @@ class ParityReport:
     quantization_error_mean: float
     num_flips: int
     num_rows: int
+    num_exact_rows: int
+    """Rows (samples) whose every output agrees to 1e-5: all but those where a rounding fell to the other side."""
 
     def __str__(self) -> str:
         return (
@@ -140,10 +145,10 @@ def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
     """
     config: Any = loaded.model.config
     generator = np.random.default_rng(seed)
-    if loaded.model.main_input_name == "pixel_values":
-        size = config.image_size if isinstance(config.image_size, (list, tuple)) else (config.image_size,) * 2
+    names = input_names(loaded.model, loaded.processor)
+    if names == ("pixel_values",):
         for batch_size, _ in SHAPES * NUM_ROUNDS:
-            yield {"pixel_values": generator.normal(size=(batch_size, config.num_channels, *size)).astype(np.float32)}
+            yield {"pixel_values": _random_pixels(loaded, generator, batch_size)}
         return
     text = config.get_text_config()
     # Ids below 10 are padding and special tokens in small vocabularies; the maximum keeps clear of RoBERTa's offset.
@@ -161,7 +166,12 @@ def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
             "input_ids": np.where(mask == 1, ids, pad_id),
             "attention_mask": mask,
             "token_type_ids": np.zeros_like(mask),
+            **({"pixel_values": _random_pixels(loaded, generator, batch_size)} if "pixel_values" in names else {}),
         }
+
+
+def _random_pixels(loaded: LoadedModel, generator: np.random.Generator, batch_size: int) -> np.ndarray:
+    return generator.normal(size=(batch_size, *image_shape(loaded.model))).astype(np.float32)
 
 
 def _judge(
@@ -194,6 +204,7 @@ def _judge(
         float(quantization_error.mean()),
         _num_flips(engine, fake, margin),
         sum(len(next(iter(batch.values()))) for batch in fake),
+        sum(_num_exact_rows(e, f, b) for e, f, b in zip(engine, fake, batches, strict=True)),
     )
     if report.engine_error_max <= EXACT_TOLERANCE:
         return report
@@ -235,9 +246,18 @@ def _differences(x: Feeds, ref: Feeds, feeds: Feeds) -> np.ndarray:
             raise ValueError(f"output {name} of the engine has shape {x[name].shape}, of the model {expected.shape}")
         difference = np.abs(x[name].astype(np.float64) - expected)
         mask = feeds.get("attention_mask")
-        is_per_token = mask is not None and (name != "logits" or difference.ndim == 3)
+        is_per_token = name not in SAMPLE_OUTPUTS and (name != "logits" or difference.ndim == 3)
         differences.append((difference[mask.astype(bool)] if is_per_token and mask is not None else difference).ravel())
     return np.concatenate(differences)
+
+
+def _num_exact_rows(x: Feeds, ref: Feeds, feeds: Feeds) -> int:
+    """Return how many samples of a batch agree to EXACT_TOLERANCE in every output, padding left out."""
+    num_rows = len(next(iter(ref.values())))
+    if "text_embeds" in ref:  # each logit is of a pair: those of other samples say nothing of this one
+        x, ref = ({name: a for name, a in each.items() if name != "logits_per_image"} for each in (x, ref))
+    rows = ([{name: a[i : i + 1] for name, a in each.items()} for each in (x, ref, feeds)] for i in range(num_rows))
+    return sum(float(_differences(*row).max()) <= EXACT_TOLERANCE for row in rows)
 
 
 def _num_flips(x: list[Feeds], ref: list[Feeds], margin: float) -> int:
@@ -247,12 +267,12 @@ def _num_flips(x: list[Feeds], ref: list[Feeds], margin: float) -> int:
 def _flips(x: Feeds, ref: Feeds, margin: float) -> np.ndarray:
     """Return for each row whether a prediction differs though the reference's two best logits lie `margin` apart.
 
-    Language models are judged by their last token, encoders not at all.
+    Language models are judged by their last token, encoders and maps of pixels not at all.
     """
     flips = [
         _flips_of(_scores(name, x[name]), _scores(name, ref[name]), margin)
         for name in ref
-        if name != "last_hidden_state" and ref[name].shape[-1] > 1
+        if name in PREDICTIONS and ref[name].ndim <= 3 and ref[name].shape[-1] > 1
     ]
     num_rows = len(next(iter(ref.values())))
     return np.any(flips, axis=0) if flips else np.zeros(num_rows, bool)

@@ -31,7 +31,8 @@ class PyTorchRunner:
         self.input_names = input_names(loaded.model, loaded.processor)
         accepts_cache = "use_cache" in inspect.signature(loaded.model.forward).parameters
         self._options = {"use_cache": False} if accepts_cache else {}
-        self.output_names = tuple(self._forward(example_inputs(loaded.model, batch_size=1, processor=loaded.processor)))
+        examples = example_inputs(loaded.model, batch_size=1, processor=loaded.processor)
+        self.output_names = tuple(self({name: tensor.cpu().numpy() for name, tensor in examples.items()}))
         if not self.output_names:
             raise ValueError(f"{type(loaded.model).__name__} gives none of the outputs {', '.join(OUTPUT_NAMES)}")
 
@@ -45,8 +46,11 @@ class PyTorchRunner:
 
     def __call__(self, feeds: Feeds) -> Feeds:
         """Return the outputs for one batch of feeds, float32 on the CPU."""
+        arrays = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.input_names}
+        # pixels in the model's own type: not every vision model casts them itself (BEiT, Swin)
         inputs = {
-            name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self.device) for name in self.input_names
+            name: array.to(self.device, self.model.dtype if array.is_floating_point() else None)
+            for name, array in arrays.items()
         }
         return {name: output.float().cpu().numpy() for name, output in self._forward(inputs).items()}
 

@@ -89,22 +89,20 @@ def additive_mask(
     dtype: torch.dtype = torch.float32,
     **kwargs: Any,
 ) -> Tensor | None:
-    """Return the mask to add to the scores: (B, 1, 1, T) where only padding is masked, (B, 1, S, T) where positions are
-    too (causal, sliding windows), else transformers' eager mask.
+    """Return the mask to add to the scores: (B, 1, 1, T) where only padding is masked, (B, 1, S, T) where later tokens
+    or those outside a window are too. Without padding or with a mask of another rank: transformers' eager mask.
 
-    The short forms are the same mask with fewer nodes: 3 for padding instead of 20 (OpenVINO ran MiniLM at batch
-    1 x 32 1.1 times faster with it), and no lookup of truth values (GatherND), which TensorRT 8 lacks.
+    It is the same mask with fewer nodes: 3 for padding instead of 20 (OpenVINO ran MiniLM at batch 1 x 32 1.1 times
+    faster with it), and no lookup of truth values (GatherND), which TensorRT 8 lacks.
     """
-    if attention_mask is not None and attention_mask.dim() == 2 and not kwargs.get("use_vmap"):
+    if attention_mask is not None and attention_mask.dim() == 2:
         device = attention_mask.device
         is_seen = attention_mask[:, None, None, kv_offset : kv_offset + kv_length].bool()
         if mask_function is not bidirectional_mask_function:
+            samples = torch.arange(batch_size, device=device)[:, None, None, None]
             rows = torch.arange(q_length, device=device)[:, None] + q_offset
             columns = torch.arange(kv_length, device=device)[None, :] + kv_offset
-            # A function of positions: what looks tensors up by row of the batch or head finds them by these two.
-            row_of_batch = torch.arange(batch_size, device=device)[:, None, None, None]
-            head = torch.zeros((1, 1, 1, 1), dtype=torch.long, device=device)
-            is_seen = is_seen & mask_function(row_of_batch, head, rows, columns)  # (B, 1, S, T)
+            is_seen = is_seen & mask_function(samples, samples[:1] * 0, rows, columns)  # (B, 1, S, T)
         return torch.where(is_seen, torch.zeros((), dtype=dtype, device=device), torch.finfo(dtype).min)
     return eager_mask(
         batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, dtype=dtype, **kwargs

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from quant.example_inputs import OUTPUT_NAMES
 from quant.recipe import QatOptions
@@ -61,9 +62,16 @@ def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: 
 
 
 def _layers(student: Any, teacher: Any, name: str, option: str) -> Iterator[tuple[Tensor, Tensor]]:
-    if teacher.get(name) is None:
+    layers = _found(teacher, name)
+    if not layers:
         raise ValueError(f"the model returns no {name} to distil from; set {option}: 0 under qat in the recipe")
-    return zip(student[name], teacher[name], strict=True)
+    return zip(_found(student, name), layers, strict=True)
+
+
+def _found(output: Any, name: str) -> list[Tensor]:
+    """Return the tensors under `name` in a model's output, and in its parts where it has several towers (CLIP)."""
+    own = list(output.get(name) or ())
+    return own + [x for part in output.values() if isinstance(part, ModelOutput) for x in _found(part, name)]
 
 
 def _logit_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, options: QatOptions) -> Tensor:

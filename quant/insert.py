@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from quant.attention import ATTENTION_NAME, ATTENTION_QUANTIZERS
+from quant.attention import ATTENTION_NAME
+from quant.encoder_decoder import encoder_prefix
 from quant.modules import QUANT_LAYERS, QuantEmbedding, is_norm, quant_norm_class
+from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
 from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
@@ -76,8 +78,9 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     trace = trace_model(model, inputs)
     judged = _Judge(recipe)
     norms = _norm_sites(trace, judged)
-    norm_of = {trace.norms[site.name.removesuffix(".output_quantizer")]: site.name for site in norms}
-    inputs_sites = _input_sites(model, trace, judged, norm_of)
+    norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
+    encoder = encoder_prefix(model)
+    inputs_sites = _input_sites(model, trace, judged, norm_of, encoder)
     sites = [
         *_keep_read_norms(norms, inputs_sites),
         *inputs_sites,
@@ -114,37 +117,49 @@ class _Judge:
 
 def _norm_sites(trace: ModelTrace, judge: _Judge) -> list[Site]:
     readers = defaultdict(list)
-    for layer, key in trace.layer_inputs.items():
-        readers[key].append(layer)
+    for layer, keys in trace.layer_inputs.items():
+        for key in keys:
+            readers[key].append(layer)
     sites = []
-    for norm, key in trace.norms.items():
+    for norm, keys in trace.norms.items():
         name = f"{norm}.output_quantizer"
         enabled, reason = judge(name, "norm_output")
-        sites.append(Site(name, "norm_output", enabled, reason, tuple(readers[key]), producer=norm))
+        consumers = tuple(dict.fromkeys(layer for key in keys for layer in readers[key]))
+        sites.append(Site(name, "norm_output", enabled, reason, consumers, producer=norm))
     return sites
 
 
 def _keep_read_norms(norms: list[Site], inputs_sites: list[Site]) -> list[Site]:
     """Switch off the norm outputs that no quantized product reads: rounding them would cost accuracy for nothing."""
-    read = {site.reason for site in inputs_sites}
+    read = {name for site in inputs_sites for name in site.reason.removeprefix("reads ").split(" and ")}
     return [
-        site if not site.enabled or f"reads {site.name}" in read
+        site if not site.enabled or site.name in read
         else dataclasses.replace(site, enabled=False, reason="no quantized product reads it")
         for site in norms
     ]  # fmt: skip
 
 
-def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> list[Site]:
-    """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it."""
+def _input_sites(
+    model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict, encoder: str | None
+) -> list[Site]:
+    """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it.
+
+    What a decoder reads of its encoder (whose modules' names start with `encoder`) is rounded by the decoder: the two
+    are exported apart, and a quantizer on the encoder's last norm would leave cross attention's K and V without one.
+    """
     sites, groups = [], defaultdict(list)
-    for layer, key in trace.layer_inputs.items():
+    for layer, keys in trace.layer_inputs.items():
         kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
         enabled, reason = judge(f"{layer}.input_quantizer", kind)
-        norm = norm_of.get(key)
-        if enabled and norm is not None and judge(norm, "norm_output")[0]:
-            sites.append(Site(f"{layer}.input_quantizer", kind, False, f"reads {norm}", (layer,)))
+        norms = dict.fromkeys(norm_of.get(key) for key in keys)
+        if encoder and not layer.startswith(encoder) and any(norm and norm.startswith(encoder) for norm in norms):
+            norms = {None: None}
+        if enabled and all(norm is not None and judge(norm, "norm_output")[0] for norm in norms):
+            sites.append(
+                Site(f"{layer}.input_quantizer", kind, False, f"reads {' and '.join(map(str, norms))}", (layer,))
+            )
         elif enabled:
-            groups[key].append((layer, kind, reason))
+            groups[keys[0]].append((layer, kind, reason))
         else:
             sites.append(Site(f"{layer}.input_quantizer", kind, False, reason, (layer,)))
     for readers in groups.values():
@@ -179,10 +194,11 @@ def _attention_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -
         name for name, module in model.named_modules()
         if type(module).__name__.endswith("Attention")
         and not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in trace.attentions)
+        and not any(child is not module and type(child).__name__.endswith("Attention") for child in module.modules())
     ]  # fmt: skip
     sites = []
     for attention in [*trace.attentions, *unreached]:
-        for quantizer in ATTENTION_QUANTIZERS:
+        for quantizer in quantizer_names(model.get_submodule(attention)):
             name, kind = f"{attention}.{quantizer}", "softmax" if quantizer.startswith("softmax") else "bmm"
             enabled, reason = judge(name, kind)
             if attention in unreached:
@@ -201,6 +217,8 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         quantizer.num_readers = len(site.consumers) if attribute == "input_quantizer" else 1
         for layer in dict.fromkeys((owner, *site.consumers)) if attribute == "input_quantizer" else (owner,):
             _attach(model.get_submodule(layer), attribute, quantizer)
+        if site.enabled and site.kind in ("bmm", "softmax"):
+            swap_attention(model.get_submodule(owner))
         if site.kind == "softmax":
             quantizer.set_amax(torch.ones(1))  # a probability: never calibrated
     for site in quantization.sites:
@@ -208,8 +226,7 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         if attribute == "input_quantizer" and not site.enabled:
             _attach(model.get_submodule(owner), attribute, TensorQuantizer(site.axis, False, site.name))
     nn.Module.to(model, next(model.parameters()).device)
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(ATTENTION_NAME)
+    set_attention(model, ATTENTION_NAME)
     model.quantization = quantization  # type: ignore[assignment]  # a plain attribute of the module
 
 

@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
+from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
 from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES
+from quant.own_attention import set_attention
 from quant.tensor_quantizer import named_quantizers
 
 
@@ -32,6 +34,11 @@ def export_onnx(
     their Q/DQ, and `engine.qdq` stores them as INT8. Opset 20: ONNX Runtime refuses these nodes at 21.
     Raises: RuntimeError: quantizers without an amax.
     """
+    if is_encoder_decoder(model):
+        raise ValueError(
+            f"{type(model).__name__} is exported in two parts: export_onnx(model_part(model, part)) for each part of "
+            f"{', '.join(PARTS)} (quant.encoder_decoder)"
+        )
     check_calibrated(model)
     model.eval()
     inputs = example_inputs(model, processor=processor)
@@ -82,8 +89,10 @@ def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[st
 
 
 def _dynamic_axes(name: str) -> dict[int, Any]:
-    if name == "pixel_values":
+    if name in ("pixel_values", "input_features"):  # Whisper's encoder takes one length
         return {0: torch.export.Dim("batch")}
+    if name in (HIDDEN_STATES, HIDDEN_MASK):
+        return {0: torch.export.Dim("batch"), 1: torch.export.Dim("encoder_sequence", min=2)}
     return {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", min=2)}
 
 
@@ -96,8 +105,7 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
     ]
     saved = [layer.weight.data for layer in smoothed]
     before = model.config._attn_implementation
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(ATTENTION_NAME)
+    set_attention(model, ATTENTION_NAME)
     for layer in smoothed:
         layer.weight.data = layer.smoothed_weight().data
         layer.is_weight_smoothed = True
@@ -111,8 +119,7 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
         for layer, weight in zip(smoothed, saved, strict=True):
             layer.weight.data = weight
             layer.is_weight_smoothed = False
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(before)
+        set_attention(model, before)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from quant.attention import additive_mask, explicit_attention
 from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYERS, is_norm
+from quant.own_attention import set_attention, traced_attention
 
 TensorKey = tuple[int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
@@ -30,8 +33,8 @@ class Producer:
 class ModelTrace:
     """What one forward showed. Keys are equal exactly where two layers see the same values in the same memory."""
 
-    layer_inputs: dict[str, TensorKey] = field(default_factory=dict)
-    """Layer name → its input, in the order of execution."""
+    layer_inputs: dict[str, tuple[TensorKey, ...]] = field(default_factory=dict)
+    """Layer name → its inputs, in the order of execution: several where a layer serves more than once (ALBERT)."""
     outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output tensor → the linear layer or norm that made it."""
     attentions: dict[str, Producer | None] = field(default_factory=dict)
@@ -40,9 +43,8 @@ class ModelTrace:
     """Attention module → the factor that Q is multiplied by."""
     attention_outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output of attention → its attention module."""
-    norms: dict[str, TensorKey] = field(default_factory=dict)
-    """Norm name → its output."""
-
+    norms: dict[str, tuple[TensorKey, ...]] = field(default_factory=dict)
+    """Norm name → its outputs, one for each call."""
     last_layers: dict[str, str] = field(default_factory=dict)
     """Layer → the layer that ran last before it with as many output channels as this one has input channels."""
 
@@ -52,7 +54,7 @@ class ModelTrace:
         The norm that made the input, the value projection behind attention, else the last layer of that width: up of
         a gated MLP (act(gate) * up), or FC1 before an activation that keeps factors (ReLU).
         """
-        key = self.layer_inputs[layer]
+        key = self.layer_inputs[layer][0]
         attention = self.attention_outputs.get(key)
         if attention is not None:
             return self.attentions[attention]
@@ -80,22 +82,24 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     names = {module: name for name, module in model.named_modules()}
     trace, alive = ModelTrace(), []
     last_of_width: dict[int, str] = {}
+    recent: deque[tuple[str, Tensor]] = deque(maxlen=3)  # Q, K and V, in whatever order
 
     def see_layer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.extend([args[0], output])
-        trace.layer_inputs.setdefault(names[module], tensor_key(args[0]))
+        trace.layer_inputs[names[module]] = _and(trace.layer_inputs.get(names[module]), tensor_key(args[0]))
         trace.outputs.setdefault(tensor_key(output), names[module])
         if (before := last_of_width.get(args[0].shape[-1])) is not None:
             trace.last_layers.setdefault(names[module], before)
         last_of_width[output.shape[-1]] = names[module]
+        recent.append((names[module], output))
 
     def see_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.append(output)
-        trace.norms.setdefault(names[module], tensor_key(output))
+        trace.norms[names[module]] = _and(trace.norms.get(names[module]), tensor_key(output))
         trace.outputs[tensor_key(output)] = names[module]
 
     def see_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
-        value_layer = _value_layer(value, trace)
+        value_layer = _value_layer(value, trace) or _copied_layer(value, recent)
         scaling = kwargs.get("scaling")
         trace.scalings.setdefault(names[module], query.shape[-1] ** -0.5 if scaling is None else float(scaling))
         output, weights = explicit_attention(module, query, key, value, mask, scaling)
@@ -111,18 +115,23 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     before = model.config._attn_implementation
     was_training = model.training
     try:
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(TRACE_ATTENTION)
         model.eval()
-        with torch.no_grad():
-            model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
+        with torch.no_grad(), traced_attention(model, see_attention):
+            set_attention(model, TRACE_ATTENTION)
+            try:
+                model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
+            finally:
+                set_attention(model, before)
     finally:
-        if model._can_set_attn_implementation():
-            model.set_attn_implementation(before)
         model.train(was_training)
         for hook in hooks:
             hook.remove()
     return trace
+
+
+def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey, ...]:
+    """Return the keys with one more, each once."""
+    return tuple(dict.fromkeys((*(keys or ()), key)))
 
 
 def _value_layer(value: Tensor, trace: ModelTrace) -> Producer | None:
@@ -140,3 +149,12 @@ def _value_layer(value: Tensor, trace: ModelTrace) -> Producer | None:
         (storage, int(value.storage_offset()) - start, batch * length * row, row, value._version)
     )
     return None if larger is None else Producer(larger, (start, start + width))
+
+
+def _copied_layer(value: Tensor, recent: Iterable[tuple[str, Tensor]]) -> Producer | None:
+    """Return the layer of which `value` (B, H, S, D) is a copy with the heads moved (Whisper); found by its numbers."""
+    heads_last = value.transpose(1, 2).flatten(2)  # (B, S, H D)
+    for name, output in recent:
+        if output.shape == heads_last.shape and torch.equal(output, heads_last):
+            return Producer(name)
+    return None

@@ -54,7 +54,14 @@ class Family:
         """Return the random model in evaluation mode."""
         model_class = getattr(transformers, self.model_class)
         torch.manual_seed(seed)
-        return model_class(model_class.config_class(**self.config)).eval()
+        model = model_class(model_class.config_class(**self.config)).eval()
+        norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        if norms:  # with no statistics of its own a batch norm lets dozens of random layers fade to nothing
+            for norm in norms:
+                norm.train().momentum = 1.0
+            with torch.no_grad():
+                model(**self.batch(model, 8, 12, seed))
+        return model.eval()
 
 
 def padded_batch(model: PreTrainedModel, batch_size: int = 4, seq_length: int = 12, seed: int = 0) -> Batch:

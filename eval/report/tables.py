@@ -197,5 +197,3 @@ def rows(data: RunData, t: Texts) -> list[str]:
         system = data.system_named(row.system)
         lines.append([f"#{row.number}", label(system), row.shape, row.row.status, f"`{digest[:16]}`"])
     return table([t("row_col"), t("system_col"), t("shape_col"), t("status_col"), t("digest_col")], lines, left=5)
-
-

@@ -109,9 +109,7 @@ class Bench:
     def dataset(self) -> Dataset:
         """The samples that are scored."""
         options = self.options
-        return self.task.load(
-            options.data, options.split, columns=options.columns, label_column=options.label_column
-        )
+        return self.task.load(options.data, options.split, columns=options.columns, label_column=options.label_column)
 
     @cached_property
     def data_digest(self) -> str:

@@ -27,9 +27,7 @@ CALLS_PER_ROUND = 8
 class Conductor:
     """Measures every point of a run folder that has no row yet."""
 
-    def __init__(
-        self, run: RunFolder, bench: Bench, budget_s: float | None = None, retry_failed: bool = False
-    ) -> None:
+    def __init__(self, run: RunFolder, bench: Bench, budget_s: float | None = None, retry_failed: bool = False) -> None:
         self.run, self.bench, self.options = run, bench, bench.options
         self.systems, self.shapes = systems_of(self.options), shapes_of(self.options)
         self.baseline = baseline_of(self.systems)
