@@ -7,7 +7,6 @@ those of the whole model. The encoder runs once for each sample, the decoder onc
 from __future__ import annotations
 
 import copy
-from functools import cache
 from typing import Any
 
 import torch
@@ -38,8 +37,8 @@ def model_part(model: PreTrainedModel, part: str) -> PreTrainedModel:
     """Return the encoder or the decoder (with its head) of a model, sharing its parameters and quantizers.
 
     The encoder takes the model's own inputs and gives `last_hidden_state` (B, S, C). The decoder takes `input_ids`
-    (B, T), the encoder's output as `encoder_hidden_states` and, for text, its `encoder_attention_mask` (B, S), and gives
-    `logits` (B, T, V); it has no KV cache.
+    (B, T), the encoder's output as `encoder_hidden_states` and, for text, its `encoder_attention_mask` (B, S), and
+    gives `logits` (B, T, V); it has no KV cache.
     """
     if part not in PARTS:
         raise ValueError(f"unknown part {part!r}; the parts are {', '.join(PARTS)}")
@@ -60,6 +59,40 @@ def decoder_inputs(decoder: Any, inputs: dict[str, Tensor], ids: Tensor) -> dict
     return made if "attention_mask" not in inputs else made | {HIDDEN_MASK: inputs["attention_mask"]}
 
 
+def write_greedily(model: Any, inputs: dict[str, Tensor], max_tokens: int = 32) -> dict[str, Tensor]:
+    """Return the decoder_input_ids (B, T) that the model itself writes after `inputs`, and their mask (B, T).
+
+    The most probable token each time, up to the end token; what a row holds after it is masked.
+    """
+    config = model.config
+    start, end = _token(model, "decoder_start_token_id", config.bos_token_id), _token(model, "eos_token_id", None)
+    if start is None:
+        raise ValueError(
+            f"{type(model).__name__} names no decoder_start_token_id, so its decoder cannot begin; set it in config.json"
+        )
+    limit = getattr(config, "max_target_positions", None) or max_tokens
+    with torch.no_grad():
+        states = model_part(model, "encoder")(**inputs).last_hidden_state
+        decoder = model_part(model, "decoder")
+        ids = torch.full((len(states), 1), start, device=states.device)
+        mask, is_over = torch.ones_like(ids), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        while ids.shape[1] < min(max_tokens, limit) and not bool(is_over.all()):
+            logits = decoder(ids, states, inputs.get("attention_mask")).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], dim=1)
+            mask = torch.cat([mask, (~is_over).long()[:, None]], dim=1)
+            if end is not None:
+                is_over |= ids[:, -1] == end
+    return {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+
+
+def _token(model: PreTrainedModel, name: str, default: int | None) -> int | None:
+    """Return a special token of the configuration or the generation configuration, the first of several."""
+    found = getattr(model.config, name, None)
+    found = getattr(model.generation_config, name, None) if found is None else found
+    found = default if found is None else found
+    return found[0] if isinstance(found, list) else found
+
+
 class _Part(PreTrainedModel):
     """Marks a part; mixed into the model's own class."""
 
@@ -70,7 +103,7 @@ class _Encoder(_Part):
     part = "encoder"
 
     def forward(self, *args: Any, **inputs: Any) -> BaseModelOutput:
-        encoder = nn.Module.get_submodule(self, self.encoder_path)  # type: ignore[arg-type]
+        encoder: Any = nn.Module.get_submodule(self, str(self.encoder_path))
         return encoder(*args, return_dict=True, **{name: x for name, x in inputs.items() if name != "return_dict"})
 
 
@@ -88,8 +121,7 @@ class _Decoder(_Part):
         )
 
 
-@cache
-def _part_class(part: str, model_class: type) -> type:
+def _part_class(part: str, model_class: Any) -> type:
     mixin = _Encoder if part == "encoder" else _Decoder
     return type(f"{model_class.__name__}{part.title()}", (mixin, model_class), {})
 

@@ -134,9 +134,15 @@ def _keep_read_norms(norms: list[Site], inputs_sites: list[Site]) -> list[Site]:
     read = {name for site in inputs_sites for name in site.reason.removeprefix("reads ").split(" and ")}
     return [
         site if not site.enabled or site.name in read
-        else dataclasses.replace(site, enabled=False, reason="no quantized product reads it")
+        else dataclasses.replace(site, enabled=False, reason=_why_unread(site, inputs_sites))
         for site in norms
     ]  # fmt: skip
+
+
+def _why_unread(norm: Site, inputs_sites: list[Site]) -> str:
+    """Return why a norm's output is left alone."""
+    readers = [site.name for site in inputs_sites if site.enabled and {*norm.consumers} & {*site.consumers}]
+    return f"the decoder rounds it for itself: {readers[0]}" if readers else "no quantized product reads it"
 
 
 def _input_sites(

@@ -103,11 +103,11 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
     smoothed = [
         m for m in model.modules() if isinstance(m, QUANT_LAYER_TYPES) and m.input_quantizer.pre_quant_scale is not None
     ]
-    saved = [layer.weight.data for layer in smoothed]
+    saved = [layer.weight for layer in smoothed]
     before = model.config._attn_implementation
     set_attention(model, ATTENTION_NAME)
     for layer in smoothed:
-        layer.weight.data = layer.smoothed_weight().data
+        layer.weight = nn.Parameter(layer.smoothed_weight().detach())  # a new one: an embedding may share the old
         layer.is_weight_smoothed = True
     for quantizer in quantizers:
         quantizer.prepare_export()
@@ -117,7 +117,7 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
         for quantizer in quantizers:
             quantizer.finish_export()
         for layer, weight in zip(smoothed, saved, strict=True):
-            layer.weight.data = weight
+            layer.weight = weight
             layer.is_weight_smoothed = False
         set_attention(model, before)
 

@@ -148,6 +148,32 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
+# Exported in two parts, so tested apart (`tests/quant/test_encoder_decoder.py`).
+ENCODER_DECODERS: dict[str, Family] = {
+    "t5": Family(
+        "T5ForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
+         "decoder_start_token_id": 0, "eos_token_id": 1},
+        "T5",
+    ),
+    "t5_gated": Family(
+        "T5ForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
+         "decoder_start_token_id": 0, "eos_token_id": 1, "feed_forward_proj": "gated-gelu",
+         "tie_word_embeddings": False},
+        "T5 v1.1",
+    ),
+    "whisper": Family(
+        "WhisperForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+         "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8,
+         "max_source_positions": 16, "max_target_positions": 24, "pad_token_id": 0, "bos_token_id": 1,
+         "eos_token_id": 2, "decoder_start_token_id": 1, "suppress_tokens": None, "begin_suppress_tokens": None},
+        "Whisper",
+    ),
+}  # fmt: skip
+
+
 def get_family(name: str) -> Family:
     """Return a family of the list. Raises: ValueError: no such one."""
     if name not in FAMILIES:
