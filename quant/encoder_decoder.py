@@ -65,7 +65,7 @@ def write_greedily(model: Any, inputs: dict[str, Tensor], max_tokens: int = 32) 
     The most probable token each time, up to the end token; what a row holds after it is masked.
     """
     config = model.config
-    start, end = _token(model, "decoder_start_token_id", config.bos_token_id), _token(model, "eos_token_id", None)
+    start, end = _token(model, "decoder_start_token_id"), _token(model, "eos_token_id")
     if start is None:
         raise ValueError(
             f"{type(model).__name__} names no decoder_start_token_id, so its decoder cannot begin; set it in config.json"
@@ -85,11 +85,10 @@ def write_greedily(model: Any, inputs: dict[str, Tensor], max_tokens: int = 32) 
     return {"decoder_input_ids": ids, "decoder_attention_mask": mask}
 
 
-def _token(model: PreTrainedModel, name: str, default: int | None) -> int | None:
+def _token(model: PreTrainedModel, name: str) -> int | None:
     """Return a special token of the configuration or the generation configuration, the first of several."""
     found = getattr(model.config, name, None)
     found = getattr(model.generation_config, name, None) if found is None else found
-    found = default if found is None else found
     return found[0] if isinstance(found, list) else found
 
 
