@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test families lint clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
@@ -16,6 +16,10 @@ demo: $(STAMP)  ## train, quantize, export, build, score and report the digits V
 
 test: $(STAMP)  ## run the tests; skips are printed with their reasons
 	@$(BIN)/python -m pytest
+
+families: $(STAMP)  ## run every family of transformers through every step: benchmarks/results/families.jsonl, about 20 minutes
+	@$(BIN)/python -m benchmarks.families
+	@$(BIN)/python -m benchmarks.families --table benchmarks/results/families.md
 
 lint: $(STAMP)  ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -120,8 +120,15 @@ def _exact_fold(model: PreTrainedModel, site: Site, consumers: list[Any], num_ch
 
 
 def _head_dim(model: PreTrainedModel) -> int:
+    """Return the width of one head, needed where grouped heads share a producer.
+
+    1 where the stages of a model differ in it (Swin): a fold over groups would then fail its own check.
+    """
     config = model.config.get_text_config()
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if getattr(config, "head_dim", None):
+        return config.head_dim
+    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) else 1
 
 
 def _check_match(quantization: Quantization, statistics: Statistics) -> None:

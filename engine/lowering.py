@@ -39,8 +39,10 @@ SUPPORTED_OPS = frozenset(
 )  # fmt: skip
 INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
 # Of Resize: what the parser takes, and what opset 18 added, at the defaults that 17 computes.
-RESIZE_MODES = {"mode": ("nearest", "linear"),
-                "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")}  # fmt: skip
+RESIZE_MODES = {
+    "mode": ("nearest", "linear"),
+    "coordinate_transformation_mode": ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"),
+}
 RESIZE_ADDED = {"antialias": 0, "keep_aspect_ratio_policy": "stretch"}
 
 

@@ -3,6 +3,8 @@ type that is fast."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -102,6 +104,24 @@ def activations_to_uint8(model: ir.Model) -> int:
 
     ONNX Runtime's x86 kernels are several times faster with it. Weights (Q/DQ of constants) stay int8.
     """
+    return _add_128(model, lambda dequantizers: True)
+
+
+def conv_inputs_to_uint8(model: ir.Model) -> int:
+    """Add 128 to the INT8 activations that a convolution reads; return how many Q nodes changed.
+
+    OpenVINO 2026.4.1 convolves int8 wrongly behind a Concat (by a third of the output) and depthwise with a zero bias;
+    uint8 it convolves rightly. `tests/engine/test_qdq.py` says when this can go.
+    """
+    return _add_128(model, lambda dequantizers: any(_feeds_conv(each.outputs[0]) for each in dequantizers))
+
+
+def _feeds_conv(value: ir.Value) -> bool:
+    return any(is_op(user, "Conv") or (is_op(user, *MOVES) and _feeds_conv(user.outputs[0])) for user in users(value))
+
+
+def _add_128(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int:
+    """Let the activations whose DequantizeLinear nodes are wanted be uint8; return how many Q nodes changed."""
     zero_point = None
     changed = 0
     for node in list(model.graph):
@@ -111,7 +131,7 @@ def activations_to_uint8(model: ir.Model) -> int:
         if zeros is None or zeros.dtype != np.int8 or zeros.size != 1 or zeros.any():
             continue
         dequantizers, between = _readers(node.outputs[0])
-        if dequantizers is None:
+        if dequantizers is None or not is_wanted(dequantizers):
             continue
         if zero_point is None:
             zero_point = add_constant(model.graph, "zero_point_uint8", np.array(128, dtype=np.uint8))

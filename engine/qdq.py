@@ -17,6 +17,7 @@ from engine.half import HALF_TYPES, to_half
 from engine.lowering import expand_operators, float_weights, own_mask, to_opset_17
 from engine.placement import (
     activations_to_uint8,
+    conv_inputs_to_uint8,
     dedupe,
     gather_before_dequantize,
     hoist_quantizers,
@@ -30,7 +31,7 @@ Pass = Callable[[ir.Model], int]
 COMMON: tuple[Pass, ...] = (fold_weights, split_gemms, fold_transposes, dedupe, gather_before_dequantize)
 TARGETS: dict[str, tuple[Pass, ...]] = {
     "onnxruntime": (*COMMON, activations_to_uint8),
-    "openvino": (*COMMON, hoist_quantizers),
+    "openvino": (*COMMON, hoist_quantizers, conv_inputs_to_uint8),
     "tensorrt": (*COMMON, drop_true_masks, quantize_attention_outputs),  # then typed as fp16 or bf16
     "tensorrt8": (
         fold_weights, split_gemms, fold_transposes, dedupe, drop_true_masks,

@@ -20,13 +20,16 @@ from quant.example_inputs import example_inputs
 
 Batch = dict[str, Tensor]
 
+# Weights about as large as those of trained models of this width would be: with transformers' own 0.02 a tiny model
+# hardly notices what it attends to, and quantization itself moves its outputs by less than parity allows.
+INIT = {"initializer_range": 0.2}
 TEXT = {
     "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-    "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0,
+    "max_position_embeddings": 64, "num_labels": 3, "pad_token_id": 0, **INIT,
 }  # fmt: skip
 VISION = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-    "image_size": 8, "patch_size": 2, "num_channels": 3, "num_labels": 3,
+    "image_size": 8, "patch_size": 2, "num_channels": 3, "num_labels": 3, **INIT,
 }  # fmt: skip
 # Grouped heads: 4 of Q, 2 of K and V.
 DECODER = {
@@ -45,16 +48,21 @@ class Family:
     """Arguments of the configuration: 2 layers, width 32, so that every step takes a moment."""
     title: str
     """As the table of the README names it."""
-    batch: Callable[[PreTrainedModel, int, int, int], Batch] = field(
-        default=lambda m, b, s, k: padded_batch(m, b, s, k)
-    )
-    """(model, batch_size, seq_length, seed) → inputs with real padding; the default fits all that reads text or pixels."""
+    batch: Callable[[PreTrainedModel, int, int, int], Batch] = field(default=lambda *options: padded_batch(*options))
+    """(model, batch_size, seq_length, seed) → inputs with padding; the default fits all that reads text or pixels."""
 
-    def model(self, seed: int = 0) -> PreTrainedModel:
-        """Return the random model in evaluation mode."""
+    is_slow: bool = False
+    """Whether its graph is so large that only `make families` exports it."""
+
+    def model(self, seed: int = 0, *, is_short: bool = False) -> PreTrainedModel:
+        """Return the random model in evaluation mode; `is_short`: with one layer in each stage, quick to export."""
         model_class = getattr(transformers, self.model_class)
         torch.manual_seed(seed)
-        model = model_class(model_class.config_class(**self.config)).eval()
+        config = _shortened(self.config) if is_short else self.config
+        model = model_class(model_class.config_class(**config)).eval()
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # no bias is zero and no norm is neutral, so that a lost one shows
+                parameter.data += 0.1 * torch.randn_like(parameter)
         norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
         if norms:  # with no statistics of its own a batch norm lets dozens of random layers fade to nothing
             for norm in norms:
@@ -62,6 +70,19 @@ class Family:
             with torch.no_grad():
                 model(**self.batch(model, 8, 12, seed))
         return model.eval()
+
+
+def _shortened(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with one layer where it has several."""
+    short = dict(config)
+    for key, value in config.items():
+        if key in ("num_hidden_layers", "n_layers", "n_layer", "num_layers", "encoder_layers", "decoder_layers"):
+            short[key] = 1
+        elif key == "depths":
+            short[key] = [1] * len(value)
+        elif isinstance(value, dict):
+            short[key] = _shortened(value)
+    return short
 
 
 def padded_batch(model: PreTrainedModel, batch_size: int = 4, seq_length: int = 12, seed: int = 0) -> Batch:
@@ -83,10 +104,11 @@ FAMILIES: dict[str, Family] = {
     "distilbert": Family(
         "DistilBertForSequenceClassification",
         {"vocab_size": 99, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "max_position_embeddings": 64,
-         "num_labels": 3},
+         "num_labels": 3, **INIT},
         "DistilBERT",
     ),
     "electra": Family("ElectraForSequenceClassification", {**TEXT, "embedding_size": 16}, "ELECTRA"),
+    "albert": Family("AlbertForSequenceClassification", {**TEXT, "embedding_size": 16}, "ALBERT"),
     "deberta_v2": Family(
         "DebertaV2ForSequenceClassification",
         {**TEXT, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True,
@@ -109,21 +131,23 @@ FAMILIES: dict[str, Family] = {
     "swin": Family(
         "SwinForImageClassification",
         {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "mlp_ratio": 2.0, "image_size": 32,
-         "patch_size": 2, "num_channels": 3, "num_labels": 3},
+         "patch_size": 2, "num_channels": 3, "num_labels": 3, **INIT},
         "Swin",
     ),
     "segformer": Family(
         "SegformerForSemanticSegmentation",
-        {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [16, 32], "num_attention_heads": [2, 4],
-         "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2], "decoder_hidden_size": 32, "num_channels": 3,
-         "num_labels": 3, "image_size": 32},
+        {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [16, 32],
+         "num_attention_heads": [2, 4], "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2],
+         "decoder_hidden_size": 32, "num_channels": 3, "num_labels": 3, "image_size": 32, **INIT},
         "SegFormer",
     ),
     "mobilevit": Family(
         "MobileViTForImageClassification",
-        {"image_size": 32, "patch_size": 2, "hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32],
-         "num_attention_heads": 4, "mlp_ratio": 2.0, "num_channels": 3, "num_labels": 3},
+        {"image_size": 32, "patch_size": 2, "hidden_sizes": [16, 24, 32],
+         "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32], "num_attention_heads": 4, "mlp_ratio": 2.0,
+         "num_channels": 3, "num_labels": 3, **INIT},
         "MobileViT",
+        is_slow=True,
     ),
     "clip": Family(
         "CLIPModel",

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from engine.qdq import prepare_for_target
 from engine.weights import quantize
-from tests.engine.graphs import WIDTH, count, linear_model, run_plain, samples, table_model
+from tests.engine.graphs import WIDTH, count, linear_model, make_model, run_plain, samples, table_model
 
 TARGET_NAMES = ["onnxruntime", "openvino"]  # fp32 files with INT8 weights; TensorRT's: test_trt.py and test_tensorrt.py
 
@@ -178,3 +178,46 @@ def test_hoisting_moves_rounding_before_the_reshape_and_keeps_every_bit():
     ]
     assert np.array_equal(*outputs)
     assert hoisted.graph.output[0].name == "y"
+
+
+def concat_conv(width: int = 8) -> onnx.ModelProto:
+    """Return Concat(x, -x) → Q → DQ → Conv by an INT8 weight, as a prepared file has it."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "s": np.array(0.03, np.float32), "z": np.array(0, np.int8),
+        "w": rng.integers(-127, 128, (4, 2 * width, 1, 1)).astype(np.int8),
+        "ws": rng.uniform(0.001, 0.01, 4).astype(np.float32), "wz": np.zeros(4, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Neg", ["x"], ["minus"]),
+        helper.make_node("Concat", ["x", "minus"], ["both"], axis=1),
+        helper.make_node("QuantizeLinear", ["both", "s", "z"], ["q"], name="site"),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["dq"]),
+        helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wdq"], axis=0),
+        helper.make_node("Conv", ["dq", "wdq"], ["y"], kernel_shape=[1, 1]),
+    ]
+    value = onnx.TensorProto.FLOAT
+    return make_model(nodes, [("x", value, ["n", width, 6, 6])], [("y", value, ["n", 4, 6, 6])], constants)
+
+
+def run_openvino(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    core = pytest.importorskip("openvino").Core()
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    return core.compile_model(core.read_model(model.SerializeToString()), "CPU", options)([x])[0]
+
+
+def test_openvino_convolves_int8_behind_a_concat_rightly_in_uint8_alone():
+    """Once the last line fails, OpenVINO (2026.4.1 here) is mended and `conv_inputs_to_uint8` can go."""
+    model, x = concat_conv(), np.random.default_rng(1).normal(size=(2, 8, 6, 6)).astype(np.float32)
+    (expected,) = run_plain(model, {"x": x})
+    prepared = prepare_for_target(model, "openvino")
+    quantizer = next(node for node in prepared.graph.node if node.op_type == "QuantizeLinear")
+    assert initializers(prepared)[quantizer.input[2]] == np.array(128, np.uint8)
+    np.testing.assert_allclose(run_plain(prepared, {"x": x})[0], expected, atol=1e-5)
+    np.testing.assert_allclose(run_openvino(prepared, x), expected, atol=1e-4)
+    assert np.abs(run_openvino(model, x) - expected).mean() > 0.1 * np.abs(expected).mean()
+
+
+def test_linears_and_attention_stay_int8_for_openvino():
+    prepared = prepare_for_target(linear_model(), "openvino")
+    assert all(array.dtype != np.uint8 for array in initializers(prepared).values())

@@ -1,0 +1,125 @@
+"""The matrix of families: every family of tests/families.py with every shipped recipe through every step.
+
+python -m benchmarks.families                    # measure what is missing or stale; resumes where it was stopped
+python -m benchmarks.families --table FILE       # write the table of the rows between the markers of FILE
+
+A row carries the digest of what it was measured on, so a test can say when it is stale (`tests/test_families.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.families_table import write_table
+from benchmarks.family_cells import measure
+from benchmarks.rows import append_row, read_rows
+from engine.cli import CommandParser, run_command
+from quant.insert import plan_sites
+from quant.recipe import load_recipe, shipped_recipes
+from tests.families import FAMILIES, get_family
+
+ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "benchmarks" / "results" / "families.jsonl"
+# What computes the cells. Insertion is not among them: its outcome, the sites, is in the digest itself.
+SOURCES = (
+    "quant/attention.py", "quant/own_attention.py", "quant/modules.py", "quant/tensor_quantizer.py",
+    "quant/onnx_export.py", "quant/distillation.py", "calib/collect.py", "calib/apply.py", "calib/smoothquant.py",
+    "engine/qdq.py", "engine/weights.py", "engine/placement.py", "engine/lowering.py", "engine/half.py",
+    "engine/tensorrt_graph.py", "eval/parity.py", "eval/graph_parity.py", "benchmarks/family_cells.py",
+)  # fmt: skip
+
+
+def row_digest(family_name: str, recipe_name: str) -> str:
+    """Return what identifies a row's subject, 16 hexadecimal digits.
+
+    It covers the family's entry, the resolved recipe, every site with its reason, and the code of SOURCES without
+    comments, docstrings and layout.
+    """
+    family, recipe = get_family(family_name), load_recipe(recipe_name)
+    model = family.model()
+    sites = plan_sites(model, recipe, family.batch(model, 4, 12, 0))
+    subject = [family.model_class, family.config, recipe.to_dict(), [repr(site) for site in sites], code_digest()]
+    return hashlib.sha256(json.dumps(subject, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+@cache
+def code_digest() -> str:
+    """Return the digest of the code of SOURCES."""
+    trees = [_plain(ast.parse((ROOT / name).read_text(encoding="utf-8"))) for name in SOURCES]
+    return hashlib.sha256(json.dumps(trees).encode()).hexdigest()
+
+
+def _plain(node: Any) -> Any:
+    """Return a syntax tree as lists, the same in every version of Python; docstrings are left out."""
+    if isinstance(node, list):
+        return [_plain(each) for each in node]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
+    body = fields.get("body")
+    if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        fields["body"] = body[1:]
+    return [type(node).__name__, {name: _plain(value) for name, value in sorted(fields.items())}]
+
+
+def stale_rows(path: Path = ROWS) -> list[tuple[str, str]]:
+    """Return the (family, recipe) pairs that have no row of their present digest."""
+    rows = read_rows(path) if path.exists() else []
+    measured = {(row["family"], row["recipe"], row["digest"]) for row in rows}
+    return [(f, r) for f, r in _pairs() if (f, r, row_digest(f, r)) not in measured]
+
+
+def _pairs() -> Iterator[tuple[str, str]]:
+    return ((family, recipe) for family in FAMILIES for recipe in shipped_recipes())
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure what is missing or stale, or write the table."""
+    path = Path(options.out)
+    if options.table:
+        write_table(Path(options.table), read_rows(path))
+        return
+    wanted = set(options.family or FAMILIES)
+    for name in wanted:
+        get_family(name)
+    todo = [pair for pair in stale_rows(path) if pair[0] in wanted]
+    for number, (family, recipe) in enumerate(todo, 1):
+        started = time.perf_counter()
+        cells = measure(get_family(family), load_recipe(recipe))
+        seconds = round(time.perf_counter() - started, 1)
+        append_row(path, "families", family=family, title=get_family(family).title, recipe=recipe,
+                   digest=row_digest(family, recipe), seconds=seconds, cells=cells)  # fmt: skip
+        failed = [name for name, cell in cells.items() if "error" in cell]
+        print(f"{number} of {len(todo)}: {family} {recipe}, {seconds:g} s, failed: {', '.join(failed) or 'none'}",
+              file=sys.stderr)  # fmt: skip
+    drop_superseded(path)
+    print(f"{path}: {len(todo)} rows measured, {len(read_rows(path))} in all")
+
+
+def drop_superseded(path: Path) -> None:
+    """Keep the last row of each family and recipe, in the order of the registry; rows of families not in it go."""
+    last = {(row["family"], row["recipe"]): row for row in read_rows(path)}
+    kept = [json.dumps(last[pair], ensure_ascii=False) for pair in _pairs() if pair in last]
+    path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+def parser() -> CommandParser:
+    """Return the command's parser."""
+    command = CommandParser("python -m benchmarks.families", __doc__ or "")
+    command.add_argument("--family", action="append", help="only this family; repeat for more")
+    command.add_argument("--table", metavar="FILE", help="write the table between the markers of FILE")
+    command.add_argument("--out", default=str(ROWS.relative_to(ROOT)), help="the file of the rows")
+    return command
+
+
+if __name__ == "__main__":
+    run_command(parser(), run)
