@@ -1,6 +1,6 @@
 """Language models: perplexity float against INT8 in ONNX Runtime, and whether greedy text stays the same.
 
-    python -m benchmarks.language_models --stories DIR --text DIR --work FOLDER --out benchmarks/results/language_models.jsonl
+    python -m benchmarks.language_models --stories DIR --text DIR --work FOLDER --out FILE
 
 --stories: a causal language model of short English stories with its tokenizer. Its calibration stories and its fixed
 text are sampled from the float model itself (two seeds), its prompts are the twenty below. --text: a folder with
@@ -42,6 +42,8 @@ VARIANTS = {
     "int8_linear": "--recipe int8_linear",
     "int8_linear, mse": "--recipe int8_linear --method mse",
     "int8_smoothquant": "--recipe int8_smoothquant",
+    "int8_smoothquant, mse": "--recipe int8_smoothquant --method mse",
+    "weights alone": "--recipe benchmarks/recipes/weights_alone.yaml",
 }
 BLOCK = 128  # tokens of one sample, and of one scored block
 STORY_TOKENS, NUM_STORIES, NUM_NEW_TOKENS = 256, 128, 64
@@ -166,19 +168,22 @@ def make_engine(folder: Path, name: str, log: Path) -> tuple[Path, dict[str, Any
     return engine, [run([sys.executable, *command.split()], log) for command in commands][-1]
 
 
-def greedy(engine: Path, prompts: list[list[int]]) -> np.ndarray:
-    """Return the most probable continuations, (prompts, 64), each token by a forward over all before it."""
-    texts = []
+def greedy(engine: Path, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most probable continuations, (prompts, 64), each token by a forward over all before it, and by how
+    much the chosen logits lead, same shape.
+    """
+    texts, leads = [], []
     with get_backend("onnxruntime").load(engine) as runner:
         for prompt in prompts:
             ids = list(prompt)
             for _ in range(NUM_NEW_TOKENS):
                 feed = np.array([ids], dtype=np.int64)
-                ids.append(
-                    int(runner({"input_ids": feed, "attention_mask": np.ones_like(feed)})["logits"][0, -1].argmax())
-                )
+                logits = runner({"input_ids": feed, "attention_mask": np.ones_like(feed)})["logits"][0, -1]
+                second, first = np.sort(logits)[-2:]
+                ids.append(int(logits.argmax()))
+                leads.append(first - second)
             texts.append(ids[len(prompt) :])
-    return np.array(texts)
+    return np.array(texts), np.array(leads).reshape(len(prompts), NUM_NEW_TOKENS)
 
 
 def compare(subject: str, made: dict[str, Any], folder: Path, arguments: argparse.Namespace) -> None:
@@ -189,7 +194,7 @@ def compare(subject: str, made: dict[str, Any], folder: Path, arguments: argpars
     expected, reference = np.empty(0), 0.0
     for name in VARIANTS:
         engine, result = make_engine(folder, name, folder / "log")
-        texts, perplexity = greedy(engine, prompts), 1 / result["metric"]
+        (texts, leads), perplexity = greedy(engine, prompts), 1 / result["metric"]
         if VARIANTS[name] is None:
             expected, reference = texts, perplexity
         same = texts == expected
@@ -199,6 +204,8 @@ def compare(subject: str, made: dict[str, Any], folder: Path, arguments: argpars
             "perplexity_change": perplexity / reference - 1, "error_abs_mean": result["error_abs_mean"],
             "num_blocks": result["num_samples"], "block_tokens": BLOCK, "num_prompts": len(prompts),
             "equal_texts": int(same.all(1).sum()), "equal_tokens": float(np.cumprod(same, axis=1).mean()),
+            # Where two tokens are nearly as probable, any change of the logits chooses the other one.
+            "median_smallest_lead": float(np.median(leads.min(1))),
         }  # fmt: skip
         append_row(arguments.out, "language_models", **row)
         print(
