@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
-from engine.qdq import TARGETS, check_dtype, prepare_for_target
+from engine.graph_file import save_graph
+from engine.qdq import TARGETS, check_dtype, prepare_graph
 from eval.parity import check_parity
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
 from quant.encoder_decoder import PARTS, is_encoder_decoder, model_part, part_of
-from quant.onnx_export import export_onnx
+from quant.onnx_export import export_graph
 from quant.pretrained import LoadedModel, load_float_model
 from quant.tensor_quantizer import HALF_TYPES, rounded_scales
 
@@ -50,11 +49,12 @@ def _write(path: Path, loaded: LoadedModel, target: str, metadata: dict[str, str
     if part is not None:
         metadata = {**metadata, "int8kit.part": part}
     print(f"export {'' if part is None else f'the {part} '}to {target} ...", file=sys.stderr)
-    exported = export_onnx(loaded.model, processor=loaded.processor)
-    onnx.save(prepare_for_target(exported, target, metadata, dtype), path)
+    graph = export_graph(loaded.model, processor=loaded.processor)
+    prepare_graph(graph, target, metadata, dtype)
+    size = save_graph(graph, path, full_check=dtype is not None)
+    del graph  # a large model's INT8 weights
     print("check parity ...", file=sys.stderr)
     report = check_parity(path, loaded, backend=target)
-    size = path.stat().st_size
     return {"onnx": "", "target": target, "size_bytes": size, **metadata, **vars(report), "summary": str(report)}
 
 

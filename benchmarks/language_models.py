@@ -43,7 +43,7 @@ VARIANTS = {
     "int8_linear, mse": "--recipe int8_linear --method mse",
     "int8_smoothquant": "--recipe int8_smoothquant",
     "int8_smoothquant, mse": "--recipe int8_smoothquant --method mse",
-    "weights alone": "--recipe benchmarks/recipes/weights_alone.yaml",
+    "int8 weights alone": "--recipe benchmarks/recipes/weights_alone.yaml",
 }
 BLOCK = 128  # tokens of one sample, and of one scored block
 STORY_TOKENS, NUM_STORIES, NUM_NEW_TOKENS = 256, 128, 64
@@ -152,7 +152,7 @@ def prepare_stories(arguments: argparse.Namespace, folder: Path) -> dict[str, An
 
 def make_engine(folder: Path, name: str, log: Path) -> tuple[Path, dict[str, Any]]:
     """Return the engine of one variant and the row of `python -m eval` for it."""
-    stem = name.replace(", ", "-")
+    stem = name.replace(",", "").replace(" ", "-")
     checkpoint, engine = folder / ("model" if VARIANTS[name] is None else stem), folder / f"{stem}.engine"
     if VARIANTS[name] is not None:
         flags = f"--samples {folder}/data/train.parquet --column text --max-length {BLOCK} --json {VARIANTS[name]}"

@@ -17,6 +17,8 @@ from quant.pretrained import LoadedModel
 # (batch, tokens) of the random feeds; both dimensions differ, so that a fixed one in the file shows.
 SHAPES = ((2, 12), (5, 31))
 NUM_ROUNDS = 15
+# A language model gives a logit for each token and word of its vocabulary, and the check holds four copies of them.
+MAX_LOGITS = 12_000_000
 
 
 def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
@@ -30,7 +32,7 @@ def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
         yield from _decoder_feeds(loaded, seed)
         return
     if names == ("input_features",):
-        for batch_size, _ in SHAPES * NUM_ROUNDS:
+        for batch_size, _ in SHAPES * num_rounds(loaded):
             yield _as_arrays(example_inputs(loaded.model, batch_size=batch_size, seed=int(generator.integers(1 << 31))))
         return
     if names == ("pixel_values",):
@@ -42,7 +44,7 @@ def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
     limit = (getattr(text, "max_position_embeddings", None) or 512) - 2
     pad_left = getattr(loaded.processor, "padding_side", "right") == "left"
     pad_id = getattr(text, "pad_token_id", None) or 0
-    for batch_size, length in SHAPES * NUM_ROUNDS:
+    for batch_size, length in SHAPES * num_rounds(loaded):
         length = min(length, limit)
         ids = generator.integers(min(10, text.vocab_size - 1), text.vocab_size, size=(batch_size, length))
         num_tokens = generator.integers(length // 2, length + 1, size=batch_size)
@@ -55,6 +57,17 @@ def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
             "token_type_ids": np.zeros_like(mask),
             **({"pixel_values": _random_pixels(loaded, generator, batch_size)} if "pixel_values" in names else {}),
         }
+
+
+def num_rounds(loaded: LoadedModel) -> int:
+    """Return how many batches of each shape are made: fewer for a language model with a large vocabulary."""
+    head = loaded.model.get_output_embeddings()
+    if head is None:
+        return NUM_ROUNDS
+    per_round = (
+        sum(batch_size * length for batch_size, length in SHAPES) * loaded.model.config.get_text_config().vocab_size
+    )
+    return max(1, min(NUM_ROUNDS, MAX_LOGITS // per_round))
 
 
 def _random_pixels(loaded: LoadedModel, generator: np.random.Generator, batch_size: int) -> np.ndarray:

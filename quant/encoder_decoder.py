@@ -68,7 +68,7 @@ def write_greedily(model: Any, inputs: dict[str, Tensor], max_tokens: int = 32) 
     start, end = _token(model, "decoder_start_token_id"), _token(model, "eos_token_id")
     if start is None:
         raise ValueError(
-            f"{type(model).__name__} names no decoder_start_token_id, so its decoder cannot begin; set it in config.json"
+            f"{type(model).__name__} has no decoder_start_token_id to begin with; set it in config.json"
         )
     limit = getattr(config, "max_target_positions", None) or max_tokens
     with torch.no_grad():
@@ -105,6 +105,9 @@ class _Encoder(_Part):
         encoder: Any = nn.Module.get_submodule(self, str(self.encoder_path))
         return encoder(*args, return_dict=True, **{name: x for name, x in inputs.items() if name != "return_dict"})
 
+    def get_output_embeddings(self) -> None:
+        """Return None: the head belongs to the decoder."""
+
 
 class _Decoder(_Part):
     part = "decoder"
@@ -114,7 +117,7 @@ class _Decoder(_Part):
         self, input_ids: Tensor, encoder_hidden_states: Tensor, encoder_attention_mask: Tensor | None = None, **_: Any
     ) -> Any:
         mask = {} if encoder_attention_mask is None else {"attention_mask": encoder_attention_mask}
-        states = BaseModelOutput(last_hidden_state=encoder_hidden_states)  # type: ignore[arg-type]
+        states = BaseModelOutput(last_hidden_state=encoder_hidden_states)
         return super().forward(
             encoder_outputs=states, decoder_input_ids=input_ids, use_cache=False, return_dict=True, **mask
         )

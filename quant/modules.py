@@ -96,7 +96,12 @@ class QuantNorm:
         return self.output_quantizer(super().forward(*args, **kwargs))  # type: ignore[misc]
 
 
-QUANT_LAYERS: dict[type, Any] = {nn.Linear: QuantLinear, Conv1D: QuantConv1D, nn.Conv2d: QuantConv2d, nn.Conv1d: QuantConv1d}
+QUANT_LAYERS: dict[type, Any] = {
+    nn.Linear: QuantLinear,
+    Conv1D: QuantConv1D,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv1d: QuantConv1d,
+}
 QUANT_LAYER_TYPES = (QuantLinear, QuantConv1D, QuantConv2d, QuantConv1d)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -28,11 +29,20 @@ from quant.tensor_quantizer import named_quantizers
 def export_onnx(
     model: PreTrainedModel, path: str | Path | None = None, *, processor: Any = None, opset: int = 20
 ) -> onnx.ModelProto:
-    """Return the ONNX model (and write it to `path`) with inputs and outputs by their names and free batch and length.
+    """Return the ONNX model (and write it to `path`): `export_graph` with a copy of every weight, so up to 2 GB."""
+    proto = ir.to_proto(export_graph(model, processor=processor, opset=opset))
+    if path is not None:
+        onnx.save(proto, path)
+    return proto
+
+
+def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 20) -> ir.Model:
+    """Return the ONNX graph with inputs and outputs by their names and free batch and length.
 
     A float model is exported too. Activations become QuantizeLinear → DequantizeLinear; weights are still float before
     their Q/DQ, and `engine.qdq` stores them as INT8. Opset 20: ONNX Runtime refuses these nodes at 21.
-    Raises: RuntimeError: quantizers without an amax.
+    The weights are the model's own memory, not copies: write or convert the graph before the model changes.
+    Raises: RuntimeError: quantizers without an amax. ValueError: a whole encoder-decoder.
     """
     if is_encoder_decoder(model):
         raise ValueError(
@@ -51,18 +61,17 @@ def export_onnx(
                 output_names=list(wrapped.output_names),
                 dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
             )  # fmt: skip
-        assert program is not None  # only None for a function called with dynamo=False
-        proto = program.model_proto  # serialized while the smoothed weights stand
-    _strip_metadata(proto)
-    if path is not None:
-        onnx.save(proto, path)
-    return proto
+    assert program is not None  # only None for a function called with dynamo=False
+    graph: Any = program.model
+    _strip_metadata(graph)
+    return graph
 
 
-def _strip_metadata(proto: onnx.ModelProto) -> None:
+def _strip_metadata(model: ir.Model) -> None:
     """Drop what the exporter notes of Python's call stack at every node: a megabyte that no runtime reads."""
-    for part in (proto, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
-        del part.metadata_props[:]
+    values = [value for node in model.graph for value in node.outputs]
+    for part in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.initializers.values(), *values):
+        part.metadata_props.clear()
 
 
 class _ByName(nn.Module):
