@@ -12,6 +12,7 @@ import argparse
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,8 @@ def main() -> None:
         batch = example_inputs(model, seq_length=16)
         steps("collect and apply", lambda: apply_statistics(model, collect(model, [batch], progress=False)))
     graph = steps("export", lambda: export_graph(model))
-    steps("passes", lambda: prepare_graph(graph, "onnxruntime"))
-    size = steps("write", lambda: save_graph(graph, path))
+    steps("passes", partial(prepare_graph, graph, "onnxruntime"))
+    size = steps("write", partial(save_graph, graph, path))
     del graph
     report = steps("parity", lambda: check_parity(path, LoadedModel(model, None, "random")))
     peaks = {row["step"]: row["peak_gb"] for row in steps.rows}

@@ -120,9 +120,9 @@ def check_parity(
 
 
 def _check_file(path: Path, quantized: LoadedModel) -> tuple[SiteReport, str | None]:
-    """Return what the file's numbers are like and its half type; the file's content is let go of again."""
-    proto = onnx.load(path)
-    return check_sites(proto, quantized.model), half_type(proto)
+    """Return what the file's numbers are like and its half type; a large file's weights are read one by one."""
+    proto = onnx.load(path, load_external_data=False)
+    return check_sites(proto, quantized.model, path.parent), half_type(proto)
 
 
 def check_padding(runner: Runner, batches: list[Feeds], outputs: list[Feeds]) -> None:
