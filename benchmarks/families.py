@@ -1,6 +1,7 @@
 """The matrix of families: every family of tests/families.py with every shipped recipe through every step.
 
 python -m benchmarks.families                    # measure what is missing or stale; resumes where it was stopped
+python -m benchmarks.families --sites NAME       # what each recipe quantizes in a family, and why the rest is off
 python -m benchmarks.families --table FILE       # write the table of the rows between the markers of FILE
 
 A row carries the digest of what it was measured on, so a test can say when it is stale (`tests/test_families.py`).
@@ -23,7 +24,7 @@ from benchmarks.families_table import write_table
 from benchmarks.family_cells import measure
 from benchmarks.rows import append_row, read_rows
 from engine.cli import CommandParser, run_command
-from quant.insert import plan_sites
+from quant.insert import plan_sites, summarize_sites
 from quant.recipe import load_recipe, shipped_recipes
 from tests.families import FAMILIES, get_family
 
@@ -41,13 +42,14 @@ SOURCES = (
 def row_digest(family_name: str, recipe_name: str) -> str:
     """Return what identifies a row's subject, 16 hexadecimal digits.
 
-    It covers the family's entry, the resolved recipe, every site with its reason, and the code of SOURCES without
-    comments, docstrings and layout.
+    It covers the family's entry, every site with its reason (so of a recipe's rules those that act here), the recipe's
+    options, and the code of SOURCES without comments, docstrings and layout.
     """
     family, recipe = get_family(family_name), load_recipe(recipe_name)
     model = family.model()
     sites = plan_sites(model, recipe, family.batch(model, 4, 12, 0))
-    subject = [family.model_class, family.config, recipe.to_dict(), [repr(site) for site in sites], code_digest()]
+    options = {key: value for key, value in recipe.to_dict().items() if key != "rules"}
+    subject = [family.model_class, family.config, options, [repr(site) for site in sites], code_digest()]
     return hashlib.sha256(json.dumps(subject, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -83,8 +85,11 @@ def _pairs() -> Iterator[tuple[str, str]]:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure what is missing or stale, or write the table."""
+    """Measure what is missing or stale, or write the table, or show the sites."""
     path = Path(options.out)
+    if options.sites:
+        show_sites(options.sites)
+        return
     if options.table:
         write_table(Path(options.table), read_rows(path))
         return
@@ -105,6 +110,15 @@ def run(options: argparse.Namespace) -> None:
     print(f"{path}: {len(todo)} rows measured, {len(read_rows(path))} in all")
 
 
+def show_sites(name: str) -> None:
+    """Print what each shipped recipe quantizes in a family, and why the rest is off."""
+    family = get_family(name)
+    for recipe in shipped_recipes():
+        model = family.model()
+        sites = plan_sites(model, load_recipe(recipe), family.batch(model, 4, 12, 0))
+        print(f"{name}, {recipe}\n{summarize_sites(sites)}\n")
+
+
 def drop_superseded(path: Path) -> None:
     """Keep the last row of each family and recipe, in the order of the registry; rows of families not in it go."""
     last = {(row["family"], row["recipe"]): row for row in read_rows(path)}
@@ -116,6 +130,7 @@ def parser() -> CommandParser:
     """Return the command's parser."""
     command = CommandParser("python -m benchmarks.families", __doc__ or "")
     command.add_argument("--family", action="append", help="only this family; repeat for more")
+    command.add_argument("--sites", metavar="FAMILY", help="print what each recipe quantizes in a family")
     command.add_argument("--table", metavar="FILE", help="write the table between the markers of FILE")
     command.add_argument("--out", default=str(ROWS.relative_to(ROOT)), help="the file of the rows")
     return command

@@ -19,6 +19,10 @@ from quant.recipe import Recipe, Rule
 from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
 
+UNREAD_NORM = "no quantized product reads it"
+LEAVING_NORM = "the decoder reads it and rounds it for itself"
+SPOILED_NORM = "a layer that reads it also reads a tensor of another making and rounds both itself"
+
 
 @dataclass(frozen=True)
 class Site:
@@ -80,9 +84,12 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     norms = _norm_sites(trace, judged)
     norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
     encoder = encoder_prefix(model)
-    inputs_sites = _input_sites(model, trace, judged, norm_of, encoder)
+    leaving = {site.name for site in norms if _leaves_encoder(site, encoder)}
+    norm_of = {key: name for key, name in norm_of.items() if name not in leaving}
+    covering = _covering_norms(model, trace, judged, norm_of)
+    inputs_sites = _input_sites(model, trace, judged, covering)
     sites = [
-        *_keep_read_norms(norms, inputs_sites),
+        *_keep_read_norms(norms, inputs_sites, set(covering.values()), encoder),
         *inputs_sites,
         *_weight_sites(model, trace, judged),
         *_attention_sites(model, trace, judged),
@@ -129,41 +136,59 @@ def _norm_sites(trace: ModelTrace, judge: _Judge) -> list[Site]:
     return sites
 
 
-def _keep_read_norms(norms: list[Site], inputs_sites: list[Site]) -> list[Site]:
-    """Switch off the norm outputs that no quantized product reads: rounding them would cost accuracy for nothing."""
+def _covering_norms(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict) -> dict:
+    """Return output → norm site for the norms whose rounding serves all that read them.
+
+    A layer that also reads a tensor of another making (DeBERTa's projections: words and positions) rounds its inputs
+    itself, so no norm that it reads rounds too: nothing is rounded twice.
+    """
+    covering = {key: name for key, name in norm_of.items() if judge(name, "norm_output")[0]}
+    while True:
+        spoiled = set()
+        for layer, keys in trace.layer_inputs.items():
+            kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
+            if judge(f"{layer}.input_quantizer", kind)[0] and not all(key in covering for key in keys):
+                spoiled |= {covering[key] for key in keys if key in covering}
+        if not spoiled:
+            return covering
+        covering = {key: name for key, name in covering.items() if name not in spoiled}
+
+
+def _keep_read_norms(
+    norms: list[Site], inputs_sites: list[Site], covering: set[str], encoder: str | None
+) -> list[Site]:
+    """Switch off the norm outputs that serve no quantized product: rounding them would cost accuracy for nothing."""
     read = {name for site in inputs_sites for name in site.reason.removeprefix("reads ").split(" and ")}
     return [
         site if not site.enabled or site.name in read
-        else dataclasses.replace(site, enabled=False, reason=_why_unread(site, inputs_sites))
+        else dataclasses.replace(site, enabled=False, reason=_why_not(site, covering, encoder))
         for site in norms
     ]  # fmt: skip
 
 
-def _why_unread(norm: Site, inputs_sites: list[Site]) -> str:
+def _why_not(norm: Site, covering: set[str], encoder: str | None) -> str:
     """Return why a norm's output is left alone."""
-    readers = [site.name for site in inputs_sites if site.enabled and {*norm.consumers} & {*site.consumers}]
-    return f"the decoder rounds it for itself: {readers[0]}" if readers else "no quantized product reads it"
+    if _leaves_encoder(norm, encoder):
+        return LEAVING_NORM
+    return UNREAD_NORM if norm.name in covering else SPOILED_NORM
 
 
-def _input_sites(
-    model: PreTrainedModel, trace: ModelTrace, judge: _Judge, norm_of: dict, encoder: str | None
-) -> list[Site]:
-    """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it.
+def _leaves_encoder(norm: Site, encoder: str | None) -> bool:
+    """Return whether a decoder reads the norm of its encoder. The two are exported apart: rounded by the encoder alone,
+    cross attention's K and V would read float numbers, so the decoder rounds them."""
+    in_encoder = encoder is not None and norm.name.startswith(encoder)
+    return in_encoder and not all(layer.startswith(str(encoder)) for layer in norm.consumers)
 
-    What a decoder reads of its encoder (whose modules' names start with `encoder`) is rounded by the decoder: the two
-    are exported apart, and a quantizer on the encoder's last norm would leave cross attention's K and V without one.
-    """
+
+def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, covering: dict) -> list[Site]:
+    """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it."""
     sites, groups = [], defaultdict(list)
     for layer, keys in trace.layer_inputs.items():
         kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
         enabled, reason = judge(f"{layer}.input_quantizer", kind)
-        norms = dict.fromkeys(norm_of.get(key) for key in keys)
-        if encoder and not layer.startswith(encoder) and any(norm and norm.startswith(encoder) for norm in norms):
-            norms = {None: None}
-        if enabled and all(norm is not None and judge(norm, "norm_output")[0] for norm in norms):
-            sites.append(
-                Site(f"{layer}.input_quantizer", kind, False, f"reads {' and '.join(map(str, norms))}", (layer,))
-            )
+        if enabled and all(key in covering for key in keys):
+            names = " and ".join(dict.fromkeys(covering[key] for key in keys))
+            sites.append(Site(f"{layer}.input_quantizer", kind, False, f"reads {names}", (layer,)))
         elif enabled:
             groups[keys[0]].append((layer, kind, reason))
         else:

@@ -16,7 +16,7 @@ from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYERS, is_norm
 from quant.own_attention import set_attention, traced_attention
 
-TensorKey = tuple[int, int, int, int, int]
+TensorKey = tuple[int, int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
 
 
@@ -63,12 +63,16 @@ class ModelTrace:
 
 
 def tensor_key(x: Tensor) -> TensorKey:
-    """Return what identifies a tensor's values while it is alive: memory, extent, last dimension and version."""
+    """Return what identifies a tensor's values while it is alive: memory, extent, last axis and version.
+
+    The last axis by length and stride: a map of pixels seen as (B, C, H, W) is not the one seen as (B, H * W, C).
+    """
     return (
         x.untyped_storage().data_ptr(),
         int(x.storage_offset()),
         x.numel(),
         x.shape[-1] if x.dim() else 0,
+        x.stride(-1) if x.dim() else 0,
         x._version,
     )
 
@@ -138,7 +142,7 @@ def _value_layer(value: Tensor, trace: ModelTrace) -> Producer | None:
     """Return the layer whose output, or whose channels side by side, seen as (B, H, S, D), is `value`; else None."""
     batch, num_heads, length, head_dim = value.shape
     storage, width = value.untyped_storage().data_ptr(), num_heads * head_dim
-    whole = (storage, int(value.storage_offset()), value.numel(), width, value._version)
+    whole = (storage, int(value.storage_offset()), value.numel(), width, value.stride(-1), value._version)
     if whole in trace.outputs:
         return Producer(trace.outputs[whole])
     row = value.stride(2)  # the width of the larger product
@@ -146,7 +150,7 @@ def _value_layer(value: Tensor, trace: ModelTrace) -> Producer | None:
         return None
     start = int(value.storage_offset()) % row
     larger = trace.outputs.get(
-        (storage, int(value.storage_offset()) - start, batch * length * row, row, value._version)
+        (storage, int(value.storage_offset()) - start, batch * length * row, row, 1, value._version)
     )
     return None if larger is None else Producer(larger, (start, start + width))
 

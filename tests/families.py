@@ -51,6 +51,8 @@ class Family:
     batch: Callable[[PreTrainedModel, int, int, int], Batch] = field(default=lambda *options: padded_batch(*options))
     """(model, batch_size, seq_length, seed) → inputs with padding; the default fits all that reads text or pixels."""
 
+    float_attention: tuple[str, ...] = ()
+    """Attention modules that stay float; a comment at the entry says why."""
     is_slow: bool = False
     """Whether its graph is so large that only `make families` exports it."""
 

@@ -3,6 +3,13 @@
 import pytest
 import torch
 from torch import nn
+from transformers.masking_utils import (
+    and_masks,
+    causal_mask_function,
+    eager_mask,
+    sliding_window_bidirectional_overlay,
+    sliding_window_overlay,
+)
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from quant.attention import additive_mask, explicit_attention, quantized_attention
@@ -76,11 +83,19 @@ def test_the_short_mask_is_the_eager_mask_and_causal_models_keep_theirs():
     assert causal.shape == (2, 1, 4, 4) and causal[0, 0, 0, 1] < 0 == causal[0, 0, 1, 0]
 
 
-def test_a_sliding_window_is_the_eager_mask_without_lookups():
-    from transformers.masking_utils import eager_mask, sliding_window_causal_mask_function
+WINDOWS = {
+    "causal": causal_mask_function,
+    "causal window": and_masks(sliding_window_overlay(3), causal_mask_function),
+    "window": sliding_window_bidirectional_overlay(2),
+}
 
-    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    sizes = {"batch_size": 2, "q_length": 5, "kv_length": 5, "mask_function": sliding_window_causal_mask_function(2)}
-    short = additive_mask(**sizes, attention_mask=mask)
-    assert torch.equal(short, eager_mask(**sizes, attention_mask=mask.bool()))
-    assert short[0, 0, 4].tolist()[3:] == [0, 0] and short[0, 0, 4, 2] < 0
+
+@pytest.mark.parametrize("name", WINDOWS)
+@pytest.mark.parametrize("offset", [0, 4])
+def test_masks_of_windows_are_transformers_own(name, offset):
+    padding = torch.ones(3, 7 + offset)
+    padding[1, 5:] = padding[2, :2] = 0
+    options = {"mask_function": WINDOWS[name], "attention_mask": padding, "dtype": torch.float32}
+    sizes = {"batch_size": 3, "q_length": 7, "kv_length": 7 + offset, "q_offset": offset, "kv_offset": 0}
+    expected = eager_mask(**sizes, **{**options, "attention_mask": padding.bool()})
+    assert torch.equal(additive_mask(**sizes, **options).expand(expected.shape), expected)
