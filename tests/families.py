@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
         "SegformerForSemanticSegmentation",
         {"num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [16, 32],
          "num_attention_heads": [2, 4], "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2],
-         "decoder_hidden_size": 32, "num_channels": 3, "num_labels": 3, "image_size": 32, **INIT},
+         "decoder_hidden_size": 32, "num_channels": 3, "num_labels": 3, "image_size": 16, **INIT},
         "SegFormer",
     ),
     "mobilevit": Family(

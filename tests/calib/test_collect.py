@@ -1,6 +1,5 @@
 """Collection: padding left out, one count for a shared tensor, merging, saving, and NaN named."""
 
-
 import pytest
 import torch
 from torch import distributed as dist

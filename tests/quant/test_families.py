@@ -152,6 +152,7 @@ def test_a_layer_that_serves_twice_has_its_own_quantizer_unless_a_norm_covers_bo
 def test_pixels_seen_as_a_map_and_as_a_sequence_are_two_tensors():
     """SegFormer's key reduction convolves what Q's projection reads; here channels and width are both 16."""
     family = get_family("segformer")
+    family = type(family)(family.model_class, {**family.config, "image_size": 32}, "")
     model = calibrated(family, family.model(), "int8_smoothquant")
     shared = [site for site in model.quantization.sites if site.enabled and len(site.consumers) > 1]
     assert shared and all(len({type(model.get_submodule(c)) for c in site.consumers}) == 1 for site in shared)
