@@ -43,7 +43,6 @@ VARIANTS = {
     "int8_linear, mse": "--recipe int8_linear --method mse",
     "int8_smoothquant": "--recipe int8_smoothquant",
     "int8_smoothquant, mse": "--recipe int8_smoothquant --method mse",
-    "int8 weights alone": "--recipe benchmarks/recipes/weights_alone.yaml",
 }
 BLOCK = 128  # tokens of one sample, and of one scored block
 STORY_TOKENS, NUM_STORIES, NUM_NEW_TOKENS = 256, 128, 64
