@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
-
-import onnx
+from typing import Any
 
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
-from engine.qdq import TARGETS, check_dtype, prepare_for_target
+from engine.graph_file import save_graph
+from engine.qdq import TARGETS, check_dtype, prepare_graph
 from eval.parity import check_parity
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
-from quant.onnx_export import export_onnx
+from quant.encoder_decoder import PARTS, is_encoder_decoder, model_part, part_of
+from quant.onnx_export import export_graph
 from quant.pretrained import LoadedModel, load_float_model
 from quant.tensor_quantizer import HALF_TYPES, rounded_scales
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Export, run the target's passes, check parity, keep the file; print one summary line."""
+    """Export, run the target's passes, check parity, keep the file; print one summary line for each file."""
     check_free(arguments.out, arguments.force)
     if arguments.target not in TARGETS:
         raise UsageError(f"unknown target {arguments.target!r}; known: {', '.join(TARGETS)}")
@@ -28,15 +30,42 @@ def export(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from None
     loaded, metadata = _load(arguments.checkpoint)
-    print(f"export to {arguments.target} ...", file=sys.stderr)
-    with _scales_of(loaded, dtype), whole_output(arguments.out, arguments.force) as path:
-        exported = export_onnx(loaded.model, processor=loaded.processor)
-        onnx.save(prepare_for_target(exported, arguments.target, metadata, dtype), path)
-        print("check parity ...", file=sys.stderr)
-        report = check_parity(path, loaded, backend=arguments.target)
-        size_bytes = path.stat().st_size
-    row = {"onnx": arguments.out, "target": arguments.target, "size_bytes": size_bytes, **metadata, **vars(report)}
-    print_result(row, f"{arguments.out}: {arguments.target}, {size_bytes / 1e6:.1f} MB; {report}", arguments.json)
+    files = _files(arguments.out, loaded)
+    for out in files:
+        check_free(out, arguments.force)
+    rows = []
+    with _scales_of(loaded, dtype), ExitStack() as outputs:  # both files of an encoder-decoder are kept, or none
+        for out, part in files.items():
+            path = outputs.enter_context(whole_output(out, arguments.force))
+            rows.append(_write(path, part, arguments.target, metadata, dtype) | {"onnx": out})
+    for row in rows:
+        summary = f"{row['onnx']}: {arguments.target}, {row['size_bytes'] / 1e6:.1f} MB; {row.pop('summary')}"
+        print_result(row, summary, arguments.json)
+
+
+def _write(path: Path, loaded: LoadedModel, target: str, metadata: dict[str, str], dtype: str | None) -> dict[str, Any]:
+    """Write one checked file; return its result row, with the parity check's own words under "summary"."""
+    part = part_of(loaded.model)
+    if part is not None:
+        metadata = {**metadata, "int8kit.part": part}
+    print(f"export {'' if part is None else f'the {part} '}to {target} ...", file=sys.stderr)
+    graph = export_graph(loaded.model, processor=loaded.processor)
+    prepare_graph(graph, target, metadata, dtype)
+    size = save_graph(graph, path, full_check=dtype is not None)
+    del graph  # a large model's INT8 weights
+    print("check parity ...", file=sys.stderr)
+    report = check_parity(path, loaded, backend=target)
+    return {"onnx": "", "target": target, "size_bytes": size, **metadata, **vars(report), "summary": str(report)}
+
+
+def _files(out: str, loaded: LoadedModel) -> dict[str, LoadedModel]:
+    """Return what goes into which file: an encoder-decoder becomes OUT with .encoder and .decoder before its suffix."""
+    if not is_encoder_decoder(loaded.model):
+        return {out: loaded}
+    return {
+        str(Path(out).with_suffix(f".{part}{Path(out).suffix}")): replace(loaded, model=model_part(loaded.model, part))
+        for part in PARTS
+    }
 
 
 def _scales_of(loaded: LoadedModel, dtype: str | None) -> AbstractContextManager[None]:
@@ -61,7 +90,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--target", required=True, help=f"who will read the file: {', '.join(TARGETS)}")
     parser.add_argument("--dtype", help="target tensorrt: type of all that is not INT8, fp16 (its default) or bf16")
-    parser.add_argument("--out", required=True, help="the ONNX file to write")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="the ONNX file to write; of an encoder-decoder two: OUT with .encoder and .decoder before its suffix",
+    )
     parser.add_argument("--force", action="store_true", help="replace --out")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
     run_command(parser, export, argv)

@@ -165,6 +165,31 @@ def tensorrt_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def language_table(rows: list[Row]) -> list[str]:
+    """Return lines of the language models' table: perplexity and greedy text in ONNX Runtime."""
+    lines = ["| model | variant | perplexity (interval) | over float | mean abs. logit change | equal texts of 20 |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for row in newest(rows, "model", "variant"):
+        lines.append(
+            f"| {row['model']} | {row['variant']} | {row['perplexity']:.3f} ({row['perplexity_low']:.3f}-"
+            f"{row['perplexity_high']:.3f}) | {row['perplexity_change']:+.2%} | {row['error_abs_mean']:.3f} "
+            f"| {row['equal_texts']} |"
+        )
+    return lines
+
+
+def memory_table(rows: list[Row]) -> list[str]:
+    """Return lines of the large model's table: peak memory over the float weights."""
+    lines = ["| recipe | float weights | file | export: peak over float weights | parity check: peak |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for row in newest(rows, "recipe", "parameters"):
+        lines.append(
+            f"| {row['recipe']} | {row['float_gb']:.2f} GB | {row['file_gb']:.2f} GB | {row['export_peak']:.2f} "
+            f"| {row['parity_peak']:.2f} |"
+        )
+    return lines
+
+
 TABLES = {
     "fidelity": ("Fidelity", fidelity_table),
     "speed": ("Speed", speed_table),
@@ -173,6 +198,8 @@ TABLES = {
     "qat_sst2": ("QAT on SST-2 (int8_full)", qat_table),
     "qat_step": ("A training step (BERT-base, 32 x 128, bf16)", step_table),
     "tensorrt": ("TensorRT 8.5.3.1 on an H200 (minilm-sst2, 32 x 64)", tensorrt_table),
+    "language_models": ("Language models", language_table),
+    "large_model": ("Memory of a large model's export", memory_table),
 }
 
 

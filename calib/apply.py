@@ -12,14 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from calib.calibrators import compute_amax
+from calib.folding import Fold
 from calib.smoothquant import (
     Smoothing,
     channel_importance,
     choose_smoothing,
     consumer_weights,
-    fold_constraint,
-    fold_into,
-    is_exact_fold,
     smoothed_histogram,
 )
 from calib.statistics import SiteStatistics, Statistics
@@ -95,40 +93,30 @@ def smooth_site(
     consumers: list[Any] = [model.get_submodule(name) for name in site.consumers]
     if not all(isinstance(consumer, QuantLayer) for consumer in consumers):
         return site, None
-    head_dim = _head_dim(model)
     assert seen.channel_amax is not None
-    producer = _foldable_producer(model, site, consumers, len(seen.channel_amax), head_dim)
-    if producer is None and not is_input:
+    fold = _exact_fold(model, site, consumers, len(seen.channel_amax))
+    if fold is None and not is_input:
         return dataclasses.replace(site, smoothing="none: another branch reads the same INT8 tensor"), None
 
     amax_of = partial(smoothed_amax, options=recipe.calibrator)
-    constrain = (lambda s: s) if producer is None else fold_constraint(producer, head_dim)
+    constrain = (lambda s: s) if fold is None else fold.constrain
     smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, constrain)
     if smoothing is None:
         return dataclasses.replace(site, smoothing="none: no alpha lowers the error"), None
     how = "explicit"
-    if producer is not None:
-        fold_into(producer, consumers, smoothing.scale, head_dim)
+    if fold is not None:
+        fold.apply(smoothing.scale)
         how = f"folded into {site.producer}"
     return dataclasses.replace(site, smoothing=f"{how}, alpha {smoothing.alpha:g}"), smoothing
 
 
-def _foldable_producer(
-    model: PreTrainedModel, site: Site, consumers: list[Any], num_channels: int, head_dim: int
-) -> Any:
-    """Return the module that can carry 1/s exactly; None where there is none, or it is quantized itself."""
+def _exact_fold(model: PreTrainedModel, site: Site, consumers: list[Any], num_channels: int) -> Fold | None:
+    """Return the fold that carries 1/s exactly; None where there is none."""
     if site.producer is None:
         return None
-    enabled = {other.name for other in quantization_of(model).sites if other.enabled}
-    if any(name.startswith(_attention_of(site)) and name.endswith("v_bmm_quantizer") for name in enabled):
-        return None  # V's own amax was collected before the fold
     producer = model.get_submodule(site.producer)
-    return producer if is_exact_fold(model, producer, consumers, num_channels, head_dim) else None
-
-
-def _attention_of(site: Site) -> str:
-    """Return the attention module's name for a site behind attention: the parent of the value projection."""
-    return f"{(site.producer or '').rpartition('.')[0]}."
+    fold = Fold(producer, tuple(consumers), num_channels, _head_dim(model), site.producer_channels)
+    return fold if fold.is_exact(model) else None
 
 
 def _head_dim(model: PreTrainedModel) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,11 @@ from torch import distributed as dist
 from tqdm import tqdm
 
 from calib.statistics import SiteStatistics, Statistics
+from quant.encoder_decoder import encoder_prefix, is_encoder_decoder, write_greedily
 from quant.insert import Site, quantization_of
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantizers_disabled
 
+MASK, DECODER_MASK = "attention_mask", "decoder_attention_mask"
 ROW_KINDS = ("linear", "norm_output")  # the sites that SmoothQuant can reach: their last axis is a layer's inputs
 
 
@@ -23,7 +26,8 @@ def collect(
     """Return the statistics of every enabled activation site of `model` over `batches`.
 
     Args:
-        batches: inputs as `model(**batch)` takes them; positions where `attention_mask` is 0 are not counted.
+        batches: inputs as `model(**batch)` takes them; positions where `attention_mask` is 0 are not counted. Where an
+            encoder-decoder gets no decoder_input_ids, its decoder reads what the float model writes, greedily.
         seed: of the row sample.
     The model computes in float meanwhile. Under torchrun each rank passes its own batches and all ranks get the sum.
     Raises: ValueError: no batches, or NaN or infinite activations (the site is named).
@@ -31,8 +35,12 @@ def collect(
     collector = _Collector(model, seed)
     with collector, quantizers_disabled(model), torch.no_grad():
         for batch in tqdm(batches, desc="collect", unit="batch", disable=not progress):
-            collector.start(batch)
-            model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            if is_encoder_decoder(model) and "decoder_input_ids" not in inputs:
+                collector.pause()
+                inputs |= write_greedily(model, inputs)
+            collector.start(inputs)
+            model(**inputs)
     statistics = collector.statistics
     statistics.to_cpu()
     if dist.is_available() and dist.is_initialized():
@@ -63,7 +71,9 @@ class _Collector:
         ]
         self.statistics = Statistics({site.name: SiteStatistics() for site in sites})
         self.generator = torch.Generator().manual_seed(seed)
-        self.mask: Tensor | None = None
+        self.masks: dict[str, Tensor | None] = {}
+        self.is_paused = False
+        self.mask_of = _mask_names(model, sites)
         quantizers = dict(named_quantizers(model))
         self.targets = [(quantizers[site.name], site) for site in sites]
         self.seen: dict[str, Tensor] = {}
@@ -78,15 +88,22 @@ class _Collector:
             handle.remove()
         self.seen.clear()
 
+    def pause(self) -> None:
+        """Count nothing until `start`."""
+        self.is_paused = True
+
     def start(self, batch: dict[str, Tensor]) -> None:
-        """Prepare for the forward of `batch`: its padding mask, None where nothing is padded."""
-        mask = batch.get("attention_mask")
-        self.mask = None if mask is None or bool(mask.all()) else mask.bool()
+        """Prepare for the forward of `batch`: its padding masks, None where nothing is padded."""
+        masks = {name: batch.get(name) for name in (MASK, DECODER_MASK)}
+        self.masks = {name: None if m is None or bool(m.all()) else m.bool() for name, m in masks.items()}
+        self.is_paused = False
         self.seen.clear()
         self.statistics.num_samples += len(next(iter(batch.values())))
 
     def _see(self, site: Site, quantizer: TensorQuantizer, args: tuple[Tensor]) -> None:
         x = args[0]
+        if self.is_paused:
+            return
         if self.seen.get(site.name) is x:
             return  # Q, K and V read one tensor through one quantizer: counted once
         self.seen[site.name] = x
@@ -101,7 +118,7 @@ class _Collector:
 
     def _unpadded(self, x: Tensor, site: Site) -> Tensor:
         """Return x without its padded positions, (positions, channels); x itself where nothing is padded."""
-        mask = self.mask
+        mask = self.masks.get(self.mask_of[site.name])
         if mask is None:
             return x
         mask = mask.to(x.device)
@@ -112,6 +129,24 @@ class _Collector:
         if x.dim() == 3 and x.shape[:2] == mask.shape:
             return x[mask]
         return x[mask.flatten()] if x.dim() == 2 and len(x) == mask.numel() else x
+
+
+def _mask_names(model: Any, sites: list[Site]) -> dict[str, str]:
+    """Return for each site which input masks its padding: in a decoder its own mask, but for what it reads of the
+    encoder (K and V of cross attention)."""
+    encoder = encoder_prefix(model)
+    if encoder is None:
+        return {site.name: MASK for site in sites}
+    norms = [s for s in quantization_of(model).sites if s.kind == "norm_output" and s.name.startswith(encoder)]
+    cross = {layer for norm in norms for layer in norm.consumers if not layer.startswith(encoder)}
+    attentions = {layer.rpartition(".")[0] for layer in cross}
+
+    def reads_encoder(site: Site) -> bool:
+        owner, _, quantizer = site.name.rpartition(".")
+        is_cross = owner in attentions and quantizer in ("k_bmm_quantizer", "v_bmm_quantizer")
+        return site.name.startswith(encoder) or is_cross or bool(cross & {*site.consumers})
+
+    return {site.name: MASK if reads_encoder(site) else DECODER_MASK for site in sites}
 
 
 def observe(statistics: SiteStatistics, x: Tensor, keep_rows: bool, generator: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""SmoothQuant: moves range from activations to weights, folded where an exact fold exists, else a product with 1/s.
+"""SmoothQuant: the divisor s that moves range from activations to weights; `folding.py` says where 1/s goes.
 
 Source: Xiao et al. 2023 (arXiv:2211.10438). The strength is searched on the statistics: the rows that collection kept
 show what each alpha costs in the layer's own output.
@@ -15,17 +15,12 @@ from torch import Tensor, nn
 
 from calib.histogram import Histogram, amax_range
 from calib.statistics import SiteStatistics
-from quant.example_inputs import example_inputs
 from quant.insert import Site
-from quant.modules import QUANT_LAYER_TYPES, is_norm
 from quant.recipe import SmoothQuantOptions
-from quant.tensor_quantizer import along_axis, amax_to_scale, fake_quantize, quantizers_disabled
+from quant.tensor_quantizer import amax_to_scale, fake_quantize
 
 ALPHAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 WEIGHT_STEPS = 16  # counts are integers: one value of weight 1 counts as this many
-FOLD_TOLERANCE = (
-    1e-4  # of the largest output; a fold that is not exact misses by orders of magnitude more (facts: 1.17)
-)
 AmaxOf = Callable[[SiteStatistics, list[Tensor], Tensor], float]
 
 
@@ -137,55 +132,3 @@ def consumer_weights(model: nn.Module, site: Site) -> list[Tensor]:
     """Return the float weights of the layers that read the site, each (out_features, in_features) on the CPU."""
     layers: list[Any] = [model.get_submodule(name) for name in site.consumers]
     return [layer.weight.detach().float().cpu().movedim(layer.input_axis, 1) for layer in layers]
-
-
-def fold_constraint(producer: Any, head_dim: int) -> Callable[[Tensor], Tensor]:
-    """Return the map from any s to one the producer can carry: grouped KV heads have several readers, so one s."""
-    width = (
-        len(producer.weight) if not hasattr(producer, "weight_axis") else producer.weight.shape[producer.weight_axis]
-    )
-
-    def constrain(s: Tensor) -> Tensor:
-        if len(s) == width:
-            return s
-        grouped = s.reshape(width // head_dim, -1, head_dim)  # (KV heads, readers, D)
-        return grouped.amax(1, keepdim=True).expand_as(grouped).reshape(-1)
-
-    return constrain
-
-
-def fold_into(producer: Any, consumers: list[Any], s: Tensor, head_dim: int) -> None:
-    """Divide the producer's output channels by s and multiply the consumers' input channels by it, in place."""
-    axis = 0 if is_norm(producer) else producer.weight_axis
-    width = producer.weight.shape[axis]
-    own = s if len(s) == width else s.reshape(width // head_dim, -1, head_dim)[:, 0].reshape(-1)
-    own, s = own.to(producer.weight), s.to(producer.weight)
-    with torch.no_grad():
-        producer.weight.div_(along_axis(own, producer.weight, axis))
-        if getattr(producer, "bias", None) is not None:
-            producer.bias.div_(own)
-        for consumer in consumers:
-            consumer.weight.mul_(along_axis(s, consumer.weight, consumer.input_axis))
-
-
-def is_exact_fold(model: Any, producer: Any, consumers: list[Any], num_channels: int, head_dim: int) -> bool:
-    """Return whether folding a random s leaves the float model's outputs as they are: tried on the model, then undone.
-
-    This finds every other reader of the tensor (a post-LayerNorm model's residual branch, an activation in between).
-    """
-    if not (is_norm(producer) or isinstance(producer, QUANT_LAYER_TYPES)) or getattr(producer, "weight", None) is None:
-        return False
-    width = producer.weight.shape[0 if is_norm(producer) else producer.weight_axis]
-    if num_channels % width or not all(isinstance(consumer, QUANT_LAYER_TYPES) for consumer in consumers):
-        return False
-    parameters = [p for module in (producer, *consumers) for p in module.parameters(recurse=False)]
-    saved = [p.detach().clone() for p in parameters]
-    s = fold_constraint(producer, head_dim)(torch.linspace(0.5, 2.0, num_channels))
-    inputs = example_inputs(model)
-    with torch.no_grad(), quantizers_disabled(model):
-        before = model(**inputs)[0]
-        fold_into(producer, consumers, s, head_dim)
-        after = model(**inputs)[0]
-        for parameter, value in zip(parameters, saved, strict=True):
-            parameter.copy_(value)
-    return bool((before - after).abs().max() <= FOLD_TOLERANCE * before.abs().max().clamp_min(1e-6))

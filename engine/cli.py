@@ -108,6 +108,8 @@ def _raise_interrupt(*_: object) -> NoReturn:
 def whole_output(out: str | Path, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `out` for a file or folder, and rename it onto `out` only when the block ends well.
 
+    Files that the block writes beside the temporary one (the weights of a large ONNX file) go beside `out` before.
+
     Raises: FileExistsError: if `out` exists and `force` is false (said before any work is done).
     """
     target = Path(out)
@@ -116,6 +118,10 @@ def whole_output(out: str | Path, force: bool = False) -> Iterator[Path]:
     holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield holder / target.name
+        for beside in sorted(holder.iterdir()):
+            if beside.name != target.name:
+                check_free(target.parent / beside.name, force)
+                os.replace(beside, target.parent / beside.name)
         replace_path(holder / target.name, target)
     finally:
         shutil.rmtree(holder, ignore_errors=True)

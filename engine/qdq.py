@@ -68,21 +68,29 @@ def prepare_for_target(
     Raises: ValueError: for an unknown target or dtype, a weight whose scale or zero point is not symmetric INT8 or
         which the type cannot hold; onnx.checker.ValidationError: if a pass left an invalid graph.
     """
+    graph_model = ir.from_proto(model)
+    prepare_graph(graph_model, target, metadata, dtype)
+    prepared = ir.to_proto(graph_model)
+    is_typed = check_dtype(target, dtype) is not None
+    onnx.checker.check_model(prepared, full_check=is_typed)  # the types of every node, where a pass set them
+    return prepared
+
+
+def prepare_graph(
+    model: ir.Model, target: str, metadata: Mapping[str, str] | None = None, dtype: str | None = None
+) -> None:
+    """Prepare a graph in place, unchecked; see `prepare_for_target`. Each weight is read once, none is copied whole."""
     passes = get_target(target)
     dtype = check_dtype(target, dtype)
     if dtype is not None:
         passes = (*passes, to_half(dtype))
-    graph_model = ir.from_proto(model)
     for each in passes:
-        each(graph_model)
-        sweep(graph_model)
+        each(model)
+        sweep(model)
     if dtype == "bf16":
-        graph_model.graph.opset_imports[""] = BF16_OPSET  # from 20 only types were added to the operators we use
+        model.graph.opset_imports[""] = BF16_OPSET  # from 20 only types were added to the operators we use
     typed = {"int8kit.dtype": dtype} if dtype else {}
-    graph_model.metadata_props.update({**(metadata or {}), "int8kit.target": target, **typed})
-    prepared = ir.to_proto(graph_model)
-    onnx.checker.check_model(prepared, full_check=dtype is not None)  # the types of every node, where a pass set them
-    return prepared
+    model.metadata_props.update({**(metadata or {}), "int8kit.target": target, **typed})
 
 
 def check_dtype(target: str, dtype: str | None) -> str | None:

@@ -33,7 +33,7 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
         model = onnx.load(str(path))
         if not model.graph.node:
             raise ValueError("it holds no nodes")
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(str(path))  # by its path: over 2 GB the weights stand in a file beside it
     except Exception as error:  # protobuf's DecodeError and the checker's ValidationError share no base below it
         line = " ".join(str(error).split())[:200]
         raise ValueError(

@@ -92,5 +92,7 @@ def fold_transposes(model: ir.Model) -> int:
         new = ir.node("DequantizeLinear", [moved, *node.inputs[1:]], attributes, name=node.name)
         model.graph.insert_before(transpose, new)
         replace(transpose.outputs[0], new.outputs[0])
+        if len(operand(node, 0).uses()) == 1:  # by the node that nothing reads now: a large model has no room for both
+            operand(node, 0).const_value = None
         folded += 1
     return folded

@@ -6,8 +6,9 @@ the outputs of the whole model against each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from engine.weights import quantize as rounded
+from eval.onnx_constants import Constants
 from quant.modules import QuantLayer
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantize
 
@@ -57,14 +58,18 @@ class SiteReport:
     min_equal_integers: float
 
 
-def check_sites(proto: onnx.ModelProto, model: nn.Module) -> SiteReport:
+def check_sites(proto: onnx.ModelProto, model: nn.Module, folder: str | Path = "") -> SiteReport:
     """Return the report of a file whose weights, scales and rounding are those of the model.
+
+    Args:
+        folder: where the weights stand that the file refers to; they are read one by one.
 
     Raises: ValueError: naming every weight or scale that is not equal to the bit, every zero point that is not the
         target's, and
         every site where fewer than 99.99 % of the integers are equal or one is more than 1 away.
     """
-    stored_weights, stored_sites = list(weights_of(proto)), list(activation_sites_of(proto))
+    constants = Constants(proto, folder)
+    stored_weights, stored_sites = list(weights_of(proto, constants)), list(activation_sites_of(proto, constants))
     problems: list[str] = []
     num_weights = 0
     pairs: list[tuple[TensorQuantizer, StoredSite]] = []
@@ -149,13 +154,12 @@ def _places(scale: np.ndarray, stored: np.ndarray) -> list[int]:
     return [int(start) for start in starts if np.array_equal(stored[start : start + len(scale)], scale)]
 
 
-def weights_of(proto: onnx.ModelProto) -> Iterator[StoredWeight]:
+def weights_of(proto: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> Iterator[StoredWeight]:
     """Yield every INT8 constant of at least two axes with its scale, along the axis that its DequantizeLinear names.
 
     Behind a Gather (an embedding table) axes are counted otherwise: then once for each axis that the scale fits.
     """
-    constants = _constants(proto)
-    for name, (scale_name, axis) in _dequantized(proto).items():
+    for name, (scale_name, axis) in _dequantized(proto, constants).items():
         integers, scale = constants[name], constants[scale_name].reshape(-1)
         if integers.dtype != np.int8 or integers.ndim < 2:
             continue
@@ -165,9 +169,8 @@ def weights_of(proto: onnx.ModelProto) -> Iterator[StoredWeight]:
                 yield StoredWeight(name, channels_first(integers, each), scale)
 
 
-def _dequantized(proto: onnx.ModelProto) -> dict[str, tuple[str, int | None]]:
+def _dequantized(proto: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> dict[str, tuple[str, int | None]]:
     """Return constant → (its scale's name, its DequantizeLinear's axis, or None with a node between the two)."""
-    constants = _constants(proto)
     origin: dict[str, str] = {name: name for name in constants}
     found: dict[str, tuple[str, int | None]] = {}
     for node in proto.graph.node:
@@ -182,9 +185,8 @@ def _dequantized(proto: onnx.ModelProto) -> dict[str, tuple[str, int | None]]:
     return found
 
 
-def activation_sites_of(proto: onnx.ModelProto) -> Iterator[StoredSite]:
+def activation_sites_of(proto: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> Iterator[StoredSite]:
     """Yield every QuantizeLinear whose input is computed, with the Mul by a constant before it."""
-    constants = _constants(proto)
     producers = {output: node for node in proto.graph.node for output in node.output}
     for node in proto.graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] in constants:
@@ -277,21 +279,6 @@ def _zero_point_problems(stored: list[StoredSite]) -> list[str]:
                 f"{site.name}: zero point {site.zero_point.ravel()[:1].tolist()} of {site.zero_point.dtype}"
             )
     return problems
-
-
-def _constants(proto: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Return the file's constants, halves as fp32, and what each QuantizeLinear makes of one."""
-    constants = {initializer.name: numpy_helper.to_array(initializer) for initializer in proto.graph.initializer}
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    halves = {name: array for name, array in constants.items() if array.dtype.name in ("float16", "bfloat16")}
-    constants.update({name: array.astype(np.float32) for name, array in halves.items()})
-    for node in proto.graph.node:
-        if node.op_type == "QuantizeLinear" and node.input[0] in constants and node.input[1] in constants:
-            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-            constants[node.output[0]] = rounded(constants[node.input[0]], constants[node.input[1]], axis)
-    return constants
 
 
 def _smooth(quantizer: TensorQuantizer) -> str:

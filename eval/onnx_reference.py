@@ -22,9 +22,8 @@ def plain_runner(onnx_path: str | Path) -> Runner:
 
     Raises: RuntimeError: ONNX Runtime does not take the file.
     """
-    model = onnx.load(str(onnx_path))
-    is_bfloat16 = half_type(model) == "bf16"
-    content = widen_bfloat16(model).SerializeToString() if is_bfloat16 else str(onnx_path)
+    is_bfloat16 = half_type(onnx.load(str(onnx_path), load_external_data=False)) == "bf16"
+    content = widen_bfloat16(onnx.load(str(onnx_path))).SerializeToString() if is_bfloat16 else str(onnx_path)
     try:
         session = plain_session(content)
     except Exception as error:  # its errors derive from Exception alone

@@ -19,14 +19,18 @@ import numpy as np
 import onnx
 import torch
 
+from engine.graph_file import data_path
 from eval.batches import select_feeds
 from eval.evaluate import Runner
-from eval.graph_parity import active_quantizers, check_sites
+from eval.graph_parity import SiteReport, active_quantizers, check_sites
 from eval.latency import Feeds
 from eval.onnx_reference import half_type, plain_runner
 from eval.pytorch_runner import PyTorchRunner
+from eval.random_feeds import SHAPES as SHAPES
+from eval.random_feeds import random_feeds
 from eval.tensor_error import check_finite
-from quant.example_inputs import SAMPLE_OUTPUTS, image_shape, input_names
+from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES
+from quant.example_inputs import SAMPLE_OUTPUTS
 from quant.pretrained import LoadedModel
 from quant.tensor_quantizer import HALF_TYPES, quantizers_disabled
 
@@ -48,9 +52,6 @@ MAX_HALF_SHARE = 2.0
 JUDGED_AS_WRITTEN = ("tensorrt", "tensorrt8")
 # Outputs whose largest entry is a prediction.
 PREDICTIONS = ("logits", "start_logits", "end_logits", "logits_per_image")
-# (batch, tokens) of the random feeds; both dimensions differ, so that a fixed one in the file shows.
-SHAPES = ((2, 12), (5, 31))
-NUM_ROUNDS = 15
 
 RunEngine = Callable[[Path, str], Runner]
 
@@ -105,8 +106,7 @@ def check_parity(
         explains.
     """
     path = Path(onnx_path)
-    proto = onnx.load(path)
-    sites, dtype = check_sites(proto, quantized.model), half_type(proto)
+    sites, dtype = _check_file(path, quantized)
     is_quantized = any(True for _ in active_quantizers(quantized.model))
     batches = feeds if feeds is not None else list(random_feeds(quantized, seed))
     fake = _outputs(PyTorchRunner(quantized), batches)
@@ -119,17 +119,25 @@ def check_parity(
     return _judge(backend, sites, is_quantized, batches, engine, fake, plain, dtype, half)
 
 
+def _check_file(path: Path, quantized: LoadedModel) -> tuple[SiteReport, str | None]:
+    """Return what the file's numbers are like and its half type; a large file's weights are read one by one."""
+    proto = onnx.load(path, load_external_data=False)
+    return check_sites(proto, quantized.model, path.parent), half_type(proto)
+
+
 def check_padding(runner: Runner, batches: list[Feeds], outputs: list[Feeds]) -> None:
-    """Run the padded batches again with other ids in the padding; real positions must not see the difference.
+    """Run the padded batches again with other values in the padding; real positions must not see the difference.
 
     Raises: ValueError: the padding mask is lost, wholly or in part.
     """
     for feeds, before in zip(batches, outputs, strict=True):
-        mask = feeds.get("attention_mask")
-        if mask is None or "input_ids" not in feeds or mask.all():
+        masked, by = (HIDDEN_STATES, HIDDEN_MASK) if HIDDEN_STATES in feeds else ("input_ids", "attention_mask")
+        mask = feeds.get(by)
+        if mask is None or masked not in feeds or mask.all():
             continue
-        ids = feeds["input_ids"]
-        other = {**feeds, "input_ids": np.where(mask.astype(bool), ids, np.roll(ids, 1, axis=1))}
+        x = feeds[masked]
+        is_real = mask.astype(bool).reshape(*mask.shape, *[1] * (x.ndim - 2))
+        other = {**feeds, masked: np.where(is_real, x, np.roll(x, 1, axis=1))}
         change = float(_differences(runner(select_feeds(other, runner.input_names)), before, feeds).max())
         allowed = FLOAT_TOLERANCE * max(1.0, max(float(np.abs(array).max()) for array in before.values()))
         if change > allowed:
@@ -137,41 +145,6 @@ def check_padding(runner: Runner, batches: list[Feeds], outputs: list[Feeds]) ->
                 f"the engine's outputs change by {change:.2g} with what stands in the padding. Look for a lost mask: "
                 "the model's attention must get its attention_mask"
             )
-
-
-def random_feeds(loaded: LoadedModel, seed: int = 0) -> Iterator[Feeds]:
-    """Yield batches of random ids at two batch sizes and lengths with padding on the tokenizer's side, or of random
-    pixels.
-    """
-    config: Any = loaded.model.config
-    generator = np.random.default_rng(seed)
-    names = input_names(loaded.model, loaded.processor)
-    if names == ("pixel_values",):
-        for batch_size, _ in SHAPES * NUM_ROUNDS:
-            yield {"pixel_values": _random_pixels(loaded, generator, batch_size)}
-        return
-    text = config.get_text_config()
-    # Ids below 10 are padding and special tokens in small vocabularies; the maximum keeps clear of RoBERTa's offset.
-    limit = (getattr(text, "max_position_embeddings", None) or 512) - 2
-    pad_left = getattr(loaded.processor, "padding_side", "right") == "left"
-    pad_id = getattr(text, "pad_token_id", None) or 0
-    for batch_size, length in SHAPES * NUM_ROUNDS:
-        length = min(length, limit)
-        ids = generator.integers(min(10, text.vocab_size - 1), text.vocab_size, size=(batch_size, length))
-        num_tokens = generator.integers(length // 2, length + 1, size=batch_size)
-        num_tokens[0] = length
-        position = np.arange(length)[::-1] if pad_left else np.arange(length)
-        mask = (position[None, :] < num_tokens[:, None]).astype(np.int64)  # (B, L)
-        yield {
-            "input_ids": np.where(mask == 1, ids, pad_id),
-            "attention_mask": mask,
-            "token_type_ids": np.zeros_like(mask),
-            **({"pixel_values": _random_pixels(loaded, generator, batch_size)} if "pixel_values" in names else {}),
-        }
-
-
-def _random_pixels(loaded: LoadedModel, generator: np.random.Generator, batch_size: int) -> np.ndarray:
-    return generator.normal(size=(batch_size, *image_shape(loaded.model))).astype(np.float32)
 
 
 def _judge(
@@ -310,7 +283,9 @@ def _as_float(quantized: LoadedModel, float_model: LoadedModel | None) -> Iterat
 @contextmanager
 def _engine(onnx_path: Path, backend: str) -> Iterator[Runner]:
     """Yield the runner of a temporary engine built from the file, or of the file itself."""
-    if backend in JUDGED_AS_WRITTEN:
+    # A large file too, by ONNX Runtime's target: building an engine holds it several times over.
+    is_large = data_path(onnx_path).exists() and backend == "onnxruntime"
+    if backend in JUDGED_AS_WRITTEN or is_large:
         with plain_runner(onnx_path) as runner:
             yield runner
         return

@@ -88,11 +88,17 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     content = read_description(folder)
     _check_digests(folder, content)
     loaded = load_float_model(folder)
-    sites = tuple(Site(**{**site, "consumers": tuple(site["consumers"])}) for site in content["sites"])
+    sites = tuple(_site(fields) for fields in content["sites"])
     attach_sites(loaded.model, Quantization(recipe_from_dict(content["recipe"]), sites))
     load_quantizers(loaded.model, folder)
     check_calibrated(loaded.model)
     return loaded
+
+
+def _site(fields: dict[str, Any]) -> Site:
+    channels = fields.get("producer_channels")
+    channels = None if channels is None else tuple(channels)
+    return Site(**{**fields, "consumers": tuple(fields["consumers"]), "producer_channels": channels})
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
+from quant.encoder_decoder import encoder_prefix
 from quant.modules import QUANT_LAYERS, QuantEmbedding, is_norm, quant_norm_class
 from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
@@ -19,6 +20,7 @@ from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
 
 UNREAD_NORM = "no quantized product reads it"
+LEAVING_NORM = "the decoder reads it and rounds it for itself"
 SPOILED_NORM = "a layer that reads it also reads a tensor of another making and rounds both itself"
 
 
@@ -38,8 +40,9 @@ class Site:
     axis: int | None = None
     """The channel axis of its scales; None is one scale for the whole tensor."""
     producer: str | None = None
-    """The norm, or the value projection behind attention, whose output channels are this tensor's channels."""
-
+    """The norm or layer whose output channels may be this tensor's channels: what SmoothQuant tries to fold into."""
+    producer_channels: tuple[int, int] | None = None
+    """Which of its output channels (start, end) they are; None is all."""
     smoothing: str = ""
     """What SmoothQuant did here: empty, `explicit, alpha 0.85`, or `folded into <producer>, alpha 0.85`."""
 
@@ -80,10 +83,13 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     judged = _Judge(recipe)
     norms = _norm_sites(trace, judged)
     norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
+    encoder = encoder_prefix(model)
+    leaving = {site.name for site in norms if _leaves_encoder(site, encoder)}
+    norm_of = {key: name for key, name in norm_of.items() if name not in leaving}
     covering = _covering_norms(model, trace, judged, norm_of)
     inputs_sites = _input_sites(model, trace, judged, covering)
     sites = [
-        *_keep_read_norms(norms, inputs_sites, set(covering.values())),
+        *_keep_read_norms(norms, inputs_sites, set(covering.values()), encoder),
         *inputs_sites,
         *_weight_sites(model, trace, judged),
         *_attention_sites(model, trace, judged),
@@ -148,14 +154,30 @@ def _covering_norms(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, no
         covering = {key: name for key, name in covering.items() if name not in spoiled}
 
 
-def _keep_read_norms(norms: list[Site], inputs_sites: list[Site], covering: set[str]) -> list[Site]:
+def _keep_read_norms(
+    norms: list[Site], inputs_sites: list[Site], covering: set[str], encoder: str | None
+) -> list[Site]:
     """Switch off the norm outputs that serve no quantized product: rounding them would cost accuracy for nothing."""
     read = {name for site in inputs_sites for name in site.reason.removeprefix("reads ").split(" and ")}
     return [
         site if not site.enabled or site.name in read
-        else dataclasses.replace(site, enabled=False, reason=UNREAD_NORM if site.name in covering else SPOILED_NORM)
+        else dataclasses.replace(site, enabled=False, reason=_why_not(site, covering, encoder))
         for site in norms
     ]  # fmt: skip
+
+
+def _why_not(norm: Site, covering: set[str], encoder: str | None) -> str:
+    """Return why a norm's output is left alone."""
+    if _leaves_encoder(norm, encoder):
+        return LEAVING_NORM
+    return UNREAD_NORM if norm.name in covering else SPOILED_NORM
+
+
+def _leaves_encoder(norm: Site, encoder: str | None) -> bool:
+    """Return whether a decoder reads the norm of its encoder. The two are exported apart: rounded by the encoder alone,
+    cross attention's K and V would read float numbers, so the decoder rounds them."""
+    in_encoder = encoder is not None and norm.name.startswith(encoder)
+    return in_encoder and not all(layer.startswith(str(encoder)) for layer in norm.consumers)
 
 
 def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, covering: dict) -> list[Site]:
@@ -175,9 +197,10 @@ def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, cover
         layers = tuple(layer for layer, _, _ in readers)
         first, kind, reason = readers[0]
         shared = f"; shared by {len(layers)} layers that read the same tensor" if len(layers) > 1 else ""
-        sites.append(
-            Site(f"{first}.input_quantizer", kind, True, reason + shared, layers, producer=trace.producer_of(first))
-        )
+        site = Site(f"{first}.input_quantizer", kind, True, reason + shared, layers)
+        if (made := trace.producer_of(first)) is not None:
+            site = dataclasses.replace(site, producer=made.name, producer_channels=made.channels)
+        sites.append(site)
     return sites
 
 

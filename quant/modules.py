@@ -64,6 +64,15 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
         return self._conv_forward(*self.operands(input), self.bias)
 
 
+class QuantConv1d(QuantLayer, nn.Conv1d):
+    """nn.Conv1d (Whisper's first layers) with quantized input and weight; weight (out, in / groups, length)."""
+
+    kind = "conv"
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(*self.operands(input), self.bias)
+
+
 class QuantEmbedding(nn.Embedding):
     """nn.Embedding whose table is quantized per column: the scales lie along the last axis of what it gives."""
 
@@ -87,8 +96,13 @@ class QuantNorm:
         return self.output_quantizer(super().forward(*args, **kwargs))  # type: ignore[misc]
 
 
-QUANT_LAYERS: dict[type, Any] = {nn.Linear: QuantLinear, Conv1D: QuantConv1D, nn.Conv2d: QuantConv2d}
-QUANT_LAYER_TYPES = (QuantLinear, QuantConv1D, QuantConv2d)
+QUANT_LAYERS: dict[type, Any] = {
+    nn.Linear: QuantLinear,
+    Conv1D: QuantConv1D,
+    nn.Conv2d: QuantConv2d,
+    nn.Conv1d: QuantConv1d,
+}
+QUANT_LAYER_TYPES = (QuantLinear, QuantConv1D, QuantConv2d, QuantConv1d)
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
+from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
 from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES
 from quant.own_attention import set_attention
@@ -27,12 +29,26 @@ from quant.tensor_quantizer import named_quantizers
 def export_onnx(
     model: PreTrainedModel, path: str | Path | None = None, *, processor: Any = None, opset: int = 20
 ) -> onnx.ModelProto:
-    """Return the ONNX model (and write it to `path`) with inputs and outputs by their names and free batch and length.
+    """Return the ONNX model (and write it to `path`): `export_graph` with a copy of every weight, so up to 2 GB."""
+    proto = ir.to_proto(export_graph(model, processor=processor, opset=opset))
+    if path is not None:
+        onnx.save(proto, path)
+    return proto
+
+
+def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 20) -> ir.Model:
+    """Return the ONNX graph with inputs and outputs by their names and free batch and length.
 
     A float model is exported too. Activations become QuantizeLinear → DequantizeLinear; weights are still float before
     their Q/DQ, and `engine.qdq` stores them as INT8. Opset 20: ONNX Runtime refuses these nodes at 21.
-    Raises: RuntimeError: quantizers without an amax.
+    The weights are the model's own memory, not copies: write or convert the graph before the model changes.
+    Raises: RuntimeError: quantizers without an amax. ValueError: a whole encoder-decoder.
     """
+    if is_encoder_decoder(model):
+        raise ValueError(
+            f"{type(model).__name__} is exported in two parts: export_onnx(model_part(model, part)) for each part of "
+            f"{', '.join(PARTS)} (quant.encoder_decoder)"
+        )
     check_calibrated(model)
     model.eval()
     inputs = example_inputs(model, processor=processor)
@@ -45,18 +61,17 @@ def export_onnx(
                 output_names=list(wrapped.output_names),
                 dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
             )  # fmt: skip
-        assert program is not None  # only None for a function called with dynamo=False
-        proto = program.model_proto  # serialized while the smoothed weights stand
-    _strip_metadata(proto)
-    if path is not None:
-        onnx.save(proto, path)
-    return proto
+    assert program is not None  # only None for a function called with dynamo=False
+    graph: Any = program.model
+    _strip_metadata(graph)
+    return graph
 
 
-def _strip_metadata(proto: onnx.ModelProto) -> None:
+def _strip_metadata(model: ir.Model) -> None:
     """Drop what the exporter notes of Python's call stack at every node: a megabyte that no runtime reads."""
-    for part in (proto, *proto.graph.node, *proto.graph.value_info, *proto.graph.initializer):
-        del part.metadata_props[:]
+    values = [value for node in model.graph for value in node.outputs]
+    for part in (model, model.graph, *model.graph, *model.graph.inputs, *model.graph.initializers.values(), *values):
+        part.metadata_props.clear()
 
 
 class _ByName(nn.Module):
@@ -83,8 +98,10 @@ def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[st
 
 
 def _dynamic_axes(name: str) -> dict[int, Any]:
-    if name == "pixel_values":
+    if name in ("pixel_values", "input_features"):  # Whisper's encoder takes one length
         return {0: torch.export.Dim("batch")}
+    if name in (HIDDEN_STATES, HIDDEN_MASK):
+        return {0: torch.export.Dim("batch"), 1: torch.export.Dim("encoder_sequence", min=2)}
     return {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", min=2)}
 
 
@@ -95,11 +112,11 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
     smoothed = [
         m for m in model.modules() if isinstance(m, QUANT_LAYER_TYPES) and m.input_quantizer.pre_quant_scale is not None
     ]
-    saved = [layer.weight.data for layer in smoothed]
+    saved = [layer.weight for layer in smoothed]
     before = model.config._attn_implementation
     set_attention(model, ATTENTION_NAME)
     for layer in smoothed:
-        layer.weight.data = layer.smoothed_weight().data
+        layer.weight = nn.Parameter(layer.smoothed_weight().detach())  # a new one: an embedding may share the old
         layer.is_weight_smoothed = True
     for quantizer in quantizers:
         quantizer.prepare_export()
@@ -109,7 +126,7 @@ def _export_mode(model: PreTrainedModel) -> Iterator[None]:
         for quantizer in quantizers:
             quantizer.finish_export()
         for layer, weight in zip(smoothed, saved, strict=True):
-            layer.weight.data = weight
+            layer.weight = weight
             layer.is_weight_smoothed = False
         set_attention(model, before)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +20,15 @@ TensorKey = tuple[int, int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
 
 
+@dataclass(frozen=True)
+class Producer:
+    """The layer or norm whose output channels may be a tensor's channels."""
+
+    name: str
+    channels: tuple[int, int] | None = None
+    """Which of its output channels (start, end) the tensor holds, as V in GPT-2's joint product; None is all."""
+
+
 @dataclass
 class ModelTrace:
     """What one forward showed. Keys are equal exactly where two layers see the same values in the same memory."""
@@ -26,22 +37,29 @@ class ModelTrace:
     """Layer name → its inputs, in the order of execution: several where a layer serves more than once (ALBERT)."""
     outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output tensor → the linear layer or norm that made it."""
-    attentions: dict[str, str | None] = field(default_factory=dict)
-    """Attention module → the layer that made V alone (None where V is a part of a larger product)."""
+    attentions: dict[str, Producer | None] = field(default_factory=dict)
+    """Attention module → the layer that made V, whole heads side by side (None where it is made otherwise)."""
     scalings: dict[str, float] = field(default_factory=dict)
     """Attention module → the factor that Q is multiplied by."""
     attention_outputs: dict[TensorKey, str] = field(default_factory=dict)
     """Output of attention → its attention module."""
     norms: dict[str, tuple[TensorKey, ...]] = field(default_factory=dict)
     """Norm name → its outputs, one for each call."""
+    last_layers: dict[str, str] = field(default_factory=dict)
+    """Layer → the layer that ran last before it with as many output channels as this one has input channels."""
 
-    def producer_of(self, layer: str) -> str | None:
-        """Return the norm, or the value projection behind attention, whose output channels are this layer's inputs."""
+    def producer_of(self, layer: str) -> Producer | None:
+        """Return what may be the producer of a layer's input channels; whether it is one a trial fold tells.
+
+        The norm that made the input, the value projection behind attention, else the last layer of that width: up of
+        a gated MLP (act(gate) * up), or FC1 before an activation that keeps factors (ReLU).
+        """
         key = self.layer_inputs[layer][0]
         attention = self.attention_outputs.get(key)
         if attention is not None:
             return self.attentions[attention]
-        return self.outputs.get(key)
+        maker = self.outputs.get(key) or self.last_layers.get(layer)
+        return None if maker is None else Producer(maker)
 
 
 def tensor_key(x: Tensor) -> TensorKey:
@@ -67,11 +85,17 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     inputs = example_inputs(model) if inputs is None else inputs
     names = {module: name for name, module in model.named_modules()}
     trace, alive = ModelTrace(), []
+    last_of_width: dict[int, str] = {}
+    recent: deque[tuple[str, Tensor]] = deque(maxlen=3)  # Q, K and V, in whatever order
 
     def see_layer(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.extend([args[0], output])
         trace.layer_inputs[names[module]] = _and(trace.layer_inputs.get(names[module]), tensor_key(args[0]))
         trace.outputs.setdefault(tensor_key(output), names[module])
+        if (before := last_of_width.get(args[0].shape[-1])) is not None:
+            trace.last_layers.setdefault(names[module], before)
+        last_of_width[output.shape[-1]] = names[module]
+        recent.append((names[module], output))
 
     def see_norm(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         alive.append(output)
@@ -79,7 +103,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
         trace.outputs[tensor_key(output)] = names[module]
 
     def see_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
-        value_layer = _value_layer(value, trace)
+        value_layer = _value_layer(value, trace) or _copied_layer(value, recent)
         scaling = kwargs.get("scaling")
         trace.scalings.setdefault(names[module], query.shape[-1] ** -0.5 if scaling is None else float(scaling))
         output, weights = explicit_attention(module, query, key, value, mask, scaling)
@@ -114,8 +138,27 @@ def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey,
     return tuple(dict.fromkeys((*(keys or ()), key)))
 
 
-def _value_layer(value: Tensor, trace: ModelTrace) -> str | None:
-    """Return the layer whose whole output, seen as (B, H, S, D), is `value`; None if V is part of a larger one."""
-    width = value.shape[1] * value.shape[3]
-    storage, offset = value.untyped_storage().data_ptr(), int(value.storage_offset())
-    return trace.outputs.get((storage, offset, value.numel(), width, value.stride(-1), value._version))
+def _value_layer(value: Tensor, trace: ModelTrace) -> Producer | None:
+    """Return the layer whose output, or whose channels side by side, seen as (B, H, S, D), is `value`; else None."""
+    batch, num_heads, length, head_dim = value.shape
+    storage, width = value.untyped_storage().data_ptr(), num_heads * head_dim
+    whole = (storage, int(value.storage_offset()), value.numel(), width, value.stride(-1), value._version)
+    if whole in trace.outputs:
+        return Producer(trace.outputs[whole])
+    row = value.stride(2)  # the width of the larger product
+    if row <= width or value.stride(1) != head_dim or value.stride(3) != 1:
+        return None
+    start = int(value.storage_offset()) % row
+    larger = trace.outputs.get(
+        (storage, int(value.storage_offset()) - start, batch * length * row, row, 1, value._version)
+    )
+    return None if larger is None else Producer(larger, (start, start + width))
+
+
+def _copied_layer(value: Tensor, recent: Iterable[tuple[str, Tensor]]) -> Producer | None:
+    """Return the layer of which `value` (B, H, S, D) is a copy with the heads moved (Whisper); found by its numbers."""
+    heads_last = value.transpose(1, 2).flatten(2)  # (B, S, H D)
+    for name, output in recent:
+        if output.shape == heads_last.shape and torch.equal(output, heads_last):
+            return Producer(name)
+    return None

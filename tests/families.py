@@ -31,6 +31,11 @@ VISION = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
     "image_size": 8, "patch_size": 2, "num_channels": 3, "num_labels": 3, **INIT,
 }  # fmt: skip
+# Grouped heads: 4 of Q, 2 of K and V.
+DECODER = {
+    "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 64, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,47 @@ FAMILIES: dict[str, Family] = {
         "CLIPModel",
         {"text_config": {**TEXT, "bos_token_id": 1, "eos_token_id": 2}, "vision_config": VISION, "projection_dim": 16},
         "CLIP",
+    ),
+    "gpt2": Family(
+        "GPT2LMHeadModel",
+        {"vocab_size": 99, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+         "eos_token_id": 1},
+        "GPT-2",
+    ),
+    "opt": Family(
+        "OPTForCausalLM",
+        {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64,
+         "word_embed_proj_dim": 32, "max_position_embeddings": 64},
+        "OPT",
+    ),
+    "llama": Family("LlamaForCausalLM", DECODER, "Llama"),
+    "qwen2": Family("Qwen2ForCausalLM", DECODER, "Qwen2"),
+    "mistral": Family("MistralForCausalLM", {**DECODER, "sliding_window": 4}, "Mistral"),
+}  # fmt: skip
+
+
+# Exported in two parts, so tested apart (`tests/quant/test_encoder_decoder.py`).
+ENCODER_DECODERS: dict[str, Family] = {
+    "t5": Family(
+        "T5ForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
+         "decoder_start_token_id": 0, "eos_token_id": 1},
+        "T5",
+    ),
+    "t5_gated": Family(
+        "T5ForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "pad_token_id": 0,
+         "decoder_start_token_id": 0, "eos_token_id": 1, "feed_forward_proj": "gated-gelu",
+         "tie_word_embeddings": False},
+        "T5 v1.1",
+    ),
+    "whisper": Family(
+        "WhisperForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+         "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8,
+         "max_source_positions": 16, "max_target_positions": 24, "pad_token_id": 0, "bos_token_id": 1,
+         "eos_token_id": 2, "decoder_start_token_id": 1, "suppress_tokens": None, "begin_suppress_tokens": None},
+        "Whisper",
     ),
 }  # fmt: skip
 

@@ -7,7 +7,8 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from calib.smoothquant import is_exact_fold, smoothing_scale
+from calib.folding import Fold
+from calib.smoothquant import smoothing_scale
 from quant.insert import insert_quantizers
 from quant.recipe import SmoothQuantOptions, load_recipe
 from tests.conftest import batch_for, text_batch, tiny_bert, tiny_llama, tiny_vit
@@ -83,9 +84,9 @@ def test_a_norm_that_feeds_the_residual_is_no_exact_fold():
     model = tiny_bert()
     insert_quantizers(model, load_recipe("int8_linear"))
     layer = model.bert.encoder.layer[0]
-    assert not is_exact_fold(model, layer.attention.output.LayerNorm, [layer.intermediate.dense], 32, 8)
-    assert is_exact_fold(model, layer.attention.self.value, [layer.attention.output.dense], 32, 8)
-    assert not is_exact_fold(model, layer.intermediate.dense, [layer.output.dense], 64, 8)  # GELU lies between
+    assert not Fold(layer.attention.output.LayerNorm, (layer.intermediate.dense,), 32, 8).is_exact(model)
+    assert Fold(layer.attention.self.value, (layer.attention.output.dense,), 32, 8).is_exact(model)
+    assert not Fold(layer.intermediate.dense, (layer.output.dense,), 64, 8).is_exact(model)  # GELU lies between
 
 
 @pytest.mark.parametrize("method", ["max", "percentile", "mse", "entropy"])

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from calib.apply import apply_statistics
+from calib.collect import collect
 from engine.qdq import prepare_for_target
 from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
-from quant.recipe import load_recipe
-from tests.conftest import batch_for, text_batch, tiny_bert
+from quant.recipe import load_recipe, recipe_from_dict
+from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2
 from tests.quant.test_checkpoint import calibrated
 
 ort = pytest.importorskip("onnxruntime")
@@ -61,3 +63,16 @@ def test_uncalibrated_models_are_refused():
     insert_quantizers(model, load_recipe("int8_linear"))
     with pytest.raises(RuntimeError, match="quantizers have no amax"):
         export_onnx(model)
+
+
+def test_smoothing_a_head_leaves_the_embedding_that_shares_its_weight():
+    model = tiny_gpt2()  # its head is its embedding table
+    recipe = {"name": "head", "rules": [{"match": "*", "enable": False}, {"match": "lm_head.*"}]}
+    insert_quantizers(model, recipe_from_dict({**recipe, "smoothquant": {"alpha": 0.5}}))
+    batch = text_batch(padded=False)
+    apply_statistics(model, collect(model, [batch], progress=False))
+    assert [s.smoothing for s in model.quantization.sites if s.smoothing] == ["explicit, alpha 0.5"]
+    with torch.no_grad():
+        expected = model(**batch).logits.numpy()
+    np.testing.assert_allclose(run(export_onnx(model), batch), expected, atol=1e-5)
+    assert model.lm_head.weight is model.transformer.wte.weight
