@@ -4,7 +4,7 @@ python -m benchmarks.families                    # measure what is missing or st
 python -m benchmarks.families --sites NAME       # what each recipe quantizes in a family, and why the rest is off
 python -m benchmarks.families --table FILE       # write the table of the rows between the markers of FILE
 
-A row carries the digest of what it was measured on, so a test can say when it is stale (`tests/test_families.py`).
+A row carries the digest of what it was measured on, so a test can say when it is stale (`tests/test_family_rows.py`).
 """
 
 from __future__ import annotations
