@@ -33,7 +33,7 @@ class Advice:
 def advise(data: RunData, max_loss: float) -> Advice:
     """Return the recommended configuration: the largest mean speed-up over all shapes among those within `max_loss`.
 
-    Among systems that cannot be told apart from it at the primary shape, the one with the smallest mean error is taken.
+    Among systems that cannot be told apart from it at any shape, the one with the smallest mean error is taken.
     """
     candidates = [s for s in data.int8_systems if data.loss(s) is not None]
     within = sorted((s for s in candidates if (data.loss(s) or 0) <= max_loss + 1e-12), key=lambda s: -_speed(data, s))
@@ -41,9 +41,8 @@ def advise(data: RunData, max_loss: float) -> Advice:
     faster = [s for s in within if _speed(data, s) > 1]
     if not faster:
         return Advice(None, None, tuple(within), None if within else closest)
-    best_row = data.timed(faster[0])
-    assert best_row is not None
-    equal = [faster[0], *(s for s in faster[1:] if s.name in best_row.details["ties"])]
+    best_rows = [row for shape in data.shapes if (row := data.timed(faster[0], shape)) is not None]
+    equal = [faster[0], *(s for s in faster[1:] if all(s.name in row.details["ties"] for row in best_rows))]
     chosen = min(equal, key=lambda s: (_error(data, s), -_speed(data, s)))
     return Advice(chosen, data.timed(chosen), tuple(within), None)
 
