@@ -1,6 +1,6 @@
 """SQuAD v1.1: float, PTQ and QAT of a model whose answering head is trained on other questions (squadshifts).
 
-    python -m benchmarks.squad_qa --model MODEL --data DIR --work FOLDER --out benchmarks/results/squad_qa.jsonl   (a GPU box)
+    python -m benchmarks.squad_qa --model MODEL --data DIR --work FOLDER --out ROWS      (a GPU box)
 
 DIR holds train.parquet and validation.parquet in SQuAD's columns. Scores are PyTorch's, INT8 simulated there.
 """
