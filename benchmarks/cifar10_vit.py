@@ -78,6 +78,33 @@ def augment(images: Tensor) -> Tensor:
     ).clamp(-1, 1)
 
 
+def recolour(images: Tensor) -> Tensor:
+    """Return the images after two rounds of one of eight operations, drawn for each, in the manner of RandAugment.
+
+    Source: Cubuk et al. 2020 (arXiv:1909.13719). All operations are computed and one is taken: there is no branch in
+    a CUDA graph.
+    """
+    pick = torch.arange(len(images), device=images.device)
+    for _ in range(2):
+        strength = torch.rand(len(images), 1, 1, 1, device=images.device)
+        levels = (2 + 6 * strength).floor().exp2()
+        low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
+        grey, blurred = images.mean(1, keepdim=True), F.avg_pool2d(F.pad(images, (1, 1, 1, 1), "reflect"), 3, 1)
+        made = (
+            images,
+            -images,
+            torch.where(images > strength, -images, images),  # solarize
+            ((images + 1) / 2 * levels).floor() / levels * 2 - 1,  # posterize
+            (images - low) / (high - low + 1e-3) * 2 - 1,  # autocontrast
+            grey + (images - grey) * 2 * strength,  # saturation
+            blurred + (images - blurred) * 3 * strength,  # blur to sharpen
+            images * (0.3 + 1.4 * strength),  # contrast
+        )
+        drawn = torch.randint(len(made), (len(images),), device=images.device)
+        images = torch.stack(made)[drawn, pick].clamp(-1, 1)
+    return images
+
+
 def cutmix(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return, for every third batch, images with a box of the reversed batch, and the share that is still their own.
 
@@ -108,7 +135,7 @@ class TrainStep:
 
     def compute(self) -> None:
         """Take the step on the images of `index`."""
-        batch, own = cutmix(augment(self.images[self.index]))
+        batch, own = cutmix(recolour(augment(self.images[self.index])))
         target = self.labels[self.index]
         with torch.autocast(batch.device.type, dtype=torch.bfloat16, cache_enabled=False):
             logits = self.forward(pixel_values=batch).logits.float()

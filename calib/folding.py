@@ -19,9 +19,8 @@ from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES, is_norm
 from quant.tensor_quantizer import along_axis, named_quantizers, quantizers_disabled
 
-FOLD_TOLERANCE = (
-    1e-4  # of the largest output; a fold that is not exact misses by orders of magnitude more (facts: 1.17)
-)
+# Of the largest output; a fold that is not exact misses by orders of magnitude more (BERT's LayerNorm: by 1.17).
+FOLD_TOLERANCE = 1e-4
 # What may read the producer's tensor beside the consumers: the next part of the model, or its user.
 SEEN_OUTPUTS = (*OUTPUT_NAMES, "encoder_last_hidden_state")
 

@@ -94,7 +94,6 @@ def fill_scales(
     TensorRT falls back to float for a layer that produces or reads a tensor without a scale, and Q/DQ name only what
     the products read.
     """
-
     missing = [each.name for each in graph_inputs(model) if each.name not in feeds]
     if missing:
         raise ValueError(f"--feeds lack {', '.join(missing)}; make them with 'python -m eval.feeds'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -24,14 +25,18 @@ def save_graph(model: ir.Model, path: str | Path, *, full_check: bool = False, l
     """
     path = Path(path)
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
-    if sum(tensor.nbytes for tensor in tensors) <= limit:
-        ir.save(model, path)
-        onnx.checker.check_model(str(path), full_check=full_check)
-        return path.stat().st_size
-    data = data_path(path)
-    ir.save(model, path, external_data=data.name, max_in_flight_bytes=IN_FLIGHT_BYTES)
+    is_large = sum(tensor.nbytes for tensor in tensors) > limit
+    beside: dict[str, Any] = {}
+    if is_large:
+        beside = {"external_data": data_path(path).name, "max_in_flight_bytes": IN_FLIGHT_BYTES}
+    ir.save(model, path, **beside)
     onnx.checker.check_model(str(path), full_check=full_check)
-    return path.stat().st_size + data.stat().st_size
+    return onnx_bytes(path)
+
+
+def onnx_bytes(path: str | Path) -> int:
+    """Return the bytes of an ONNX file and of the weights beside it."""
+    return sum(each.stat().st_size for each in (Path(path), data_path(path)) if each.exists())
 
 
 def data_path(path: str | Path) -> Path:

@@ -159,11 +159,7 @@ def _point(
 
 
 def measure_system(
-    open_runner: Callable[[], Any],
-    feeds: Feeds,
-    clients: Iterable[int],
-    seconds: float,
-    backend: str,
+    open_runner: Callable[[], Any], feeds: Feeds, clients: Iterable[int], seconds: float, backend: str,
     rates: Iterable[float] | None = None,
 ) -> list[LoadPoint]:
     """Return the closed-loop points for every number of clients, then the open-loop points for every rate.

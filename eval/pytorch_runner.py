@@ -47,21 +47,13 @@ class PyTorchRunner:
 
     def __call__(self, feeds: Feeds) -> Feeds:
         """Return the outputs for one batch of feeds, float32 on the CPU."""
-        arrays = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.input_names}
-        # pixels in the model's own type: not every vision model casts them itself (BEiT, Swin)
-        inputs = {
-            name: array.to(self.device, self.model.dtype if array.is_floating_point() else None)
-            for name, array in arrays.items()
-        }
-        return {name: output.float().cpu().numpy() for name, output in self._forward(inputs).items()}
+        return {name: output.float().cpu().numpy() for name, output in self._forward(self._inputs(feeds)).items()}
 
     def time(self, feeds: Feeds, iterations: int = 50, warmup: int = 5) -> list[float]:
         """Return milliseconds of each call: on a GPU by its events, inputs and outputs lying there."""
         if not self.has_device_clock:
             return time_calls(self, feeds, iterations, warmup)
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])).to(self.device) for name in
-                  self.input_names}  # fmt: skip
-        times = []
+        inputs, times = self._inputs(feeds), []
         for _ in range(warmup + iterations):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
@@ -70,6 +62,14 @@ class PyTorchRunner:
             end.synchronize()
             times.append(start.elapsed_time(end))
         return times[warmup:]
+
+    def _inputs(self, feeds: Feeds) -> dict[str, torch.Tensor]:
+        """Return the inputs on the device, pixels in the model's own type (BEiT and Swin do not cast them)."""
+        arrays = {name: torch.from_numpy(np.ascontiguousarray(feeds[name])) for name in self.input_names}
+        return {
+            name: array.to(self.device, self.model.dtype if array.is_floating_point() else None)
+            for name, array in arrays.items()
+        }
 
     @torch.inference_mode()
     def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

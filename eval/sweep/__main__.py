@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
+from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
 from eval.arguments import task_of
 from eval.results import STATUSES
 from eval.sweep.grid import (
@@ -25,6 +26,7 @@ from eval.sweep.grid import (
 )
 from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST, RunFolder
+from eval.sweep.workshop import tensorrt_options
 from quant.recipe import load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
@@ -65,6 +67,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         raise UsageError("the grid is empty: --recipes names nothing, and the methods need one")
     for recipe in recipes:
         load_recipe(recipe)
+    for backend in {*backends} & {*TENSORRT_BACKENDS}:
+        tensorrt_options(arguments.build_arguments, backend)  # refused now, not at the first engine
     wanted = _words(arguments.references)
     references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
     lengths = _numbers("--seq-lengths", arguments.seq_lengths) if task.is_text else (None,)

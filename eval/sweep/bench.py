@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from engine.graph_file import onnx_bytes
 from engine.manifest import read_manifest, sha256_of
 from eval.batches import BatchOptions, check_length
 from eval.evaluate import evaluate
@@ -28,7 +29,6 @@ from eval.sweep.references import (
     TorchRunner,
     dynamic_onnx,
     find_fastest,
-    onnx_size,
     open_float_sessions,
 )
 from eval.sweep.workshop import Workshop
@@ -152,7 +152,7 @@ class Bench:
                 path = dynamic_onnx(self.workshop)
                 runner = SessionRunner(path, self.options.threads)
                 identity = {"file": sha256_of(path), "session": "plain"}
-                yield Opened(system, runner, identity, "int8", onnx_size(path),
+                yield Opened(system, runner, identity, "int8", onnx_bytes(path),
                              details={"digests": {"onnx": identity["file"]}})  # fmt: skip
             else:
                 yield self._open_engine(system, shape, stack)
@@ -183,7 +183,7 @@ class Bench:
         )
         runner, path = sessions[name]
         identity = {"file": inputs["sessions"][name], "session": name}  # type: ignore[index]
-        return Opened(system, runner, identity, "fp32", onnx_size(path),
+        return Opened(system, runner, identity, "fp32", onnx_bytes(path),
                       details={"session": name, "digests": {"onnx": identity["file"]}})  # fmt: skip
 
     def _open_engine(self, system: System, shape: Shape, stack: ExitStack) -> Opened:

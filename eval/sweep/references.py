@@ -38,17 +38,9 @@ class TorchRunner(PyTorchRunner):
 
     def __init__(self, loaded: LoadedModel, device: str, dtype: str = "fp32", is_compiled: bool = False) -> None:
         super().__init__(loaded, device)
-        self.dtype = DTYPES[dtype]
-        if dtype != "fp32":
-            self.model = self.model.to(self.dtype)
+        self.model = self.model.to(DTYPES[dtype])
         if is_compiled:
             self.model = torch.compile(self.model, dynamic=False)
-
-    def _forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        dtype = getattr(self, "dtype", torch.float32)  # the base class asks for the output names first
-        if dtype != torch.float32:
-            inputs = {n: x.to(dtype) if x.is_floating_point() else x for n, x in inputs.items()}
-        return super()._forward(inputs)
 
 
 class SessionRunner:
@@ -210,9 +202,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             root.setLevel(level)
-
-
-def onnx_size(path: Path) -> int:
-    """Return the bytes of an ONNX file and of the data beside it."""
-    data = Path(f"{path}.data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

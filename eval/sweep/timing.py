@@ -10,7 +10,6 @@ import numpy as np
 
 from eval.latency import Feeds, compare
 from eval.metrics import CONFIDENCE
-from eval.sweep.references import select_inputs
 
 NUM_RESAMPLES = 2000
 
@@ -48,20 +47,20 @@ def time_systems(
         tick: called after every call, for the progress bar.
     """
     calls: dict[str, _Ticking] = {}
+    own_feeds: dict[str, Feeds] = {}
     errors: dict[str, str] = {}
     for name, runner in runners.items():
         try:
-            call = _Ticking(runner, feeds, lambda: None)
-            call({})
-            call = _Ticking(runner, feeds, tick)
+            own_feeds[name] = {key: feeds[key] for key in runner.input_names}
+            runner(own_feeds[name])
         except Exception as error:  # a runtime may raise anything, and the others go on
             errors[name] = " ".join(str(error).split())[:300] or type(error).__name__
             continue
-        calls[name] = call
+        calls[name] = _Ticking(runner, tick)
     if not calls:
         return ShapeTiming(baseline, {}, errors)
     chosen = baseline if baseline in calls else next(iter(calls))
-    results = compare(calls, {}, chosen, num_blocks=max(rounds, 2))
+    results = compare(calls, own_feeds, chosen, num_blocks=max(rounds, 2))
     systems = {
         name: {
             "p50": result.latency.latency_ms_p50, "p90": result.latency.latency_ms_p90,
@@ -73,21 +72,20 @@ def time_systems(
 
 
 class _Ticking:
-    """A runner on its own inputs that tells the progress bar of every call."""
+    """A runner that tells the progress bar of every call."""
 
-    def __init__(self, runner: Any, feeds: Feeds, tick: Callable[[], None]) -> None:
-        self._runner, self._tick, self._call = runner, tick, select_inputs(runner, feeds)
-        self._feeds = {name: feeds[name] for name in runner.input_names}
+    def __init__(self, runner: Any, tick: Callable[[], None]) -> None:
+        self._runner, self._tick = runner, tick
         self.has_device_clock = getattr(runner, "has_device_clock", False)
 
-    def __call__(self, _: Feeds) -> Any:
-        outputs = self._call({})
+    def __call__(self, feeds: Feeds) -> Any:
+        outputs = self._runner(feeds)
         self._tick()
         return outputs
 
-    def time(self, _: Feeds, iterations: int, warmup: int) -> list[float]:
+    def time(self, feeds: Feeds, iterations: int, warmup: int) -> list[float]:
         """Return milliseconds by the runner's own clock."""
-        times: list[float] = self._runner.time(self._feeds, iterations=iterations, warmup=warmup)
+        times: list[float] = self._runner.time(feeds, iterations=iterations, warmup=warmup)
         for _call in range(iterations + warmup):
             self._tick()
         return times

@@ -218,11 +218,8 @@ class Workshop:
         return self.store.make("engine", inputs, build, label) / ENGINE_FILE
 
     def _tensorrt_options(self, backend: str) -> TensorRTOptions:
-        """Return the builder's options of --build-arguments. Raises: UsageError: unknown flags or values."""
-        parser = CommandParser("--build-arguments", "")
-        add_arguments(parser)
-        given = parser.parse_args(shlex.split(self.options.build_arguments))
-        return options_from(given, backend) if backend in TENSORRT_BACKENDS else TensorRTOptions()
+        is_tensorrt = backend in TENSORRT_BACKENDS
+        return tensorrt_options(self.options.build_arguments, backend) if is_tensorrt else TensorRTOptions()
 
     def ranges(self, shape: Shape) -> dict[str, ShapeRange]:
         """Return the static shape of every input."""
@@ -236,6 +233,13 @@ class Workshop:
     def is_static(self, backend: str) -> bool:
         """Whether engines of this backend are built for one shape each."""
         return self.options.shapes == "static" or (self.options.shapes == "auto" and backend not in DYNAMIC_BACKENDS)
+
+
+def tensorrt_options(build_arguments: str, backend: str) -> TensorRTOptions:
+    """Return the builder's options of --build-arguments. Raises: UsageError: wrong values; unknown flags end it."""
+    parser = CommandParser("--build-arguments", "")
+    add_arguments(parser)
+    return options_from(parser.parse_args(shlex.split(build_arguments)), backend)
 
 
 def target_of(backend: str, get: Callable[[str], Backend] = get_backend) -> str:
