@@ -129,7 +129,7 @@ class TrainStep:
         self.rate = torch.zeros((), device=images.device)
         is_gpu = images.is_cuda
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=self.rate if is_gpu else 0.0, weight_decay=1e-3, fused=True, capturable=is_gpu
+            model.parameters(), lr=self.rate if is_gpu else 0.0, weight_decay=0.05, fused=True, capturable=is_gpu
         )
         self.graph = self._capture() if is_gpu else None
 
@@ -176,13 +176,16 @@ def train(splits: dict[str, pd.DataFrame], arguments: argparse.Namespace) -> ViT
     images, labels = pixels(splits["train"], device)
     config = ViTConfig(
         image_size=SIZE, patch_size=4, hidden_size=384, num_hidden_layers=7, num_attention_heads=12,
-        intermediate_size=384, initializer_range=0.05, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        intermediate_size=384, initializer_range=0.02, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         id2label=dict(enumerate(LABELS)), label2id={name: i for i, name in enumerate(LABELS)},
     )  # fmt: skip
     model = ViTForImageClassification(config).to(device).train()
     step = TrainStep(model, images, labels, arguments.batch_size)
     num_steps = len(images) // arguments.batch_size
-    for epoch in tqdm(range(arguments.epochs), desc="train", unit="epoch", mininterval=5):
+    bar = tqdm(range(arguments.epochs), desc="train", unit="epoch", mininterval=5)
+    for epoch in bar:
+        if epoch % 10 == 5:
+            bar.set_postfix(validation=accuracy(model, splits["validation"]))
         order = torch.randperm(len(images), device=device)[: num_steps * arguments.batch_size]
         for number, index in enumerate(order.split(arguments.batch_size)):
             share = (epoch * num_steps + number) / (arguments.epochs * num_steps)
@@ -252,7 +255,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--steps", type=int, default=700, help="of QAT, batch 128: two epochs")
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--workers", type=int, default=4, help="processes that decode images for QAT")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
