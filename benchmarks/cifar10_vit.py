@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification
 
-from benchmarks.qat_sst2 import run
+from benchmarks.commands import SCORE, TRAIN_FLAGS, run, score_checkpoint
 from benchmarks.rows import append_row
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -226,25 +226,19 @@ def quantize(arguments: argparse.Namespace, name: str, log: Path) -> Path:
         calib = f"-m calib --model {model} --samples {data}/train.parquet --column image --recipe {arguments.recipe}"
         run([sys.executable, *calib.split(), "--num-samples", "512", "--json", "--out", str(out)], log)
         return out
-    flags = f"""--model {model} --task image-classification --data {data} --recipe {arguments.recipe} --json
+    flags = f"""--model {model} --task image-classification --data {data} --recipe {arguments.recipe}
         --max_steps {arguments.steps} --learning_rate 1e-4 --per_device_train_batch_size 128 --seed {arguments.seed}
-        --dataloader_num_workers {arguments.workers} --eval_strategy no --save_strategy no --disable_tqdm true
-        --num_samples 512 --load_best_model_at_end false --out {out}"""
-    run([sys.executable, "train_qat.py", *flags.split()], log)
+        --dataloader_num_workers {arguments.workers} --num_samples 512 --out {out}"""
+    run([sys.executable, "train_qat.py", *flags.split(), *TRAIN_FLAGS], log)
     return out
 
 
 def score(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> dict[str, object]:
     """Return what ONNX Runtime makes of the checkpoint on the 10,000 test images."""
-    stem = arguments.work / f"{checkpoint.name}-engine"
-    commands = (
-        f"export.py --checkpoint {checkpoint} --target onnxruntime --out {stem}.onnx --json",
-        f"build_engine.py --onnx {stem}.onnx --backend onnxruntime --out {stem} --json",
-        f"-m eval --engine {stem} --task image-classification --data {arguments.work}/data --split test "
-        f"--reference {arguments.work}/model --batch-size 100 --iterations 0 --json",
-    )
-    result = [run([sys.executable, *command.split()], log) for command in commands][-1]
-    return {key: result[key] for key in ("metric", "error_abs_mean", "num_flips", "num_samples", "backend")}
+    evaluation = f"""--task image-classification --data {arguments.work}/data --split test
+        --reference {arguments.work}/model --batch-size 100""".split()
+    result = score_checkpoint(checkpoint, arguments.work / f"{checkpoint.name}-engine", evaluation, log)
+    return {key: result[key] for key in SCORE}
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from eval.report import writing
+
 Row = dict[str, Any]
 
 BEGIN, END = "<!-- families: made by python -m benchmarks.families --table -->", "<!-- families: end -->"
@@ -25,11 +27,8 @@ def table(rows: list[Row]) -> list[str]:
     by_family: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_family[row["family"]].append(row)
-    lines = [f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
-    for group in by_family.values():
-        lines.append(f"| {group[0]['title']} | {' | '.join(_cells(group))} |")
-    notes = [note for group in by_family.values() for note in _notes(group)]
-    return [*lines, *(["", *notes] if notes else [])]
+    lines = writing.table(HEADER, [[group[0]["title"], *_cells(group)] for group in by_family.values()])
+    return [*lines, *(note for group in by_family.values() for note in _notes(group))]
 
 
 def write_table(path: Path, rows: list[Row]) -> None:

@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from benchmarks.qat_sst2 import run
+from benchmarks.commands import run, score_checkpoint
 from benchmarks.rows import append_row
 from engine.backend import get_backend
 
@@ -158,13 +158,9 @@ def make_engine(folder: Path, name: str, log: Path) -> tuple[Path, dict[str, Any
         run(
             [sys.executable, "-m", "calib", "--model", f"{folder}/model", "--out", str(checkpoint), *flags.split()], log
         )
-    commands = (
-        f"export.py --checkpoint {checkpoint} --target onnxruntime --out {folder}/{stem}.onnx --json",
-        f"build_engine.py --onnx {folder}/{stem}.onnx --backend onnxruntime --out {engine} --json",
-        f"-m eval --engine {engine} --task perplexity --data {folder}/data --split test --seq-length {BLOCK} "
-        f"--reference {folder}/model --batch-size 8 --iterations 0 --json",
-    )
-    return engine, [run([sys.executable, *command.split()], log) for command in commands][-1]
+    evaluation = f"""--task perplexity --data {folder}/data --split test --seq-length {BLOCK}
+        --reference {folder}/model --batch-size 8""".split()
+    return engine, score_checkpoint(checkpoint, engine, evaluation, log)
 
 
 def greedy(engine: Path, prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

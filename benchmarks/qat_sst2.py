@@ -8,10 +8,6 @@ Every variant takes the same number of steps from the same float model; nothing 
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,11 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from benchmarks.commands import SCORE, TRAIN_FLAGS, run, score_checkpoint
 from benchmarks.rows import append_row
 
-TURNS = itertools.count()
 LABELS = {"distill_logits": 0.0, "distill_hidden": 0.0, "dropout": True}
 FIXED = {"activation_ranges": "frozen", "weight_ranges": "retaken"}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,20 +28,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "QAT + LSQ + distillation": {},
     "QAT + distillation": FIXED,
 }
-
-
-def run(command: list[str], log: Path) -> dict[str, Any]:
-    """Return the JSON line that a command prints last; its log goes to `log`. Jobs take the GPUs in turn."""
-    visible = {}
-    if (count := torch.cuda.device_count()) > 1:
-        visible = {"CUDA_VISIBLE_DEVICES": str(next(TURNS) % count)}
-    with log.open("a", encoding="utf-8") as file:
-        file.write(" ".join(command) + "\n")
-        file.flush()
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True, env=os.environ | visible)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{log.read_text()[-1500:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) -> dict[str, Any]:
@@ -62,11 +42,9 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
     out, log, start = work / name, work / f"{name}.log", time.time()
     rate = arguments.learning_rate or 0  # 0: the command's own default, which depends on the teacher
     method = ["--method", arguments.method] if arguments.method else []
-    flags = f"""--task sst2 --seq_length 64 --max_steps {arguments.steps} --seed {seed}
-        --learning_rate {rate} --eval_strategy no --save_strategy no --load_best_model_at_end false
-        --disable_tqdm true --json""".split()
+    flags = f"--task sst2 --seq_length 64 --max_steps {arguments.steps} --seed {seed} --learning_rate {rate}".split()
     paths = ["--model", arguments.model, "--data", arguments.data, "--recipe", recipe, "--out", str(out)]
-    command = [sys.executable, "train_qat.py", *paths, *flags, *method]
+    command = [sys.executable, "train_qat.py", *paths, *flags, *TRAIN_FLAGS, *method]
     trained = run(command, log)
     row = {
         "variant": variant,
@@ -82,15 +60,10 @@ def train(arguments: argparse.Namespace, variant: str, seed: int, work: Path) ->
 
 def score(arguments: argparse.Namespace, checkpoint: Path, log: Path) -> dict[str, Any]:
     """Return the row of `python -m eval` for the engine that ONNX Runtime runs."""
-    onnx, engine = (str(checkpoint.parent / f"{checkpoint.name}.{kind}") for kind in ("onnx", "engine"))
-    export = f"export.py --checkpoint {checkpoint} --target onnxruntime --out {onnx} --json"
-    build = f"build_engine.py --onnx {onnx} --backend onnxruntime --out {engine} --json"
-    evaluation = f"-m eval --engine {engine} --task sst2 --seq-length 64 --batch-size 32 --iterations 0 --json"
-    run([sys.executable, *export.split()], log)
-    run([sys.executable, *build.split()], log)
-    paths = ["--data", arguments.data, "--reference", arguments.model]
-    result = run([sys.executable, *evaluation.split(), *paths], log)
-    return {key: result[key] for key in ("metric", "error_abs_mean", "num_flips", "num_samples", "backend")}
+    evaluation = ["--task", "sst2", "--seq-length", "64", "--batch-size", "32", "--data", arguments.data]
+    evaluation += ["--reference", arguments.model]
+    result = score_checkpoint(checkpoint, checkpoint.with_name(f"{checkpoint.name}.engine"), evaluation, log)
+    return {key: result[key] for key in SCORE}
 
 
 def ptq(arguments: argparse.Namespace, seed: int, work: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.qat_sst2 import run
+from benchmarks.commands import TRAIN_FLAGS, run
 from benchmarks.rows import append_row
 from eval.batches import BatchOptions
 from eval.evaluate import evaluate
@@ -23,8 +23,10 @@ from eval.tasks import get_task
 from quant.checkpoint import load_checkpoint
 from quant.pretrained import load_float_model
 
-TRAINING = """--task squad --per_device_train_batch_size 32 --bf16 true --eval_strategy no --save_strategy no
-    --load_best_model_at_end false --dataloader_num_workers 4 --disable_tqdm true --json"""
+TRAINING = (
+    "--task", "squad", "--per_device_train_batch_size", "32", "--bf16", "true", "--dataloader_num_workers", "4",
+    *TRAIN_FLAGS,
+)  # fmt: skip
 
 
 def make(arguments: argparse.Namespace, name: str) -> Path:
@@ -32,7 +34,7 @@ def make(arguments: argparse.Namespace, name: str) -> Path:
     out, log = arguments.work / name, arguments.work / f"{name}.log"
     data = ["--data", str(arguments.data)]
     if name == "float":
-        words = [*TRAINING.split(), "--recipe", "none", "--model", arguments.model, "--learning_rate", "1e-4"]
+        words = [*TRAINING, "--recipe", "none", "--model", arguments.model, "--learning_rate", "1e-4"]
         words += ["--num_train_epochs", str(arguments.epochs), *data, "--seed", str(arguments.seed), "--out", str(out)]
         run([sys.executable, "train_qat.py", *words], log)
         return out
@@ -41,7 +43,7 @@ def make(arguments: argparse.Namespace, name: str) -> Path:
         samples = ["--samples", f"{arguments.data}/train.parquet", "--column", "question", "context"]
         run([sys.executable, "-m", "calib", *source, *samples, "--max-length", "384", "--json", "--out", str(out)], log)
         return out
-    words = [*TRAINING.split(), *source, *data, "--max_steps", str(arguments.steps), "--seed", str(arguments.seed)]
+    words = [*TRAINING, *source, *data, "--max_steps", str(arguments.steps), "--seed", str(arguments.seed)]
     run([sys.executable, "train_qat.py", *words, "--init", str(arguments.work / "PTQ"), "--out", str(out)], log)
     return out
 

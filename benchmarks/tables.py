@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.rows import read_rows
 from engine.cli import CommandParser, run_command
+from eval.report.writing import NOTHING, percent, table
 
 Row = dict[str, Any]
 
@@ -28,29 +29,28 @@ def fidelity_table(rows: list[Row]) -> list[str]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in newest(rows, "system", "seed"):
         groups[row["system"]].append(row)
-    lines = [
-        "| system | draws | mean abs. logit change: median (worst) | flips of 872: median (worst) "
-        "| accuracy %: median (least) | smallest McNemar p | s to prepare |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    headers = ["system", "draws", "mean abs. logit change: median (worst)", "flips of 872: median (worst)",
+               "accuracy %: median (least)", "smallest McNemar p", "s to prepare"]  # fmt: skip
+    body = []
     for system, drawn in groups.items():
         group = [row for row in drawn if row.get("status", "ok") == "ok"]
         if not group:
-            lines.append(f"| {system} | 0 of {len(drawn)} | failed | - | - | - | - |")
+            body.append([system, f"0 of {len(drawn)}", "failed", *[NOTHING] * 4])
             continue
         change, flips, accuracy = (
             np.array([row[key] for row in group]) for key in ("mean_abs_logit_change", "num_flips", "accuracy")
         )
         seconds = [row["prepare_s"] for row in group if row["prepare_s"] is not None]
-        lines.append(
-            f"| {system} | {len(group)} of {len(drawn)} | {np.median(change):.4f} ({change.max():.4f}) "
-            f"| {np.median(flips):g} ({flips.max()}) | {np.median(accuracy) * 100:.2f} ({accuracy.min() * 100:.2f}) "
-            f"| {min(row['mcnemar_p'] for row in group):.3f} | {f'{np.median(seconds):.0f}' if seconds else '-'} |"
-        )
+        body.append([
+            system, f"{len(group)} of {len(drawn)}", f"{np.median(change):.4f} ({change.max():.4f})",
+            f"{np.median(flips):g} ({flips.max()})", f"{np.median(accuracy) * 100:.2f} ({accuracy.min() * 100:.2f})",
+            f"{min(row['mcnemar_p'] for row in group):.3f}", f"{np.median(seconds):.0f}" if seconds else NOTHING,
+        ])  # fmt: skip
+    lines = table(headers, body)
     failed = [row for group in groups.values() for row in group if row.get("status") == "failed"]
     if failed:
-        lines += ["", "Medians leave out the draws that failed:"]
-        lines += [f"- {row['system']}, seed {row['seed']}: {row['error']}" for row in failed]
+        lines += ["Medians leave out the draws that failed:"]
+        lines += [*(f"- {row['system']}, seed {row['seed']}: {row['error']}" for row in failed), ""]
     return lines
 
 
@@ -59,51 +59,48 @@ def speed_table(rows: list[Row]) -> list[str]:
     timed = newest([row for row in rows if row["benchmark"] == "speed"], "system", "batch_size", "sequence_length")
     shapes = list(dict.fromkeys((row["batch_size"], row["sequence_length"]) for row in timed))
     cells = {(row["system"], (row["batch_size"], row["sequence_length"])): row for row in timed}
-    titles = " | ".join(f"{batch} x {tokens}" for batch, tokens in shapes)
-    lines = [f"| system | {titles} | geometric mean |", "|---" * (len(shapes) + 2) + "|"]
+    body = []
     for system in dict.fromkeys(row["system"] for row in timed):
         found = [cells.get((system, shape)) for shape in shapes]
         texts = [
             f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}), {row['latency_ms_p50']:.2f} ms"
             if row
-            else "-"
+            else NOTHING
             for row in found
         ]
         ratios = [row["ratio"] for row in found if row]
-        mean = f"{np.exp(np.mean(np.log(ratios))):.2f}" if len(ratios) == len(shapes) else "-"
-        lines.append(f"| {system} | {' | '.join(texts)} | {mean} |")
+        mean = f"{np.exp(np.mean(np.log(ratios))):.2f}" if len(ratios) == len(shapes) else NOTHING
+        body.append([system, *texts, mean])
     floats = {shape: cells[key]["float_session"] for shape in shapes for key in cells if key[1] == shape}
     return [
-        *lines,
-        "",
+        *table(["system", *(f"{batch} x {tokens}" for batch, tokens in shapes), "geometric mean"], body),
         *(f"Fastest float session at {batch} x {tokens}: {name}." for (batch, tokens), name in floats.items()),
+        "",
     ]
 
 
 def cost_table(rows: list[Row]) -> list[str]:
     """Return lines of the calibration cost table."""
-    lines = ["| what | recipe | measured |", "|---|---|---|"]
+    body = []
     for row in newest([row for row in rows if row["benchmark"] == "collection-time"], "recipe"):
         what = f"collecting {row['num_sites']} sites over a plain forward, {row['sequence_length']} tokens"
-        lines.append(
-            f"| {what} | {row['recipe']} | {row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}) |"
-        )
+        body.append([what, row["recipe"], f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"])
     for row in newest([row for row in rows if row["benchmark"] == "amax-search"], "recipe"):
         parts = ", ".join(f"{method} {seconds:.2f}" for method, seconds in row["seconds_by_method"].items())
         what = f"all four amax of {row['num_sites']} sites from saved statistics"
-        lines.append(f"| {what} | {row['recipe']} | {row['seconds']:.2f} s ({parts}) |")
+        body.append([what, row["recipe"], f"{row['seconds']:.2f} s ({parts})"])
     for row in newest([row for row in rows if row["benchmark"] == "collection-memory"], "recipe", "num_samples"):
         what = f"peak memory, {row['num_samples']} samples"
-        lines.append(f"| {what} | {row['recipe']} | {row['peak_bytes'] / 2**20:.0f} MiB |")
-    return lines
+        body.append([what, row["recipe"], f"{row['peak_bytes'] / 2**20:.0f} MiB"])
+    return table(["what", "recipe", "measured"], body, left=2)
 
 
 def size_table(rows: list[Row]) -> list[str]:
     """Return lines of the size table."""
-    lines = ["| file | MB | over float |", "|---|---|---|"]
-    for row in newest(rows, "system"):
-        lines.append(f"| {row['system']} | {row['size_bytes'] / 1e6:.2f} | {row['ratio']:.3f} |")
-    return lines
+    body = [
+        [row["system"], f"{row['size_bytes'] / 1e6:.2f}", f"{row['ratio']:.3f}"] for row in newest(rows, "system")
+    ]
+    return table(["file", "MB", "over float"], body)
 
 
 def qat_table(rows: list[Row]) -> list[str]:
@@ -111,96 +108,92 @@ def qat_table(rows: list[Row]) -> list[str]:
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     for row in newest([{"steps": None, **row} for row in rows], "variant", "seed", "steps"):
         groups[row["variant"], row["steps"] or 0].append(row["onnxruntime"])
-    lines = ["| variant | steps | seeds | accuracy %: mean (range) | mean abs. logit change | flips of 872: mean |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    headers = ["variant", "steps", "seeds", "accuracy %: mean (range)", "mean abs. logit change", "flips of 872: mean"]
+    body = []
     for (variant, steps), scores in sorted(groups.items(), key=lambda item: (item[0][1], item[0][0])):
         accuracy = [100 * score["metric"] for score in scores]
         change = np.mean([score["error_abs_mean"] for score in scores])
         flips = np.mean([score["num_flips"] for score in scores])
-        lines.append(
-            f"| {variant} | {steps or '-'} | {len(scores)} | {np.mean(accuracy):.2f} ({min(accuracy):.2f} to "
-            f"{max(accuracy):.2f}) | {change:.3f} | {flips:.0f} |"
-        )
+        body.append([
+            variant, str(steps or NOTHING), str(len(scores)),
+            f"{np.mean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f})", f"{change:.3f}", f"{flips:.0f}",
+        ])  # fmt: skip
     note = (
         "The float control is fine-tuned for the same steps. 1,000 steps: on one H200, today's defaults. 200 steps: on "
         "2 CPU cores, the ranges' rate still 5e-3."
     )
-    lines += ["", note]
-    return lines
+    return [*table(headers, body), note, ""]
 
 
 def step_table(rows: list[Row]) -> list[str]:
     """Return lines of the training steps' table: each system over the float step of its mode."""
-    lines = ["| mode | system | ms | over float: median (rounds) | memory over float | s until ready |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    headers = ["mode", "system", "ms", "over float: median (rounds)", "memory over float", "s until ready"]
+    body = []
     for row in newest([row for row in rows if "load" in row], "mode", "system"):
         if row.get("ms_median") is None:
-            lines.append(f"| {row['mode']} | {row['system']} | {row['error']} | - | - | - |")
+            body.append([row["mode"], row["system"], row["error"], *[NOTHING] * 3])
             continue
-        lines.append(
-            f"| {row['mode']} | {row['system']} | {row['ms_median']:.1f} | {row['ratio_median']:.2f} "
-            f"({row['ratio_min']:.2f} to {row['ratio_max']:.2f}) | {row['memory_ratio']:.2f} "
-            f"| {row['first_steps_s']:.0f} |"
-        )
+        body.append([
+            row["mode"], row["system"], f"{row['ms_median']:.1f}",
+            f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f} to {row['ratio_max']:.2f})",
+            f"{row['memory_ratio']:.2f}", f"{row['first_steps_s']:.0f}",
+        ])  # fmt: skip
     note = "The machine was crowded (see its load): the least of the rounds is nearest to a quiet one."
-    return [*lines, "", note]
+    return [*table(headers, body, left=2), note, ""]
 
 
 def tensorrt_table(rows: list[Row]) -> list[str]:
     """Return lines of the TensorRT table: time over fp16, accuracy, distance from float and fake-quantized model."""
     timed = {row["engine"]: row for row in rows if row["benchmark"] == "tensorrt"}
-    lines = ["| engine | ms in turn with fp16 | speed-up over fp16 | ms alone | accuracy % | mean abs. logit change "
-             "| flips of 872 | distance from the fake-quantized model, as a share of its own from float |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    headers = ["engine", "ms in turn with fp16", "speed-up over fp16", "ms alone", "accuracy %",
+               "mean abs. logit change", "flips of 872",
+               "distance from the fake-quantized model, as a share of its own from float"]  # fmt: skip
+    body = []
     for score in newest([row for row in rows if row["benchmark"] == "tensorrt_score"], "engine"):
         time = timed.get(score["engine"])
-        speed = f"{time['ms_median']:.3f} | {time['speedup']:.3f}" if time else "- | -"
-        accuracy = f"{100 * score['metric']:.2f}" if score["metric"] is not None else "-"
+        speed = [f"{time['ms_median']:.3f}", f"{time['speedup']:.3f}"] if time else [NOTHING] * 2
         own = score["fakequant_to_float"]
-        share = f"{score['engine_to_fakequant'] / own:.2f} ({score['flips_to_fakequant']} flips)" if own else "-"
-        lines.append(
-            f"| {score['engine']} | {speed} | {score['latency_ms_p50']:.3f} | {accuracy} "
-            f"| {score['error_abs_mean']:.4f} | {score['num_flips']} | {share} |"
-        )
-    return lines
+        share = f"{score['engine_to_fakequant'] / own:.2f} ({score['flips_to_fakequant']} flips)" if own else NOTHING
+        body.append([
+            score["engine"], *speed, f"{score['latency_ms_p50']:.3f}", percent(score["metric"]),
+            f"{score['error_abs_mean']:.4f}", str(score["num_flips"]), share,
+        ])  # fmt: skip
+    return table(headers, body)
 
 
 def sentence_table(rows: list[Row]) -> list[str]:
     """Return lines of the sentence encoder's table: Spearman's correlation over that of the float model."""
-    lines = ["| recipe | Spearman (interval) | over float | mean abs. change of the embeddings |", "|---|---|---|---|"]
-    for row in newest(rows, "model", "recipe"):
-        lines.append(
-            f"| {row['recipe']} | {row['spearman']:.4f} ({row['spearman_low']:.4f}-{row['spearman_high']:.4f}) "
-            f"| {row['spearman'] / row['spearman_float']:.2%} | {row['error_abs_mean']:.4f} |"
-        )
-    return lines
+    body = [
+        [row["recipe"], f"{row['spearman']:.4f} ({row['spearman_low']:.4f}-{row['spearman_high']:.4f})",
+         f"{row['spearman'] / row['spearman_float']:.2%}", f"{row['error_abs_mean']:.4f}"]
+        for row in newest(rows, "model", "recipe")
+    ]  # fmt: skip
+    return table(["recipe", "Spearman (interval)", "over float", "mean abs. change of the embeddings"], body)
 
 
 def language_table(rows: list[Row]) -> list[str]:
     """Return lines of the language models' table: perplexity and greedy text in ONNX Runtime."""
-    lines = ["| model | variant | perplexity (interval) | over float | mean abs. logit change | equal texts of 20 |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
-    for row in newest(rows, "model", "variant"):
-        lines.append(
-            f"| {row['model']} | {row['variant']} | {row['perplexity']:.3f} ({row['perplexity_low']:.3f}-"
-            f"{row['perplexity_high']:.3f}) | {row['perplexity_change']:+.2%} | {row['error_abs_mean']:.3f} "
-            f"| {row['equal_texts']} |"
-        )
-    return lines
+    headers = ["model", "variant", "perplexity (interval)", "over float", "mean abs. logit change", "equal texts of 20"]
+    body = [
+        [row["model"], row["variant"],
+         f"{row['perplexity']:.3f} ({row['perplexity_low']:.3f}-{row['perplexity_high']:.3f})",
+         f"{row['perplexity_change']:+.2%}", f"{row['error_abs_mean']:.3f}", str(row["equal_texts"])]
+        for row in newest(rows, "model", "variant")
+    ]  # fmt: skip
+    return table(headers, body, left=2)
 
 
 def memory_table(rows: list[Row]) -> list[str]:
     """Return lines of the large model's table: peak memory over the float weights."""
-    lines = ["| recipe | float weights | file | export: peak over float weights | parity check: peak |",
-             "|---|---|---|---|---|"]  # fmt: skip
-    for row in newest(rows, "recipe", "parameters"):
-        lines.append(
-            f"| {row['recipe']} | {row['float_gb']:.2f} GB | {row['file_gb']:.2f} GB | {row['export_peak']:.2f} "
-            f"| {row['parity_peak']:.2f} |"
-        )
-    return lines
+    body = [
+        [row["recipe"], f"{row['float_gb']:.2f} GB", f"{row['file_gb']:.2f} GB", f"{row['export_peak']:.2f}",
+         f"{row['parity_peak']:.2f}"]
+        for row in newest(rows, "recipe", "parameters")
+    ]  # fmt: skip
+    return table(["recipe", "float weights", "file", "export: peak over float weights", "parity check: peak"], body)
 
 
+# A table's lines end with an empty one.
 TABLES = {
     "fidelity": ("Fidelity", fidelity_table),
     "speed": ("Speed", speed_table),
@@ -233,11 +226,11 @@ def conditions(rows: list[Row]) -> list[str]:
 def run(options: argparse.Namespace) -> None:
     """Write `RESULTS/tables.md` from the rows that stand in RESULTS."""
     lines = ["# Results", "", "Made by `python -m benchmarks.tables` from the rows beside this file."]
-    for stem, (title, table) in TABLES.items():
+    for stem, (title, make) in TABLES.items():
         path = Path(options.results) / f"{stem}.jsonl"
         if path.exists():
             rows = read_rows(path)
-            lines += ["", f"## {title}", "", *table(rows), "", *conditions(rows)]
+            lines += ["", f"## {title}", "", *make(rows), *conditions(rows)]
     (Path(options.results) / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
