@@ -203,9 +203,12 @@ def accuracy(model: ViTForImageClassification, table: pd.DataFrame) -> float:
 
 
 def train_float(arguments: argparse.Namespace) -> dict[str, object]:
-    """Write FOLDER/model and FOLDER/data; return how the float model was made."""
+    """Write FOLDER/model and FOLDER/data; return how the float model was made, or which one was given."""
     shutil.rmtree(arguments.work, ignore_errors=True)
     splits, start = make_data(arguments.data, arguments.work / "data"), time.time()
+    if arguments.model is not None:
+        shutil.copytree(arguments.model, arguments.work / "model")
+        return {"given": str(arguments.model)}
     model = train(splits, arguments)
     made = {"epochs": arguments.epochs, "train_seconds": round(time.time() - start)}
     made["test_accuracy_pytorch"] = accuracy(model, splits["test"])
@@ -245,6 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="float model of an earlier run (default: train one)")
     parser.add_argument("--recipe", default="int8_full")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--steps", type=int, default=700, help="of QAT, batch 128: two epochs")
