@@ -74,14 +74,15 @@ def run_command(
     """Parse `argv`, call `command` and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
     An expected error (ValueError, OSError, RuntimeError, ImportError) is printed in one line; `--debug` shows more.
-    SIGTERM is treated like Ctrl-C, so that temporary outputs are removed.
+    SIGTERM is treated like Ctrl-C, so that temporary outputs are removed; a KeyboardInterrupt that bears a message
+    says what was kept.
     """
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         command(arguments)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as ended:
+        print(f"{parser.prog}: interrupted; {str(ended) or 'nothing was written'}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # the reader of the output has gone (| head): nothing is left to say, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

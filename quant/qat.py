@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
 from quant.distillation import Teacher, distillation_loss, extra_outputs
 from quant.insert import quantization_of
 from quant.modules import QuantLayer
 from quant.recipe import QatOptions
+from quant.resume import last_whole_checkpoint
 from quant.tensor_quantizer import named_quantizers
 
 
@@ -67,6 +67,13 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Leave the line to LogOnStderr."""
+
+    def close(self) -> None:
+        """End the bars of a training that did not: an error's line after an open bar is drawn over at exit."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.prediction_bar = self.training_bar = None
 
 
 class QatTrainer(Trainer):
@@ -135,6 +142,15 @@ class QatTrainer(Trainer):
                 loss = loss + self.options.label_loss * outputs["loss"]
         return (loss, outputs) if return_outputs else loss
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; the progress bars are closed also where it fails."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressBar):
+                    callback.close()
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take one step; remembers on the device, without waiting for it, the first step whose loss was not finite."""
         loss = super().training_step(*args, **kwargs)
@@ -160,7 +176,7 @@ class QatTrainer(Trainer):
         unknown = {name: float("inf") if change != change else change for name, change in moved.items()}
         site = max(unknown, key=unknown.__getitem__, default=None)
         worst = f"; the range that moved most is {site}'s, by a factor of {2 ** unknown[site]:.3g}" if site else ""
-        kept = get_last_checkpoint(str(self.args.output_dir)) if Path(str(self.args.output_dir)).is_dir() else None
+        kept = last_whole_checkpoint(str(self.args.output_dir))
         raise RuntimeError(
             f"the loss was NaN or infinite at step {step}{worst}. Last good checkpoint: {kept or 'none yet'}. Lower "
             "--learning_rate or the recipe's qat scale_learning_rate, or set --max_grad_norm"
