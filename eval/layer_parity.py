@@ -186,9 +186,13 @@ def as_text(report: LayerParity, columns: int) -> str:
             absolute = f"{error.abs_max:8.1e}{error.abs_mean:8.1e}{error.abs_median:8.1e}"
             relative = f"{error.rel_max:8.1e}{error.rel_mean:8.1e}{error.rel_median:8.1e}"
             mark = "  <- first to diverge" if each.layer == first else ""
-            room = max(columns - 51 - len(mark), 8)
-            name = each.layer if len(each.layer) <= room else "..." + each.layer[3 - room :]
-            lines.append(f"{absolute} {relative}  {name}{mark}")
+            room = columns - 51 - len(mark)
+            if room < min(len(each.layer), LEAST_NAME):  # a line of its own: a stub would not tell the layers apart
+                lines.append(cut_left(each.layer, columns))
+                name, room = "", 0
+            else:
+                name = cut_left(each.layer, room)
+            lines.append(f"{absolute} {relative}  {name}{mark}".rstrip())
         if first is None:
             lines.append("no layer diverges")
     if report.note:

@@ -8,6 +8,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import train_qat
 from eval.training_run import claim_run, hold_run
@@ -165,3 +167,34 @@ def test_an_interrupted_run_says_from_where_it_goes_on(tmp_path, finished, capsy
 def test_the_trainers_own_resume_flag_is_refused(tmp_path, capsys):
     code, _, err = short_run(capsys, "--out", str(tmp_path / "run"), "--resume_from_checkpoint", "true")
     assert code == 2 and "leave it out; the same command with the same --out goes on" in err
+
+
+def test_a_float_run_goes_on_and_takes_its_best_checkpoint_with_all_of_its_weights(tmp_path, capsys):
+    """ViT's files bear other names than its modules: the Trainer's own loading left the encoder as it was."""
+    flags = ["--recipe", "none", "--learning_rate", "1e-3"]
+    code, _, _ = short_run(capsys, *flags, "--out", str(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "checkpoint-4")
+    resumed, _, _ = short_run(capsys, *flags, "--out", str(tmp_path / "parts"))
+    assert code == resumed == 0
+    state = json.loads((tmp_path / "whole" / "checkpoint-4" / "trainer_state.json").read_text())
+    best = load_file(tmp_path / "whole" / f"checkpoint-{state['best_global_step']}" / "model.safetensors")
+    for folder in ("whole", "parts"):
+        kept = load_file(tmp_path / folder / "model.safetensors")
+        assert set(kept) == set(best) and all(torch.equal(kept[name], best[name]) for name in best)
+    last = [load_file(tmp_path / folder / "checkpoint-4" / "model.safetensors") for folder in ("whole", "parts")]
+    assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_line(tmp_path, finished, capsys, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3990912 vs 3990800")
+
+    monkeypatch.setattr(torch, "save", full)
+    code, _, err = short_run(capsys, "--out", str(tmp_path / "run"))
+    line = err.splitlines()[-1]
+    assert code == 1 and "the checkpoint of step 4 cannot be written into" in line and "MiB free" in line
+    assert f"Make room; the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}" in line
