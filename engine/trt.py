@@ -163,8 +163,9 @@ def profile_shapes(model: onnx.ModelProto, given: Mapping[str, ShapeRange]) -> d
             if any(not dim.HasField("dim_value") for dim in each.type.tensor_type.shape.dim)]  # fmt: skip
     missing = [name for name in free if name not in shapes]
     if missing:
-        sizes = len(next(e for e in graph_inputs(model) if e.name == missing[0]).type.tensor_type.shape.dim)
-        example = ":".join("x".join([str(batch), *["64"] * (sizes - 1)]) for batch in (1, 8, 32))
+        dims = next(e for e in graph_inputs(model) if e.name == missing[0]).type.tensor_type.shape.dim
+        rest = [str(dim.dim_value) if dim.HasField("dim_value") else "64" for dim in dims[1:]]
+        example = ":".join("x".join([str(batch), *rest]) for batch in (1, 8, 32))
         raise UsageError(
             f"input {', '.join(missing)} has free axes, and TensorRT needs their range; give "
             f"--shapes {missing[0]}:{example} (min:opt:max; one shape for a static engine)"
