@@ -111,7 +111,7 @@ def prepare(
     teacher = start if recipe is not None and arguments.teach and recipe.qat.distills else None
     source = resume or arguments.init
     if recipe is not None and source:
-        loaded = _take_checkpoint(source, recipe)
+        loaded = _take_checkpoint(source, recipe, arguments.model, loaded.model)
         recipe = loaded.model.quantization.recipe  # type: ignore[union-attr, assignment]
     loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not source:
@@ -123,12 +123,23 @@ def prepare(
     return Prepared(loaded, start, teacher, task, train, validation, recipe, seq_length)
 
 
-def _take_checkpoint(source: str, recipe: Recipe) -> LoadedModel:
-    """Return the checkpoint to start from. Raises: ValueError: it was made by a recipe of another name."""
+def _take_checkpoint(source: str, recipe: Recipe, model_name: str, model: Any) -> LoadedModel:
+    """Return the checkpoint to start from.
+
+    Raises: ValueError: it was made by a recipe of another name, or from a model with other layers than `model`.
+    """
     name = read_description(source)["recipe"]["name"]
     if name != recipe.name:
         raise ValueError(f"{source} was made by recipe '{name}', not '{recipe.name}'; give --recipe {name}")
-    return load_checkpoint(source)
+    taken = load_checkpoint(source)
+    theirs, ours = ({key: x.shape for key, x in each.state_dict().items()} for each in (taken.model, model))
+    other = [key for key, shape in ours.items() if theirs.get(key) != shape]
+    if type(taken.model) is not type(model) or other:
+        raise ValueError(
+            f"{source} is of another model, a {type(taken.model).__name__}; --model {model_name} is a "
+            f"{type(model).__name__}{f' with another {other[0]}' if other else ''}. Give the --model it was made from"
+        )
+    return taken
 
 
 def calibration_batches(

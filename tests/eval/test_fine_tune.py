@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import ViTConfig, ViTForImageClassification
 
 import train_qat
 from eval.training_run import claim_run, hold_run
@@ -184,6 +185,17 @@ def test_a_float_run_goes_on_and_takes_its_best_checkpoint_with_all_of_its_weigh
         assert set(kept) == set(best) and all(torch.equal(kept[name], best[name]) for name in best)
     last = [load_file(tmp_path / folder / "checkpoint-4" / "model.safetensors") for folder in ("whole", "parts")]
     assert all(torch.equal(last[0][name], last[1][name]) for name in last[0])
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, finished, capsys):
+    ViTForImageClassification(ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=8, patch_size=2,
+        num_channels=1, num_labels=10)).save_pretrained(tmp_path / "other")  # fmt: skip
+    shutil.copy(finished / "preprocessor_config.json", tmp_path / "other")
+    flags = ["--model", str(tmp_path / "other"), "--init", str(finished), "--out", str(tmp_path / "run")]
+    code, _, err = short_run(capsys, *flags)
+    assert code == 1 and "is of another model, a ViTForImageClassification" in err.splitlines()[-1]
+    assert "Give the --model it was made from" in err.splitlines()[-1]
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_line(tmp_path, finished, capsys, monkeypatch):
