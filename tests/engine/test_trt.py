@@ -159,6 +159,8 @@ def test_what_the_parser_refuses_is_told_in_its_words(rtx, tmp_path):
     onnx.save(helper.make_model(helper.make_graph([node], "g", *infos), opset_imports=imports, ir_version=10), path)
     with pytest.raises(RuntimeError, match=r"tensorrt_rtx 1\..*its parser refused the file: .*Mystery"):
         rtx.build(path, tmp_path / "engine", BuildOptions())
+    with pytest.raises(RuntimeError, match=r"Mystery.*It was asked for --refit; try without"):
+        rtx.build(path, tmp_path / "engine", BuildOptions(tensorrt=TensorRTOptions(refit=True)))
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
 
 
