@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +16,13 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from engine.cli import CommandParser, print_result, run_command
-from eval.evaluate import Evaluation
-from eval.fine_tune import (
-    FineTuneArguments,
-    claim_run,
-    describe_run,
-    make_trainer,
-    plot_curves,
-    prepare,
-    save_result,
-    score,
-)
+from engine.cli import CommandParser, UsageError, print_result, run_command
+from eval.fine_tune import FineTuneArguments, make_trainer, plot_curves, prepare, save_result, score
+from eval.training_run import describe_run, hold_run, score_row, start_row
 from quant.checkpoint import load_checkpoint
 from quant.pretrained import load_float_model
-from quant.recipe import load_recipe
+from quant.recipe import Recipe, load_recipe
+from quant.resume import last_whole_checkpoint
 
 
 @dataclass
@@ -55,19 +49,35 @@ class QatTrainingArguments(TrainingArguments):
 
 
 def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
-    """Prepare, score before, train, save, score after; print one summary line."""
+    """Train in a run folder that is this process's alone. Raises: KeyboardInterrupt: saying from where it goes on."""
     out = Path(str(training.output_dir))
     recipe = None if arguments.recipe == "none" else load_recipe(arguments.recipe)
-    is_first = training.process_index == 0
     description = describe_run(arguments, training, recipe)
-    with training.main_process_first(local=False):
-        resume = claim_run(out, description, arguments.force) if is_first else None
-    if not is_first:
-        resume = claim_run(out, description, force=False)
+    try:
+        with contextlib.ExitStack() as held:
+            with training.main_process_first(local=False):
+                if training.process_index == 0:
+                    resume = held.enter_context(hold_run(out, description, arguments.force))
+                else:
+                    last = last_whole_checkpoint(out)
+                    resume = str(last) if last else None
+            _train(arguments, training, recipe, resume)
+    except KeyboardInterrupt:
+        kept = last_whole_checkpoint(out)
+        where = f"goes on from {kept}" if kept else "starts again (no checkpoint was written yet)"
+        raise KeyboardInterrupt(f"the same command {where}") from None
+
+
+def _train(
+    arguments: FineTuneArguments, training: QatTrainingArguments, recipe: Recipe | None, resume: str | None
+) -> None:
+    """Prepare, score before, train, save, score after; print one summary line."""
+    out, is_first = Path(str(training.output_dir)), training.process_index == 0
     prepared = prepare(arguments, training, recipe, resume)
-    scores: dict[str, Evaluation] = {}
+    scores: dict[str, dict[str, Any]] = {}
     if is_first and prepared.recipe is not None:
-        scores["PTQ"] = score(prepared, prepared.loaded, training)
+        start = start_row(out, resume, lambda: score(prepared, prepared.loaded, training))
+        scores |= {"PTQ": start} if start else {}
     trainer = make_trainer(prepared, arguments, training)
     trainer.train(resume_from_checkpoint=resume)
     if trainer.is_fsdp_enabled:
@@ -81,13 +91,15 @@ def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
     plot_curves(trainer.state.log_history, out / "curves.png")
     saved = load_checkpoint(out) if prepared.recipe is not None else load_float_model(out)
     name = "QAT" if prepared.recipe is not None else "fine-tuned"
-    scores[name] = score(prepared, saved, training)
+    scores[name] = score_row(score(prepared, saved, training))
     row, summary = _result(scores, arguments, trainer)
     (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     print_result(row, f"{out}: {summary}", arguments.json)
 
 
-def _result(scores: dict[str, Evaluation], arguments: FineTuneArguments, trainer: Any) -> tuple[dict[str, Any], str]:
+def _result(
+    scores: dict[str, dict[str, Any]], arguments: FineTuneArguments, trainer: Any
+) -> tuple[dict[str, Any], str]:
     """Return the result as a row and as one line: float, PTQ, QAT."""
     row: dict[str, Any] = {"model": arguments.model, "task": arguments.task, "recipe": arguments.recipe}
     row |= {
@@ -96,24 +108,21 @@ def _result(scores: dict[str, Evaluation], arguments: FineTuneArguments, trainer
         "train_runtime_s": trainer.state.log_history[-1].get("train_runtime"),
     }
     parts = []
-    for name, evaluation in scores.items():
-        if evaluation.reference_scores is not None and "float" not in row:
-            row["float"] = evaluation.reference_scores.metrics[0].value
+    for name, measured in scores.items():
+        if measured["float"] is not None and "float" not in row:
+            row["float"] = measured["float"]
             parts.append(f"float {row['float']:.4f}")
-        error = evaluation.error.abs_mean if evaluation.error else None
-        row[name] = {
-            "metric": evaluation.scores.metrics[0].value,
-            "error_abs_mean": error,
-            "num_flips": evaluation.num_flips,
-        }
-        distance = "" if error is None else f" (mean |Δ| {error:.4f}, {evaluation.num_flips} flips)"
-        parts.append(f"{name} {row[name]['metric']:.4f}{distance}")
+        row[name] = {key: value for key, value in measured.items() if key != "float"}
+        error = measured["error_abs_mean"]
+        distance = "" if error is None else f" (mean |Δ| {error:.4f}, {measured['num_flips']} flips)"
+        parts.append(f"{name} {measured['metric']:.4f}{distance}")
     return row, "  ".join(parts)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    words = ["--output_dir" if word == "--out" else word for word in (sys.argv[1:] if argv is None else argv)]
+    given = sys.argv[1:] if argv is None else argv
+    words = [re.sub(r"^--out(?==|$)", "--output_dir", word) for word in given]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "torch", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -131,6 +140,11 @@ class TrainParser(CommandParser, HfArgumentParser):
 
 def _train_from(namespace: argparse.Namespace) -> None:
     given = vars(namespace)
+    if given["resume_from_checkpoint"]:
+        raise UsageError(
+            f"--resume_from_checkpoint {given['resume_from_checkpoint']}: leave it out; the same command with the same "
+            "--out goes on from its last whole checkpoint, and --init starts a new run from a checkpoint"
+        )
     if not given["learning_rate"]:
         # A student that starts at its teacher's weights is driven off by Adam's steps, however small its gradients are.
         is_taught = given["recipe"] != "none" and given["teach"] and load_recipe(given["recipe"]).qat.distills

@@ -23,6 +23,8 @@ from engine.ort import plain_session
 from engine.run import read_feeds
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, parse_shapes, spread
 from engine.source import read_onnx
+from engine.trt import file_type
+from engine.trt_options import TensorRTOptions, trtexec_command
 
 # GitHub takes 65,536 characters a text: a model that is larger than this in base64 must be attached.
 EMBEDDED_CHARACTERS = 40_000
@@ -47,9 +49,6 @@ actual = compiled(feeds)
 for index, ref in enumerate(expected):
     print(np.abs(actual[index] - ref).max(), np.abs(actual[index] - ref).mean())""",
 }
-TRTEXEC = "trtexec --onnx={model}{shapes} --stronglyTyped --profilingVerbosity=detailed --exportLayerInfo=layers.json"
-TRTEXEC_8 = "trtexec --onnx={model}{shapes} --fp16 --int8 --profilingVerbosity=detailed --exportLayerInfo=layers.json"
-
 
 @dataclass(frozen=True)
 class ErrorRow:
@@ -121,6 +120,16 @@ def run_both(
         return fed, error_rows(actual, expected), None
 
 
+def what_stops_the_build(onnx_path: str, backend: str, shapes: dict[str, ShapeRange]) -> str | None:
+    """Return the error of a build in a temporary folder, None if it succeeds. Raises: UsageError: a missing shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            get_backend(backend).build(onnx_path, Path(folder) / "engine", BuildOptions(shapes))
+        except (RuntimeError, OSError) as error:
+            return " ".join(str(error).split())
+    return None
+
+
 def model_section(path: str, model: onnx.ModelProto, embed: bool) -> list[str]:
     """Return what the model is, and the model itself where it is small enough."""
     opsets = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.opset_import)
@@ -162,12 +171,10 @@ def reproduction(
         loaded = 'feeds = dict(np.load("feeds.npz"))  # attach it'
         code = loaded if arguments.feeds or fed is None else made_feeds_code(fed)
         return ["```python", REPRODUCTION[arguments.backend].format(model=name, feeds=code), "```"]
-    words = "".join(
-        f" --{which}Shapes=" + ",".join(f"{n}:{'x'.join(map(str, getattr(s, which)))}" for n, s in shapes.items())
-        for which in (("min", "opt", "max") if shapes else ())
-    )
-    lines = [command.format(model=name, shapes=words) for command in (TRTEXEC, TRTEXEC_8)]
-    return ["```bash", "# TensorRT 10 and 11, TensorRT-RTX", lines[0], "# TensorRT 8 and 9", lines[1], "```"]
+    # A file of target tensorrt says its types itself; any other takes them from flags, which TensorRT 11 has no more.
+    flags = ["stronglyTyped"] if file_type(read_onnx(arguments.onnx)) else ["fp16", "int8"]
+    command = trtexec_command(arguments.backend, name, "engine", shapes, flags, TensorRTOptions())
+    return ["```bash", f"{command} --exportLayerInfo=layers.json", "```"]
 
 
 def made_feeds_code(fed: dict[str, np.ndarray]) -> str:
@@ -189,11 +196,14 @@ def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], st
     shapes = spread(model, shapes)
     feeds = read_feeds(arguments.feeds)[0] if arguments.feeds else None
     rows: list[ErrorRow] = []
-    failure, fed = None, None
+    failure, fed, built = None, None, False
     if arguments.outputs:
         rows = error_rows(read_feeds(arguments.outputs)[0], read_feeds(arguments.reference)[0])
     elif arguments.backend in REPRODUCTION:
         fed, rows, failure = run_both(arguments.onnx, arguments.backend, shapes, feeds)
+    elif get_backend(arguments.backend).check_build() is None:
+        built = True
+        failure = what_stops_the_build(arguments.onnx, arguments.backend, shapes)
     title = arguments.title or f"{arguments.backend}: wrong or unexpected result of {Path(arguments.onnx).name}"
     lines = [f"# {title}", "", "## Environment", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value.replace('|', '/')} |" for word, value in environment().items()]
@@ -206,7 +216,9 @@ def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], st
         or "The outputs of the ONNX file as its operators are defined (ONNX Runtime without any optimization)."
     )
     lines += ["", "## Expected behaviour", "", expected, "", "## Actual behaviour", ""]
-    lines.append(arguments.actual or (f"It fails: `{failure}`" if failure else "The outputs differ as below."))
+    unseen = f"It {'builds' if built else 'was not built'} where this was written, and was not run there."
+    found = f"It fails: `{failure}`" if failure else "The outputs differ as below." if rows else unseen
+    lines.append(arguments.actual or found)
     if rows:
         lines += [
             "",
@@ -235,11 +247,10 @@ def _log(path: str) -> list[str]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report and print one line."""
-    known = [*BACKENDS, "tensorrt", "tensorrt_rtx"]
-    if arguments.backend not in known:
-        near = near_matches(arguments.backend, known)
+    if arguments.backend not in BACKENDS:
+        near = near_matches(arguments.backend, list(BACKENDS))
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"--backend {arguments.backend!r} is none of {', '.join(dict.fromkeys(known))}{hint}")
+        raise UsageError(f"--backend {arguments.backend!r} is none of {', '.join(BACKENDS)}{hint}")
     if bool(arguments.outputs) != bool(arguments.reference):
         raise UsageError("--outputs and --reference belong together: what came out, and what was expected")
     check_free(arguments.out, arguments.force)
@@ -263,12 +274,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = CommandParser(
         "python -m engine.bug_report",
         "Write one Markdown file for an upstream issue: environment, model, reproduction, expected and actual "
-        "behaviour, errors. For onnxruntime and openvino the file runs here against ONNX Runtime without optimization.",
+        "behaviour, errors. For onnxruntime and openvino the file runs here against ONNX Runtime without optimization, "
+        "for tensorrt and tensorrt_rtx it is built if that can be done here.",
     )
     parser.add_argument("--onnx", required=True, help="the model that shows the fault, as small as it can be made")
-    parser.add_argument(
-        "--backend", required=True, help=f"whose fault it is: {', '.join(BACKENDS)}, tensorrt, tensorrt_rtx"
-    )
+    parser.add_argument("--backend", required=True, help=f"whose fault it is: {', '.join(BACKENDS)}")
     parser.add_argument("--out", required=True, help="the Markdown file to write")
     parser.add_argument("--title", help="the issue's title")
     parser.add_argument("--command", action="append", help="a command that shows the fault; may be given several times")

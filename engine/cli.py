@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,10 +16,11 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -74,14 +77,15 @@ def run_command(
     """Parse `argv`, call `command` and exit: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 
     An expected error (ValueError, OSError, RuntimeError, ImportError) is printed in one line; `--debug` shows more.
-    SIGTERM is treated like Ctrl-C, so that temporary outputs are removed.
+    SIGTERM is treated like Ctrl-C, so that temporary outputs are removed; a KeyboardInterrupt that bears a message
+    says what was kept.
     """
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         command(arguments)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as ended:
+        print(f"{parser.prog}: interrupted; {str(ended) or 'nothing was written'}", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
     except BrokenPipeError:  # the reader of the output has gone (| head): nothing is left to say, not even at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,9 +112,11 @@ def _raise_interrupt(*_: object) -> NoReturn:
 def whole_output(out: str | Path, force: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `out` for a file or folder, and rename it onto `out` only when the block ends well.
 
-    Files that the block writes beside the temporary one (the weights of a large ONNX file) go beside `out` before.
+    Files that the block writes beside the temporary one (the weights of a large ONNX file, an engine's manifest) go
+    beside `out` before, all in one turn: of two processes with one `out` the later is refused, or replaces all.
 
-    Raises: FileExistsError: if `out` exists and `force` is false (said before any work is done).
+    Raises: FileExistsError: if `out` exists and `force` is false (said before any work is done, and again after it).
+        OSError: the disk is full, with the name of `out`.
     """
     target = Path(out)
     check_free(target, force)
@@ -118,13 +124,32 @@ def whole_output(out: str | Path, force: bool = False) -> Iterator[Path]:
     holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
         yield holder / target.name
-        for beside in sorted(holder.iterdir()):
-            if beside.name != target.name:
-                check_free(target.parent / beside.name, force)
-                os.replace(beside, target.parent / beside.name)
-        replace_path(holder / target.name, target)
+        with _one_at_a_time(target.parent):
+            check_free(target, force)
+            for beside in sorted(holder.iterdir()):
+                if beside.name != target.name:
+                    # Without `out` itself what stands beside it is of a process that was killed between the two.
+                    check_free(target.parent / beside.name, force or beside.name == f"{target.name}.json")
+                    os.replace(beside, target.parent / beside.name)
+            replace_path(holder / target.name, target)
+    except OSError as error:
+        if error.errno not in DISK_FULL or error.filename is not None:
+            raise
+        raise type(error)(error.errno, f"{target} cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that put outputs in place there."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems lock no folders: there the last one wins, as without this
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_free(out: str | Path, force: bool) -> None:

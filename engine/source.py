@@ -44,8 +44,8 @@ def read_onnx(path: str | Path) -> onnx.ModelProto:
 
 @contextmanager
 def engine_output(out: str | Path, force: bool) -> Iterator[Path]:
-    """Yield a temporary path for an engine beside `out`; its manifest is written by `place` and the engine renamed
-    last.
+    """Yield a temporary path for an engine beside `out`; its manifest, written by `place` beside that, is renamed first
+    and the engine last.
 
     Raises: FileExistsError: if `out` exists and `force` is false.
     """
@@ -65,8 +65,8 @@ def place(
     products: Products,
     details: Mapping[str, Any] | None = None,
 ) -> EngineFile:
-    """Write OUT.json for an engine that stands at `partial`; the caller's `engine_output` renames it onto `out`
-    next. `details` replace fields of the manifest, and add to its versions."""
+    """Write the manifest beside an engine that stands at `partial`; the caller's `engine_output` renames both next.
+    `details` replace fields of the manifest, and add to its versions."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     flags = cpu_flags()
     warning = int8_warning(flags) if products.int8 or products.attention_int8 else None
@@ -91,5 +91,5 @@ def place(
         metadata=metadata,
     )
     manifest = replace(manifest, **details)
-    write_manifest(manifest, manifest_path(out))
+    write_manifest(manifest, manifest_path(partial))
     return EngineFile(Path(out), manifest)

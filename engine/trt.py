@@ -21,7 +21,7 @@ from engine.products import Products, find_products
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
 from engine.trt_builder import build_bytes, is_weakly_typed, load_module, make_logger
-from engine.trt_options import check_options, trtexec_command
+from engine.trt_options import check_options, given_flags, trtexec_command
 
 HALF_TYPES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
 # What TensorRT-RTX runs on: Turing, Ampere, Ada and Blackwell of the RTX line.
@@ -90,7 +90,9 @@ class TrtBackend:
             try:
                 content = build_bytes(trt, fixed.SerializeToString(), shapes, flags, options.tensorrt, logger)
             except RuntimeError as error:
-                raise RuntimeError(f"{self.name} {trt.__version__}, {onnx_path}: {error}") from error
+                asked = given_flags(options.tensorrt)
+                hint = f". It was asked for {', '.join(asked)}; try without" if asked else ""
+                raise RuntimeError(f"{self.name} {trt.__version__}, {onnx_path}: {error}{hint}") from error
             partial.write_bytes(content)
             gpu = find_gpu()
             command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, options.tensorrt)
@@ -163,8 +165,9 @@ def profile_shapes(model: onnx.ModelProto, given: Mapping[str, ShapeRange]) -> d
             if any(not dim.HasField("dim_value") for dim in each.type.tensor_type.shape.dim)]  # fmt: skip
     missing = [name for name in free if name not in shapes]
     if missing:
-        sizes = len(next(e for e in graph_inputs(model) if e.name == missing[0]).type.tensor_type.shape.dim)
-        example = ":".join("x".join([str(batch), *["64"] * (sizes - 1)]) for batch in (1, 8, 32))
+        dims = next(e for e in graph_inputs(model) if e.name == missing[0]).type.tensor_type.shape.dim
+        rest = [str(dim.dim_value) if dim.HasField("dim_value") else "64" for dim in dims[1:]]
+        example = ":".join("x".join([str(batch), *rest]) for batch in (1, 8, 32))
         raise UsageError(
             f"input {', '.join(missing)} has free axes, and TensorRT needs their range; give "
             f"--shapes {missing[0]}:{example} (min:opt:max; one shape for a static engine)"

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import importlib
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -234,7 +235,8 @@ def _progress(trt: Any, config: Any) -> Iterator[Any]:
             try:
                 if sys.stderr.isatty():
                     text = f"{phase_name}: {step + 1} of {self.steps.get(phase_name, 0)}"
-                    print(f"\r\033[K{text}", end="", file=sys.stderr)
+                    columns = shutil.get_terminal_size().columns  # a wrapped line could not be taken back
+                    print(f"\r\033[K{text[: columns - 1]}", end="", file=sys.stderr)
             except KeyboardInterrupt:
                 self.is_interrupted = True
             return not self.is_interrupted

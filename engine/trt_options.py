@@ -59,11 +59,17 @@ def options_from(arguments: argparse.Namespace, backend: str) -> TensorRTOptions
     given: dict[str, Any] = {field.name: getattr(arguments, field.name) for field in fields}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     options = TensorRTOptions(**given)
-    changed = [f"--{f.name.replace('_', '-')}" for f in fields if getattr(options, f.name) != f.default]
+    changed = given_flags(options)
     if changed and backend not in BACKENDS:
         raise UsageError(f"{', '.join(changed)} is only for --backend {' and '.join(BACKENDS)}, not {backend}")
     check_options(options, backend)
     return options
+
+
+def given_flags(options: TensorRTOptions) -> list[str]:
+    """Return the flags of the options that are not TensorRT's own defaults."""
+    fields = dataclasses.fields(TensorRTOptions)
+    return [f"--{each.name.replace('_', '-')}" for each in fields if getattr(options, each.name) != each.default]
 
 
 def check_options(options: TensorRTOptions, backend: str) -> None:

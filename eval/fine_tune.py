@@ -6,8 +6,6 @@ The Trainer and the quantizers are quant's; the samples and scores are calib's a
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +17,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from calib.apply import apply_statistics
 from calib.collect import collect
@@ -35,7 +32,6 @@ from quant.qat import QatTrainer, finish_qat, start_qat
 from quant.recipe import Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
-RUN_FILE = "run.json"
 
 
 @dataclass
@@ -115,7 +111,7 @@ def prepare(
     teacher = start if recipe is not None and arguments.teach and recipe.qat.distills else None
     source = resume or arguments.init
     if recipe is not None and source:
-        loaded = _take_checkpoint(source, recipe)
+        loaded = _take_checkpoint(source, recipe, arguments.model, loaded.model)
         recipe = loaded.model.quantization.recipe  # type: ignore[union-attr, assignment]
     loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not source:
@@ -127,12 +123,23 @@ def prepare(
     return Prepared(loaded, start, teacher, task, train, validation, recipe, seq_length)
 
 
-def _take_checkpoint(source: str, recipe: Recipe) -> LoadedModel:
-    """Return the checkpoint to start from. Raises: ValueError: it was made by a recipe of another name."""
+def _take_checkpoint(source: str, recipe: Recipe, model_name: str, model: Any) -> LoadedModel:
+    """Return the checkpoint to start from.
+
+    Raises: ValueError: it was made by a recipe of another name, or from a model with other layers than `model`.
+    """
     name = read_description(source)["recipe"]["name"]
     if name != recipe.name:
         raise ValueError(f"{source} was made by recipe '{name}', not '{recipe.name}'; give --recipe {name}")
-    return load_checkpoint(source)
+    taken = load_checkpoint(source)
+    theirs, ours = ({key: x.shape for key, x in each.state_dict().items()} for each in (taken.model, model))
+    other = [key for key, shape in ours.items() if theirs.get(key) != shape]
+    if type(taken.model) is not type(model) or other:
+        raise ValueError(
+            f"{source} is of another model, a {type(taken.model).__name__}; --model {model_name} is a "
+            f"{type(model).__name__}{f' with another {other[0]}' if other else ''}. Give the --model it was made from"
+        )
+    return taken
 
 
 def calibration_batches(
@@ -178,42 +185,6 @@ def score(prepared: Prepared, loaded: LoadedModel, training: TrainingArguments) 
     options = BatchOptions(training.per_device_eval_batch_size, prepared.seq_length, "longest")
     return evaluate(prepared.task, prepared.validation, loaded.processor, runner, reference=against, options=options,
                     show_progress=not training.disable_tqdm)  # fmt: skip
-
-
-def claim_run(out: Path, description: dict[str, Any], force: bool) -> str | None:
-    """Write OUT/run.json and return the checkpoint to resume from, if the folder holds the same run.
-
-    Raises: FileExistsError: the folder holds another run, or something else.
-    """
-    manifest = out / RUN_FILE
-    if manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8")) == description:
-        return get_last_checkpoint(str(out))
-    if out.exists() and any(out.iterdir()) and not force:
-        raise FileExistsError(f"{out} holds another run; choose another --out, or start anew there with --force true")
-    if out.exists():
-        for old in out.glob("checkpoint-*"):
-            old.rename(out / f"old-{old.name}")
-    out.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    return None
-
-
-def describe_run(arguments: FineTuneArguments, training: TrainingArguments, recipe: Recipe | None) -> dict[str, Any]:
-    """Return what must be equal for a run to be resumed: arguments, recipe and the training options."""
-    own = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in ("force", "json")}
-    skipped = (
-        "output_dir",
-        "logging_dir",
-        "disable_tqdm",
-        "resume_from_checkpoint",
-        "local_rank",
-        "log_level",
-        "run_name",
-    )
-    options = {k: v for k, v in training.to_dict().items() if k not in skipped}
-    return json.loads(
-        json.dumps({**own, "recipe_digest": recipe.digest if recipe else None, "training": options}, default=str)
-    )
 
 
 def save_result(prepared: Prepared, out: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import onnx
 
 from engine.backend import BACKENDS
 from engine.cli import UsageError, print_result
+from engine.lint import cut_left
 from engine.qdq import TARGETS, prepare_for_target
 from engine.source import read_onnx
 from eval.arguments import batch_options, load_samples_of
@@ -36,6 +38,7 @@ NOISY_SQNR_DB = 20.0
 MAX_BUILDS = 24  # engines built in search of layers that can be read
 PAIRS = (("fakequant", "float"), ("onnx", "fakequant"), ("engine", "fakequant"))
 WIDEST = 120
+LEAST_NAME = 30  # columns that tell one layer from another
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _diverges(pair: str, layer: LayerError, is_quantized: bool) -> bool:
 
 def as_text(report: LayerParity, columns: int) -> str:
     """Return the tables for a terminal of so many columns."""
-    lines = [f"{report.backend}, {report.conditions}; padding left out"]
+    lines = textwrap.wrap(f"{report.backend}, {report.conditions}; padding left out", columns)
     for pair, first in report.first.items():
         rows = [(each, each.errors[pair]) for each in report.layers if pair in each.errors]
         lines += ["", f"|{pair}|", f"{'absolute':>24} {'relative':>24}"]
@@ -186,13 +189,17 @@ def as_text(report: LayerParity, columns: int) -> str:
             absolute = f"{error.abs_max:8.1e}{error.abs_mean:8.1e}{error.abs_median:8.1e}"
             relative = f"{error.rel_max:8.1e}{error.rel_mean:8.1e}{error.rel_median:8.1e}"
             mark = "  <- first to diverge" if each.layer == first else ""
-            room = max(columns - 51 - len(mark), 8)
-            name = each.layer if len(each.layer) <= room else "..." + each.layer[3 - room :]
-            lines.append(f"{absolute} {relative}  {name}{mark}")
+            room = columns - 51 - len(mark)
+            if room < min(len(each.layer), LEAST_NAME):  # a line of its own: a stub would not tell the layers apart
+                lines.append(cut_left(each.layer, columns - len(mark)) + mark)
+                name, mark = "", ""
+            else:
+                name = cut_left(each.layer, room)
+            lines.append(f"{absolute} {relative}  {name}{mark}".rstrip())
         if first is None:
             lines.append("no layer diverges")
     if report.note:
-        lines += ["", f"note: {report.note}"]
+        lines += ["", *textwrap.wrap(f"note: {report.note}", columns)]
     if report.unmatched:
         lines += ["", f"not found in the ONNX file: {len(report.unmatched)} layers, e.g. {report.unmatched[0]}"]
     return "\n".join(lines)

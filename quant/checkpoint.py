@@ -86,7 +86,7 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     """
     folder = Path(folder)
     content = read_description(folder)
-    _check_digests(folder, content)
+    check_digests(folder, content)
     loaded = load_float_model(folder)
     sites = tuple(_site(fields) for fields in content["sites"])
     attach_sites(loaded.model, Quantization(recipe_from_dict(content["recipe"]), sites))
@@ -179,7 +179,8 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check_digests(folder: Path, content: dict[str, Any]) -> None:
+def check_digests(folder: Path, content: dict[str, Any]) -> None:
+    """Raise ValueError if files of a checkpoint are not those that `content`, its quantization.json, tells of."""
     wrong = [
         name
         for name, digest in content["digests"].items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
 from quant.distillation import Teacher, distillation_loss, extra_outputs
 from quant.insert import quantization_of
 from quant.modules import QuantLayer
 from quant.recipe import QatOptions
+from quant.resume import last_whole_checkpoint
 from quant.tensor_quantizer import named_quantizers
 
 
@@ -67,6 +68,13 @@ class ProgressBar(ProgressCallback):
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Leave the line to LogOnStderr."""
+
+    def close(self) -> None:
+        """End the bars of a training that did not: an error's line after an open bar is drawn over at exit."""
+        for bar in (self.prediction_bar, self.training_bar):
+            if bar is not None:
+                bar.close()
+        self.prediction_bar = self.training_bar = None
 
 
 class QatTrainer(Trainer):
@@ -135,6 +143,15 @@ class QatTrainer(Trainer):
                 loss = loss + self.options.label_loss * outputs["loss"]
         return (loss, outputs) if return_outputs else loss
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as Trainer does; the progress bars are closed also where it fails."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, ProgressBar):
+                    callback.close()
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Take one step; remembers on the device, without waiting for it, the first step whose loss was not finite."""
         loss = super().training_step(*args, **kwargs)
@@ -160,7 +177,7 @@ class QatTrainer(Trainer):
         unknown = {name: float("inf") if change != change else change for name, change in moved.items()}
         site = max(unknown, key=unknown.__getitem__, default=None)
         worst = f"; the range that moved most is {site}'s, by a factor of {2 ** unknown[site]:.3g}" if site else ""
-        kept = get_last_checkpoint(str(self.args.output_dir)) if Path(str(self.args.output_dir)).is_dir() else None
+        kept = last_whole_checkpoint(str(self.args.output_dir))
         raise RuntimeError(
             f"the loss was NaN or infinite at step {step}{worst}. Last good checkpoint: {kept or 'none yet'}. Lower "
             "--learning_rate or the recipe's qat scale_learning_rate, or set --max_grad_norm"
@@ -168,7 +185,16 @@ class QatTrainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_bad_loss()
-        super()._save_checkpoint(*args, **kwargs)
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError) as error:  # torch says of a full disk only that a position is unexpected
+            out = str(self.args.output_dir)
+            kept = last_whole_checkpoint(out)
+            where = f"goes on from {kept}" if kept else "starts again"
+            raise OSError(
+                f"the checkpoint of step {self.state.global_step} cannot be written into {out} "
+                f"({shutil.disk_usage(out).free >> 20} MiB free): {error}. Make room; the same command {where}"
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         if not self.is_quantized:
@@ -180,15 +206,16 @@ class QatTrainer(Trainer):
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if not (Path(resume_from_checkpoint) / CHECKPOINT_FILE).is_file():
+        trained = self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False)
+        if (Path(resume_from_checkpoint) / CHECKPOINT_FILE).is_file():
+            load_training_state(trained, resume_from_checkpoint)
+        elif self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        load_training_state(
-            self.accelerator.unwrap_model(model or self.model, keep_torch_compile=False), resume_from_checkpoint
-        )
+        else:
+            load_weights(trained, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self.is_quantized and self.state.best_model_checkpoint and not self.is_fsdp_enabled:
+        if self.state.best_model_checkpoint and not self.is_fsdp_enabled:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
@@ -216,9 +243,19 @@ def load_training_state(model: Any, folder: str | Path) -> None:
         raise ValueError(
             f"{folder} is of recipe '{saved['recipe']['name']}', this run of '{recipe.name}' or other options"
         )
-    # Through from_pretrained: the file bears the names of the hub, which may differ from the module's own.
+    load_weights(model, folder)
+    load_quantizers(model, folder)
+
+
+def load_weights(model: Any, folder: str | Path) -> None:
+    """Load a checkpoint's weights into a model that is being trained, to the bit.
+
+    Through from_pretrained: the file bears the names of the hub, which may differ from the module's own (ViT's encoder
+    in transformers 5). Trainer's own loading passes over what it does not find, and leaves half a model as it was.
+
+    Raises: ValueError: another model.
+    """
     weights = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
     missing = [key for key in model.load_state_dict(weights, strict=False).missing_keys if "_quantizer." not in key]
     if missing:
         raise ValueError(f"{folder} is of another model: it lacks {len(missing)} tensors, e.g. {missing[0]}")
-    load_quantizers(model, folder)

@@ -82,3 +82,20 @@ def test_force_keeps_the_old_folder_until_the_new_one_is_whole(tmp_path):
         path.mkdir()
         (path / "new").touch()
     assert [p.name for p in out.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [out]
+
+
+def test_of_two_processes_with_one_out_the_later_is_refused_and_the_first_ones_files_stay(tmp_path):
+    out = tmp_path / "engine"
+    (tmp_path / "engine.json").write_text("of a build that was killed between the two")
+    with pytest.raises(FileExistsError, match="exists; choose another --out"), whole_output(out) as late:
+        late.write_text("late")
+        (late.parent / "engine.json").write_text("late")
+        with whole_output(out) as early:
+            early.write_text("early")
+            (early.parent / "engine.json").write_text("early")
+    assert {each.name: each.read_text() for each in tmp_path.iterdir()} == {"engine": "early", "engine.json": "early"}
+
+
+def test_a_full_disk_is_named_with_the_file_that_did_not_fit(tmp_path):
+    with pytest.raises(OSError, match=r"model cannot be written: No space left"), whole_output(tmp_path / "model"):
+        raise OSError(errno.ENOSPC, "No space left on device")

@@ -131,7 +131,7 @@ def test_rebuild_makes_the_same_engine_from_the_manifest_alone(rtx, source, tmp_
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "input x has free axes, and TensorRT needs their range; give --shapes x:1x64:8x64:32x64"),
+        ([], 2, "input x has free axes, and TensorRT needs their range; give --shapes x:1x16:8x16:32x16"),
         (["--shapes", "x:4x16", "--precision", "fp32"], 2, "the file is strongly typed in fp16"),
         (["--shapes", "x:4x16", "--timing-cache", "c"], 2, "--timing-cache is only for --backend tensorrt;"),
         (["--shapes", "x:4x16", "--builder-level", "9"], 2, "--builder-level 9 must be 0 to 5"),
@@ -159,6 +159,8 @@ def test_what_the_parser_refuses_is_told_in_its_words(rtx, tmp_path):
     onnx.save(helper.make_model(helper.make_graph([node], "g", *infos), opset_imports=imports, ir_version=10), path)
     with pytest.raises(RuntimeError, match=r"tensorrt_rtx 1\..*its parser refused the file: .*Mystery"):
         rtx.build(path, tmp_path / "engine", BuildOptions())
+    with pytest.raises(RuntimeError, match=r"Mystery.*It was asked for --refit; try without"):
+        rtx.build(path, tmp_path / "engine", BuildOptions(tensorrt=TensorRTOptions(refit=True)))
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
 
 

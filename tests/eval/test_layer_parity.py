@@ -104,6 +104,10 @@ def test_the_first_broken_layer_is_named_in_onnx_and_engine(bert):
     text = as_text(report, 100)
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("intermediate.dense  <- first to diverge") == 2
+    # A narrow terminal still tells the layers apart.
+    narrow = as_text(report, 60).splitlines()
+    assert max(map(len, narrow)) <= 60 and sum("layer.1.intermediate.dense  <- first" in line for line in narrow) == 2
+    assert "bert.encoder.layer.0.attention.self.query" in narrow
 
 
 def test_padding_does_not_count(bert):
