@@ -69,7 +69,8 @@ def accuracy_by_length(data: RunData, t: Texts) -> list[str]:
         if set(values) != {NOTHING}:
             lines.append([label(system), *values])
     metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
-    return [f"### {t('accuracy_lengths', metric=metric)}", "", *table([t("configuration"), *map(str, lengths)], lines)]
+    title = t("accuracy_lengths", metric=metric)
+    return [f"### {title[:1].upper()}{title[1:]}", "", *table([t("configuration"), *map(str, lengths)], lines)]
 
 
 def errors(data: RunData, t: Texts) -> list[str]:
