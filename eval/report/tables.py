@@ -155,6 +155,9 @@ def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
         ("step_attention", method, "int8_attention"), ("step_residual", method, "int8_full"),
         ("step_smoothquant", method, "int8_smoothquant"), ("step_qat", "qat", None),
     ]  # fmt: skip
+    if all(_step(data, backend, each, recipe) is None for _, each, recipe in wanted):
+        reason = next((r.row.error for r in data.rows if r.row.backend == backend and r.row.error), "")
+        return [t("h_no_step", backend=RUNTIMES.get(backend, backend), reason=reason), ""]
     lines: list[list[str]] = []
     before: SweepRow | None = None
     for key, wanted_method, recipe in wanted:

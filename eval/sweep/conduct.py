@@ -14,6 +14,7 @@ from typing import Any
 from eval.results import ResultRow
 from eval.sweep.bench import Bench, Opened, Skipped
 from eval.sweep.grid import Shape, System, baseline_of, shapes_of, systems_of
+from eval.sweep.load_step import planned_seconds
 from eval.sweep.progress import Progress
 from eval.sweep.run_folder import TIMINGS, RunFolder, SweepRow
 from eval.sweep.store import check_disk
@@ -37,6 +38,7 @@ class Conductor:
         self.retry_failed = retry_failed
         pending = [(s, shape) for shape in self.shapes for s in self.systems if (s.name, shape.name) not in self.done]
         plan = {"prepare": float(len(pending)), "time": sum(self._time_units(shape) for _, shape in pending)}
+        plan["load"] = planned_seconds(run, self.options)  # comes after the points, and may take as long
         self.progress = Progress(len(pending), plan)
 
     def _time_units(self, shape: Shape) -> float:
