@@ -143,9 +143,12 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
 
 def _does_not_run(model: PreTrainedModel, inputs: dict[str, Tensor], error: Exception) -> str:
     shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in inputs.items())
-    return (f"{type(model).__name__} does not run with int8kit's attention on {shapes}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}. If the float model runs on such inputs, this family is not "
-            "supported yet (CONTRIBUTING.md, 'Add a family'); else give inputs that it takes to insert_quantizers")  # fmt: skip
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return (
+        f"{type(model).__name__} does not run with int8kit's attention on {shapes}: {why}. If the float model runs on "
+        "such inputs, this family is not supported yet (CONTRIBUTING.md, 'Add a family'); else give insert_quantizers "
+        "inputs that it takes"
+    )
 
 
 def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey, ...]:
