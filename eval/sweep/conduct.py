@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from engine.cli import one_line
 from eval.results import ResultRow
 from eval.sweep.bench import Bench, Opened, Skipped
 from eval.sweep.grid import Shape, System, baseline_of, shapes_of, systems_of
@@ -150,5 +151,4 @@ def _with_latency(row: ResultRow, timing: ShapeTiming, name: str, shape: Shape) 
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:400]
+    return one_line(error)[:400]
