@@ -59,8 +59,8 @@ def test_debug_shows_the_traceback():
 
 def test_of_the_exporters_pages_what_went_wrong_is_kept():
     pages = ("Failed to convert the exported program to an ONNX model. \x1b[96mThis is step 3/3\x1b[0m of exporting "
-             "the model to ONNX. Next steps:\n- If there is a missing ONNX function, implement it.\n## Exception summary\n\n"
-             "No ONNX function found for grouped_mm. ")  # fmt: skip
+             "the model to ONNX. Next steps:\n- If there is a missing ONNX function, implement it.\n"
+             "## Exception summary\n\nNo ONNX function found for grouped_mm. ")  # fmt: skip
     wanted = "Failed to convert the exported program to an ONNX model. No ONNX function found for grouped_mm."
     assert one_line(RuntimeError(pages)) == wanted
     assert one_line(RuntimeError(pages + "x " * 500)).endswith("... (--debug shows all)")
