@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,6 +23,9 @@ from typing import Any, NoReturn
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+EXPORTER_ADVICE = re.compile(r"This is step \d/\d of exporting the model.*?## Exception summary ")
+MAX_EXPORTER = 400  # characters
 
 
 class UsageError(ValueError):
@@ -99,9 +103,15 @@ def run_command(
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error's message on one line, with its type where the message alone says nothing."""
-    text = " ".join(str(error).split())
-    return text if text else type(error).__name__
+    """Return an error's message on one line, with its type where the message alone says nothing.
+
+    Of torch's ONNX exporter, whose messages are pages in colour, what went wrong is kept and the advice dropped.
+    """
+    text = " ".join(COLOUR.sub("", str(error)).split())
+    shorter = EXPORTER_ADVICE.sub("", text)
+    if shorter != text and len(shorter) > MAX_EXPORTER:
+        shorter = f"{shorter[:MAX_EXPORTER]}... (--debug shows all)"
+    return shorter if shorter else type(error).__name__
 
 
 def _raise_interrupt(*_: object) -> NoReturn:

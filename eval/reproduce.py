@@ -56,12 +56,17 @@ class Reproduction:
         """Whether scales (to the bit) and metric are the same."""
         return self.is_source_equal and self.metric == self.metric_before
 
+    def _scales_in_words(self) -> str:
+        if self.is_source_equal:  # the digest covers every scale and weight: the run's checkpoint is not needed
+            return f"all {self.num_scales} scales and weights equal to the bit"
+        if self.num_scales_equal is None:
+            return f"{self.num_scales} scales, not all as they were (the run's checkpoint is gone: no telling which)"
+        return f"{self.num_scales_equal} of {self.num_scales} scales equal to the bit"
+
     def __str__(self) -> str:
         parts = []
         if self.num_scales is not None:
-            equal = self.num_scales_equal == self.num_scales and self.is_source_equal
-            parts.append(f"all {self.num_scales} scales and weights equal to the bit" if equal
-                         else f"{self.num_scales_equal} of {self.num_scales} scales equal to the bit")  # fmt: skip
+            parts.append(self._scales_in_words())
         if self.is_onnx_equal is not None:
             parts.append(f"ONNX file {'equal' if self.is_onnx_equal else 'differs'}")
         if self.metric is not None and self.metric_before is not None:

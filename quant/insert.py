@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +20,7 @@ from quant.recipe import Recipe, Rule
 from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
 
+logger = logging.getLogger(__name__)
 UNREAD_NORM = "no quantized product reads it"
 LEAVING_NORM = "the decoder reads it and rounds it for itself"
 SPOILED_NORM = "a layer that reads it also reads a tensor of another making and rounds both itself"
@@ -80,6 +82,8 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     if hasattr(model, "quantization"):
         raise RuntimeError("the model already has quantizers; load the float model again, or a checkpoint, instead")
     trace = trace_model(model, inputs)
+    if trace.bare_weights:
+        logger.warning(_unquantizable(model, trace.bare_weights))
     judged = _Judge(recipe)
     norms = _norm_sites(trace, judged)
     norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
@@ -97,6 +101,15 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     judged.refuse_unmatched()
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     return sorted(sites, key=lambda site: (order.get(site.name.rpartition(".")[0], 0), site.name))
+
+
+def _unquantizable(model: PreTrainedModel, names: tuple[str, ...]) -> str:
+    """Return what is said of weights that no site stands for: a model is never silently quantized less."""
+    owners = dict.fromkeys(type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in names)
+    share = sum(model.get_parameter(name).numel() for name in names) / sum(p.numel() for p in model.parameters())
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (f"{len(names)} weights ({100 * share:.0f} % of the parameters) stay float: {shown}. No layer that "
+            f"takes quantizers multiplies them, but {' and '.join(owners)} (quant/modules.py)")  # fmt: skip
 
 
 class _Judge:

@@ -15,6 +15,7 @@ from quant.attention import additive_mask, explicit_attention
 from quant.example_inputs import example_inputs, without_cache
 from quant.modules import QUANT_LAYERS, is_norm
 from quant.own_attention import set_attention, traced_attention
+from quant.products import WatchProducts
 
 TensorKey = tuple[int, int, int, int, int, int]
 TRACE_ATTENTION = "int8kit_trace"
@@ -47,6 +48,8 @@ class ModelTrace:
     """Norm name → its outputs, one for each call."""
     last_layers: dict[str, str] = field(default_factory=dict)
     """Layer → the layer that ran last before it with as many output channels as this one has input channels."""
+    bare_weights: tuple[str, ...] = ()
+    """Parameters that are multiplied by something else than a layer that takes quantizers."""
 
     def producer_of(self, layer: str) -> Producer | None:
         """Return what may be the producer of a layer's input channels; whether it is one a trial fold tells.
@@ -81,6 +84,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     """Return what one forward of the float model on example inputs shows about shared tensors and attention.
 
     Every tensor seen is kept alive until the end, so that no memory is used twice and no key is met by chance.
+    Raises: ValueError: the model does not run on these inputs.
     """
     inputs = example_inputs(model) if inputs is None else inputs
     names = {module: name for name, module in model.named_modules()}
@@ -123,14 +127,28 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
         with torch.no_grad(), traced_attention(model, see_attention):
             set_attention(model, TRACE_ATTENTION)
             try:
-                model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
+                with WatchProducts(model) as products:
+                    model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
+            except Exception as error:  # a model of a family that nobody tried raises what it likes
+                raise ValueError(_does_not_run(model, inputs, error)) from error
             finally:
                 set_attention(model, before)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
+    trace.bare_weights = tuple(products.found)
     return trace
+
+
+def _does_not_run(model: PreTrainedModel, inputs: dict[str, Tensor], error: Exception) -> str:
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in inputs.items())
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return (
+        f"{type(model).__name__} does not run with int8kit's attention on {shapes}: {why}. If the float model runs on "
+        "such inputs, this family is not supported yet (CONTRIBUTING.md, 'Add a family'); else give insert_quantizers "
+        "inputs that it takes"
+    )
 
 
 def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey, ...]:

@@ -78,22 +78,29 @@ def never_faster(data: RunData) -> list[System]:
 
 
 def dominated_recipes(data: RunData) -> list[tuple[System, System]]:
-    """Return (recipe that costs more, recipe that does better) of one method and backend at the primary shape.
+    """Return (recipe that costs more, recipe that does better) of one method and backend.
 
-    The first is not surely faster and has at least a tenth more mean error.
+    The first is surely faster at no shape, and has at least a tenth more mean error at the primary shape.
     """
     pairs = []
     for system in data.int8_systems:
         for other in data.int8_systems:
             same = (system.method, system.backend) == (other.method, other.backend) and system.recipe != other.recipe
-            mine, theirs = data.timed(system), data.timed(other)
-            if not same or not system.recipe or mine is None or theirs is None:
+            if not same or not system.recipe or _is_ever_faster(data, system, other):
                 continue
-            is_slower = mine.details["speedup"] <= theirs.details["speedup"] or other.name in mine.details["ties"]
-            if is_slower and _error(data, system) > 1.1 * _error(data, other):
+            if _error(data, system) > 1.1 * _error(data, other):
                 pairs.append((system, other))
                 break
     return pairs
+
+
+def _is_ever_faster(data: RunData, system: System, other: System) -> bool:
+    """Return whether a system is surely faster than another at one of the shapes that both were timed at."""
+    rows = [(data.timed(system, shape), data.timed(other, shape)) for shape in data.shapes]
+    return any(
+        mine.details["speedup"] > theirs.details["speedup"] and other.name not in mine.details["ties"]
+        for mine, theirs in rows if mine is not None and theirs is not None
+    )  # fmt: skip
 
 
 def pareto(data: RunData) -> list[System]:

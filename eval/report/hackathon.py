@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from eval.report import sections, tables
-from eval.report.run_data import RunData, label
+from eval.report.run_data import label
 from eval.report.sections import Context
 from eval.sweep.grid import PYTORCH
 
@@ -60,16 +60,18 @@ def _overview(c: Context) -> list[str]:
     return [
         f"## {c.t('h_overview')}", "", c.t("h_link", link=note(c, "link")), "",
         *_deeper(sections.summary(c)), *_deeper(sections.where_not(c)), c.t("h_steps"), "",
-        "```bash", *commands(c.data), "```", "", c.t("h_commands_note"), "",
+        "```bash", *commands(c), "```", "", c.t("h_commands_note"), "",
     ]  # fmt: skip
 
 
-def commands(data: RunData) -> list[str]:
-    """Return the commands from an empty machine to this report."""
+def commands(c: Context) -> list[str]:
+    """Return the commands from an empty machine to this report, with the sweep's own --out and the report's options."""
     image = base_image(DOCKERFILE.read_text(encoding="utf-8")) if DOCKERFILE.is_file() else None
-    report = f"python -m eval.report {shlex.quote(data.run.path.name)} --template hackathon"
+    words = shlex.split(c.data.manifest["command"])
+    out = words[words.index("--out") + 1] if "--out" in words[:-1] else c.data.run.path.name
+    options = f"--template hackathon --lang {c.t.lang} --max-loss {c.max_loss:g}"
     pull = [f"docker pull {image}", "docker build -t int8kit .", "docker run --gpus all -it --rm int8kit"]
-    return [*(pull if image else []), data.manifest["command"], report]
+    return [*(pull if image else []), c.data.manifest["command"], f"python -m eval.report {shlex.quote(out)} {options}"]
 
 
 def base_image(dockerfile: str) -> str | None:
@@ -100,7 +102,7 @@ def _original(c: Context) -> list[str]:
         names = [*found["float"], *found["attention_float"]] if found else []
         if names and (system.recipe, system.backend) not in seen:  # no calibrator changes which products run in INT8
             seen.add((system.recipe, system.backend))
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            shown = ", ".join(names[:4]) + (f" + {len(names) - 4}" if len(names) > 4 else "")
             lines += ["- " + c.t("h_left_float", system=label(system), count=len(names), names=shown)]
     return [*lines, ""]
 

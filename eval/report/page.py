@@ -51,12 +51,12 @@ def _own_ids(svg: str, name: str) -> str:
 def _link_rows(body: str) -> str:
     """Let #12 lead to row 12 of the last table, which lists all rows."""
     head, separator, tail = body.rpartition("<tbody>")
-    tail = re.sub(r"<tr>\s*<td([^>]*)>#(\d+)</td>", r'<tr id="row-\2">\n<td\1>\2</td>', tail)
+    tail = re.sub(r"<tr>\s*<td([^>]*)>#(\d+)</td>", r'<tr id="row-\2">\n<td\1>#\2</td>', tail)
     rows = set(re.findall(r'id="row-(\d+)"', tail))
 
     def link(match: re.Match[str]) -> str:
         number = match.group(1)
-        return f'<a href="#row-{number}">{number}</a>' if number in rows else match.group(0)
+        return f'<a href="#row-{number}">#{number}</a>' if number in rows else match.group(0)
 
     return re.sub(r"(?<=[>(])#(\d+)(?=[<)])", link, head) + separator + tail
 

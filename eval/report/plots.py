@@ -10,15 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.advice import pareto
-from eval.report.run_data import NAMES, RunData, label, short_recipe
+from eval.report.figure_style import COLORS, FAINT, INK, LINES, MARKERS, kind_of, new_figure, plain_ticks
+from eval.report.pareto_plot import pareto_plot
+from eval.report.run_data import RUNTIMES, RunData, label
 from eval.sweep.grid import INT8_METHODS, Shape, System
 
-# Okabe and Ito's colours, told apart by everybody, on white and on near-black.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8A7BC8", "#9A8F2F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-INK, FAINT = "#1a1c1f", "#c9ccd1"  # stand for the page's own colours in the SVG
-LINES = ("-", "--", "-.", ":")
 MAX_LINES, MAX_NAME = 8, 34
 DPI = 130
 
@@ -54,95 +50,6 @@ def _rendered(figure: Any) -> Plot:
     return Plot(text.strip().replace(INK, "var(--ink)").replace(FAINT, "var(--line)"), png.getvalue())
 
 
-def _figure(width: float = 8.4, height: float = 4.2, rows: int = 1, columns: int = 1, **options: Any) -> Any:
-    """Return (figure, axes) in the report's style."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams.update({
-        "svg.fonttype": "none", "svg.hashsalt": "int8kit", "font.size": 10, "axes.titlesize": 10.5,
-        "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "text.color": INK, "axes.labelcolor": INK,
-        "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": FAINT, "grid.color": FAINT, "grid.linewidth": 0.6,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "legend.frameon": False,
-        "legend.fontsize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "lines.linewidth": 1.8,
-    })  # fmt: skip
-    figure, axes = pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", **options)
-    for axis in np.ravel(axes):
-        axis.grid(True)
-    return figure, axes
-
-
-def _plain_ticks(axis: Any, values: list[float] | None = None) -> None:
-    """Write numbers as numbers on a logarithmic axis, at the values given or at 1, 2 and 5."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-    axis.set_major_locator(FixedLocator(values) if values else LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _kind(system: System) -> str:
-    """Return what a colour stands for: the recipe, float, or dynamic INT8."""
-    if system.recipe is None:
-        return "dynamic INT8" if system.is_int8 else "float"
-    recipe = short_recipe(system.recipe)
-    return f"{recipe} + QAT" if system.method == "qat" else recipe
-
-
-def _pareto(data: RunData) -> Any:
-    timed = [(s, row) for s in data.systems if (row := data.timed(s)) and row.row.metric is not None]
-    if not timed:
-        return None
-    figure, (left, right) = _figure(9.6, 4.8, 1, 2)
-    kinds = list(dict.fromkeys(_kind(s) for s, _ in timed))
-    backends = list(dict.fromkeys(s.backend for s, _ in timed))
-    for system, row in timed:
-        r, d = row.row, row.details
-        style = {"color": COLORS[kinds.index(_kind(system)) % len(COLORS)], "ls": "none", "ms": 6.5,
-                 "marker": MARKERS[backends.index(system.backend) % len(MARKERS)], "alpha": 0.9,
-                 "elinewidth": 0.8, "mew": 0}  # fmt: skip
-        x, x_error = r.latency_ms_p50, _bars(r.latency_ms_p50, d["latency_ms_low"], d["latency_ms_high"])
-        metric = r.metric or 0.0
-        low, high = (metric if x is None else x for x in (r.metric_low, r.metric_high))
-        for bars in left.errorbar(x, 100 * metric, xerr=x_error, yerr=_bars(100 * metric, 100 * low, 100 * high),
-                                  **style)[2]:  # fmt: skip
-            bars.set_alpha(0.3)  # of few samples they are long: the points must stay in front
-        if r.error_abs_mean:
-            right.errorbar(x, r.error_abs_mean, xerr=x_error, **style)
-    front = [data.timed(s) for s in pareto(data)]
-    left.plot([r.row.latency_ms_p50 for r in front if r], [100 * (r.row.metric or 0) for r in front if r],
-              color=INK, lw=1, ls="--", zorder=0)  # fmt: skip
-    metric_name = timed[0][1].row.metric_name or "metric"
-    x_label = f"latency of a {'batch of ' if data.primary.sequence_length is None else ''}{data.primary.name}, ms"
-    left.set(xlabel=x_label, ylabel=f"{metric_name}, %", xscale="log")
-    right.set(xlabel=x_label, ylabel="mean |output - float output|", xscale="log",
-              yscale="log")  # fmt: skip
-    for axis in (left, right):
-        _plain_ticks(axis.xaxis)
-    _kind_legend(figure, kinds, backends)
-    return figure
-
-
-def _kind_legend(figure: Any, kinds: list[str], backends: list[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", ls="none", label=kind)
-               for i, kind in enumerate(kinds)]  # fmt: skip
-    handles += [Line2D([], [], color=INK, marker=MARKERS[i % len(MARKERS)], ls="none", label=backend, mfc="none")
-                for i, backend in enumerate(backends)]  # fmt: skip
-    handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="Pareto front"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-
-
-def _bars(middle: float | None, low: float | None, high: float | None) -> list[list[float]]:
-    """Return error bars around a value, never negative: a median of medians may lie outside by rounding."""
-    middle = middle or 0.0
-    return [[max(0.0, middle - (low if low is not None else middle))],
-            [max(0.0, (high if high is not None else middle) - middle)]]  # fmt: skip
-
-
 def shown_systems(data: RunData) -> list[System]:
     """Return the systems that line plots show: references, float engines, the fastest method of each recipe."""
     timed = [s for s in data.systems if data.timed(s) and s != data.baseline]
@@ -150,7 +57,7 @@ def shown_systems(data: RunData) -> list[System]:
     groups: dict[tuple[str, str], list[System]] = {}
     for system in timed:
         if system.recipe is not None:
-            groups.setdefault((_kind(system), system.backend), []).append(system)
+            groups.setdefault((kind_of(system), system.backend), []).append(system)
     best = [max(group, key=lambda s: data.mean_speedup(s) or 0) for group in groups.values()]
     best.sort(key=lambda s: -(data.mean_speedup(s) or 0))
     room = max(3, MAX_LINES - len(plain))
@@ -159,7 +66,7 @@ def shown_systems(data: RunData) -> list[System]:
 
 
 def _speedup_lines(data: RunData, shapes: list[Shape], xs: list[int], xlabel: str) -> Any:
-    figure, axis = _figure(8.4, 4.6)
+    figure, axis = new_figure(8.4, 4.6)
     for number, system in enumerate(shown_systems(data)):
         measured = [(x, row.details) for x, shape in zip(xs, shapes, strict=True) if (row := data.timed(system, shape))]
         if not measured:
@@ -175,7 +82,7 @@ def _speedup_lines(data: RunData, shapes: list[Shape], xs: list[int], xlabel: st
                   fontsize=8.5, xytext=(0, 2), textcoords="offset points")  # fmt: skip
     axis.set(xlabel=xlabel, ylabel="speed-up", xscale="log")
     axis.set_ylim(bottom=0)
-    _plain_ticks(axis.xaxis, [float(x) for x in xs])
+    plain_ticks(axis.xaxis, [float(x) for x in xs])
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -195,7 +102,7 @@ def _layers(data: RunData) -> Any:
     layers = data.analysis.get("layers") or {}
     if not layers:
         return None
-    figure, axis = _figure(8.4, 4.2)
+    figure, axis = new_figure(8.4, 4.2)
     names = list(dict.fromkeys(f"{s.method} {s.recipe}" for s in data.systems if s.recipe))
     recipes = list(data.options.recipes)
     for name in [name for name in names if name in layers]:
@@ -215,7 +122,7 @@ def _sites(data: RunData) -> Any:
     if not sites:
         return None
     num_rows = (len(sites) + 1) // 2
-    figure, axes = _figure(9.6, 2.7 * num_rows + 0.5, num_rows, 2, squeeze=False)
+    figure, axes = new_figure(9.6, 2.7 * num_rows + 0.5, num_rows, 2, squeeze=False)
     for axis in np.ravel(axes)[len(sites) :]:
         axis.set_visible(False)
     for axis, site in zip(np.ravel(axes), sites, strict=False):
@@ -245,13 +152,13 @@ def _size(data: RunData) -> Any:
     for system in data.systems:
         row = data.ok(system)
         if row is not None and row.row.size_bytes:
-            same = f"{_kind(system)} {system.backend} {round(row.row.size_bytes / 1e4)}"
+            same = f"{kind_of(system)} {system.backend} {round(row.row.size_bytes / 1e4)}"
             sized.setdefault(same, (system, row.row.size_bytes))
     if not sized:
         return None
-    figure, axis = _figure(8.4, 0.34 * len(sized) + 1.0)
+    figure, axis = new_figure(8.4, 0.34 * len(sized) + 1.0)
     ordered = sorted(sized.values(), key=lambda each: each[1])
-    names = [f"{_kind(s)}, {s.backend}" if s.recipe else NAMES.get((s.method, s.backend), label(s)) for s, _ in ordered]
+    names = [f"{kind_of(s)}, {RUNTIMES.get(s.backend, s.backend)}" if s.recipe else label(s) for s, _ in ordered]
     colors = [COLORS[0] if s.is_int8 else "#8f98a3" for s, _ in ordered]
     bars = axis.barh(range(len(ordered)), [size / 1e6 for _, size in ordered], color=colors, height=0.66)
     axis.bar_label(bars, fmt="%.1f", padding=3, fontsize=8.5)
@@ -267,7 +174,7 @@ def _load(data: RunData) -> Any:
     points = [p for p in data.load.get("points", []) if "error" not in p]
     if not points:
         return None
-    figure, (left, right) = _figure(9.6, 4.4, 1, 2)
+    figure, (left, right) = new_figure(9.6, 4.4, 1, 2)
     for number, name in enumerate(dict.fromkeys(p["system"] for p in points)):
         own = [p for p in points if p["system"] == name]
         style = {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)], "ms": 5}
@@ -276,11 +183,11 @@ def _load(data: RunData) -> Any:
         left.plot([p["clients"] for p in closed], [p["throughput_per_s"] for p in closed], label=shown, **style)
         right.plot([p["offered_per_s"] for p in opened], [p["latency_ms_p99"] for p in opened], **style)
     left.set(xlabel="clients (closed loop)", ylabel="requests answered a second", xscale="log")
-    _plain_ticks(left.xaxis, sorted({float(p["clients"]) for p in points if p["mode"] == "closed"}))
+    plain_ticks(left.xaxis, sorted({float(p["clients"]) for p in points if p["mode"] == "closed"}))
     left.set_ylim(bottom=0)
     right.set(xlabel="requests offered a second (open loop)", ylabel="99th percentile, ms", yscale="log", xscale="log")
-    _plain_ticks(right.yaxis)
-    _plain_ticks(right.xaxis)
+    plain_ticks(right.yaxis)
+    plain_ticks(right.xaxis)
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
@@ -295,7 +202,7 @@ def _timeline(data: RunData) -> Any:
         gone += max(0.0, step["started"] - end)
         steps.append((kinds.index(step["kind"]), step["started"] - start - gone, step["seconds"]))
         end = max(end, step["started"] + step["seconds"])
-    figure, axis = _figure(8.4, 0.36 * len(kinds) + 1.1)
+    figure, axis = new_figure(8.4, 0.36 * len(kinds) + 1.1)
     for lane, begin, seconds in steps:
         axis.barh(lane, seconds, left=begin, color=COLORS[lane % len(COLORS)], height=0.62, edgecolor=FAINT, lw=0.3)
     totals = [sum(seconds for lane, _, seconds in steps if lane == n) for n in range(len(kinds))]
@@ -309,6 +216,6 @@ def _timeline(data: RunData) -> Any:
 
 
 PLOTS: dict[str, Callable[[RunData], Any]] = {
-    "pareto": _pareto, "batch": _batch, "length": _length, "layers": _layers, "sites": _sites, "size": _size,
+    "pareto": pareto_plot, "batch": _batch, "length": _length, "layers": _layers, "sites": _sites, "size": _size,
     "load": _load, "timeline": _timeline,
 }  # fmt: skip

@@ -132,8 +132,9 @@ def where_not(c: Context) -> list[str]:
         if not without:
             lines.append("- " + t("pays_everywhere", baseline=label(data.baseline)))
     losers = [f"- {t('never_faster', system=label(s))}" for s in never_faster(data) if s != subject]
-    losers += [f"- {t('dominated', system=label(a), other=label(b), shape=c.shape())}"
-               for a, b in dominated_recipes(data)]  # fmt: skip
+    for system, other in dominated_recipes(data):
+        key = "alternative" if system == chosen else "dominated"  # the chosen one is ahead over all shapes together
+        losers.append("- " + t(key, system=label(system), other=label(other), mean=ratio(data.mean_speedup(other))))
     lines += losers or ([f"- {t('nothing_lost')}"] if data.int8_systems else [])
     if has_fp8(data.rows[0].row.device):
         lines.append(f"- {t('fp8')}")

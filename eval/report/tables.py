@@ -69,7 +69,8 @@ def accuracy_by_length(data: RunData, t: Texts) -> list[str]:
         if set(values) != {NOTHING}:
             lines.append([label(system), *values])
     metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
-    return [f"### {t('accuracy_lengths', metric=metric)}", "", *table([t("configuration"), *map(str, lengths)], lines)]
+    title = t("accuracy_lengths", metric=metric)
+    return [f"### {title[:1].upper()}{title[1:]}", "", *table([t("configuration"), *map(str, lengths)], lines)]
 
 
 def errors(data: RunData, t: Texts) -> list[str]:
@@ -154,6 +155,9 @@ def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
         ("step_attention", method, "int8_attention"), ("step_residual", method, "int8_full"),
         ("step_smoothquant", method, "int8_smoothquant"), ("step_qat", "qat", None),
     ]  # fmt: skip
+    if all(_step(data, backend, each, recipe) is None for _, each, recipe in wanted):
+        reason = next((r.row.error for r in data.rows if r.row.backend == backend and r.row.error), "")
+        return [t("h_no_step", backend=RUNTIMES.get(backend, backend), reason=reason), ""]
     lines: list[list[str]] = []
     before: SweepRow | None = None
     for key, wanted_method, recipe in wanted:

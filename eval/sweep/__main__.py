@@ -83,6 +83,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         raise UsageError(f"{', '.join(wrong)} must be at least 1 (--rounds at least 2)")
     if arguments.budget is not None and arguments.budget <= 0:
         raise UsageError(f"--budget {arguments.budget:g} must be above 0 minutes")
+    if arguments.load_seconds <= 0:
+        raise UsageError(f"--load-seconds {arguments.load_seconds:g} must be above 0")
     return SweepOptions(
         model=arguments.model, task=arguments.task, data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,

@@ -11,9 +11,11 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
+from engine.cli import one_line
 from eval.results import ResultRow
 from eval.sweep.bench import Bench, Opened, Skipped
 from eval.sweep.grid import Shape, System, baseline_of, shapes_of, systems_of
+from eval.sweep.load_step import planned_seconds
 from eval.sweep.progress import Progress
 from eval.sweep.run_folder import TIMINGS, RunFolder, SweepRow
 from eval.sweep.store import check_disk
@@ -37,6 +39,7 @@ class Conductor:
         self.retry_failed = retry_failed
         pending = [(s, shape) for shape in self.shapes for s in self.systems if (s.name, shape.name) not in self.done]
         plan = {"prepare": float(len(pending)), "time": sum(self._time_units(shape) for _, shape in pending)}
+        plan["load"] = planned_seconds(run, self.options)  # comes after the points, and may take as long
         self.progress = Progress(len(pending), plan)
 
     def _time_units(self, shape: Shape) -> float:
@@ -148,5 +151,4 @@ def _with_latency(row: ResultRow, timing: ShapeTiming, name: str, shape: Shape) 
 
 
 def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return (text or type(error).__name__)[:400]
+    return one_line(error)[:400]

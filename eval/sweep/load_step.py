@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-from eval.load import measure_system
+from eval.load import OPEN_SHARES, measure_system
 from eval.sweep.bench import Bench
-from eval.sweep.grid import COMPILED, Shape, System, primary_shape, systems_of
+from eval.sweep.grid import COMPILED, Shape, SweepOptions, System, primary_shape, systems_of
 from eval.sweep.run_folder import LOAD, RunFolder, SweepRow
 from eval.sweep.store import check_disk
 
@@ -38,6 +38,16 @@ def measure_load(run: RunFolder, bench: Bench) -> None:
             continue
         measured += [{"system": system.name, "shape": shape.name, **dataclasses.asdict(p)} for p in points]
     run.write_json(LOAD, {"command": bench.command, "seconds": options.load_seconds, "points": measured})
+
+
+def planned_seconds(run: RunFolder, options: SweepOptions) -> float:
+    """Return how many seconds `measure_load` will measure; opening each system comes on top."""
+    if not options.load_clients or (run.path / LOAD).is_file():
+        return 0.0
+    systems = systems_of(options)
+    references = sum(system.is_reference and system.method != COMPILED for system in systems)
+    num_systems = references + len({system.backend for system in systems if system.recipe})
+    return num_systems * (len(options.load_clients) + len(OPEN_SHARES)) * options.load_seconds
 
 
 def _open(bench: Bench, system: System, shape: Shape, stack: ExitStack) -> Any:

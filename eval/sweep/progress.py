@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
-FIRST_GUESS_S = {"prepare": 10.0, "time": 1e-3, "analyse": 20.0, "load": 20.0}
+FIRST_GUESS_S = {"prepare": 10.0, "time": 1e-3, "load": 1.1}
 
 
 class Progress:

@@ -202,4 +202,8 @@ def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]
         if isinstance(value, dict) and isinstance(other, dict):
             yield from _differences({**dict.fromkeys(other), **value}, other)
         elif value != other:
-            yield f"{key} is {other} there, {value} here"
+            yield f"{key} is {_shown(other)} there, {_shown(value)} here"
+
+
+def _shown(value: Any) -> str:
+    return "''" if value == "" else str(value)

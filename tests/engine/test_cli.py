@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from engine.cli import CommandParser, UsageError, run_command, whole_output
+from engine.cli import CommandParser, UsageError, one_line, run_command, whole_output
 
 
 def parser():
@@ -55,6 +55,16 @@ def test_debug_shows_the_traceback():
 
     with pytest.raises(ValueError, match="why"):
         run_command(parser(), fail, ["--model", "x", "--debug"])
+
+
+def test_of_the_exporters_pages_what_went_wrong_is_kept():
+    pages = ("Failed to convert the exported program to an ONNX model. \x1b[96mThis is step 3/3\x1b[0m of exporting "
+             "the model to ONNX. Next steps:\n- If there is a missing ONNX function, implement it.\n"
+             "## Exception summary\n\nNo ONNX function found for grouped_mm. ")  # fmt: skip
+    wanted = "Failed to convert the exported program to an ONNX model. No ONNX function found for grouped_mm."
+    assert one_line(RuntimeError(pages)) == wanted
+    assert one_line(RuntimeError(pages + "x " * 500)).endswith("... (--debug shows all)")
+    assert one_line(RuntimeError("y" * 900)) == "y" * 900 and one_line(KeyError()) == "KeyError"
 
 
 def test_an_output_appears_whole_or_not_at_all(tmp_path):

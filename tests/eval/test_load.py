@@ -1,8 +1,12 @@
+import dataclasses
 import time
 
 import pytest
+from sweeps import sweep_options
 
 from eval import load
+from eval.sweep.load_step import planned_seconds
+from eval.sweep.run_folder import LOAD, RunFolder
 
 
 def sleeper(seconds):
@@ -64,3 +68,12 @@ def test_one_runner_serves_threads_where_the_runtime_allows_it():
     assert len(opened) == 1 and [p.mode for p in points] == ["closed"] * 2 + ["open"] * len(load.OPEN_SHARES)
     load.measure_system(open_runner, {"x": None}, (1, 3), 0.05, "openvino", rates=[10])
     assert len(opened) == 1 + 3
+
+
+def test_the_time_left_of_a_sweep_counts_its_load(tmp_path):
+    options = sweep_options("m", "d", backends=("onnxruntime", "openvino"), load_clients=(1, 2), load_seconds=0.5)
+    run = RunFolder(tmp_path)
+    assert planned_seconds(run, options) == 3 * (2 + 6) * 0.5  # PyTorch, and the fastest INT8 of each backend
+    assert planned_seconds(run, dataclasses.replace(options, load_clients=())) == 0
+    run.write_json(LOAD, {})
+    assert planned_seconds(run, options) == 0

@@ -121,6 +121,8 @@ def test_the_contests_report_marks_missing_notes_and_takes_those_there(finished)
         text, _ = build(read_run(run), {}, "hackathon", lang, 0.01)
         assert heading in text and missing in text and "tells good films from bad" in text
         assert "- measure first, then speak" in text and "docker pull" in text
+        assert f"--template hackathon --lang {lang} --max-loss 0.01\n" in text
+        assert text.count("its runtime is not installed") == 6  # once for its steps, and in the table of what was not
     (run / "notes.yaml").write_text("usage: x\n")
     with pytest.raises(ValueError, match="unknown notes usage; allowed: title"):
         build(read_run(run), {}, "hackathon", "en", 0.01)
@@ -260,6 +262,7 @@ def parsed(*words: str):
         (["--batch-sizes", "1,0"], "--batch-sizes takes whole numbers from 1, got 0"),
         (["--budget", "0"], "--budget 0 must be above 0 minutes"),
         (["--rounds", "1"], "--rounds must be at least"),
+        (["--load-clients", "1", "--load-seconds", "0"], "--load-seconds 0 must be above 0"),
     ],
 )
 def test_grids_that_cannot_be_right_are_wrong_usage(words, message):
