@@ -3,6 +3,7 @@ import onnx
 import pytest
 import tiny
 import torch
+import transformers
 from onnx import numpy_helper
 
 from engine.qdq import prepare_for_target
@@ -10,6 +11,7 @@ from eval.graph_parity import check_sites
 from eval.parity import check_parity, random_feeds
 from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
+from quant.pretrained import LoadedModel
 from quant.recipe import load_recipe
 from quant.tensor_quantizer import named_quantizers
 
@@ -136,3 +138,15 @@ def test_random_feeds_have_two_shapes_and_real_padding():
     assert {f["input_ids"].shape for f in feeds} == {(2, 12), (5, 31)}
     assert all(f["attention_mask"][0].all() for f in feeds) and any((f["attention_mask"] == 0).any() for f in feeds)
     assert all((f["input_ids"][f["attention_mask"] == 0] == 0).all() for f in feeds)
+
+
+def test_a_model_that_reads_its_padding_may_do_so_in_the_engine_too(tmp_path):
+    """ConvBERT convolves over tokens, padding and all: the file is right, and no mask is lost."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64,
+             "vocab_size": 99, "embedding_size": 32, "conv_kernel_size": 3, "initializer_range": 0.2}  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.ConvBertModel(transformers.ConvBertConfig(**sizes)).eval()
+    loaded = LoadedModel(model, None, "convbert")
+    path = tmp_path / "m.onnx"
+    onnx.save(prepare_for_target(export_onnx(model), "onnxruntime"), path)
+    assert check_parity(path, loaded).engine_error_max < 1e-5
