@@ -92,6 +92,7 @@ def check_parity(
     *,
     feeds: list[Feeds] | None = None,
     seed: int = 0,
+    release: bool = False,
 ) -> ParityReport:
     """Return how close the exported file, run by its consumer, is to the fake-quantized model.
 
@@ -102,6 +103,7 @@ def check_parity(
         backend: name of the backend that runs the file, e.g. "onnxruntime" or "openvino".
         feeds: batches with real padding, best at two batch sizes and lengths; None makes random ones.
         seed: of the random feeds.
+        release: give the model's memory back before the engine takes its own. Its weights are lost (device "meta").
     Raises: ValueError: where weights, scales or integers differ (named), or the outputs differ by more than rounding
         explains.
     """
@@ -112,10 +114,12 @@ def check_parity(
     fake = _outputs(PyTorchRunner(quantized), batches)
     with _as_float(quantized, float_model) as model:
         plain = _outputs(PyTorchRunner(model), batches)
+    half = _half_outputs(quantized, batches, dtype) if dtype and is_quantized else None
+    if release:
+        torch.nn.Module.to(quantized.model, "meta")
     with _engine(path, backend) as runner:
         engine = _outputs(runner, batches)
-        check_padding(runner, batches, engine, PyTorchRunner(quantized))
-    half = _half_outputs(quantized, batches, dtype) if dtype and is_quantized else None
+        check_padding(runner, batches, engine, None if release else PyTorchRunner(quantized))
     return _judge(backend, sites, is_quantized, batches, engine, fake, plain, dtype, half)
 
 

@@ -133,6 +133,14 @@ def test_a_float_file_is_checked_as_one(tmp_path):
         check_parity(tmp_path / "model.onnx", loaded)
 
 
+def test_a_released_model_is_judged_the_same(tmp_path):
+    loaded = tiny.bert()
+    onnx.save(prepare_for_target(export_onnx(loaded.model), "onnxruntime"), tmp_path / "model.onnx")
+    kept = check_parity(tmp_path / "model.onnx", loaded)
+    assert check_parity(tmp_path / "model.onnx", loaded, release=True) == kept
+    assert {parameter.device.type for parameter in loaded.model.parameters()} == {"meta"}
+
+
 def test_random_feeds_have_two_shapes_and_real_padding():
     feeds = list(random_feeds(tiny.bert()))
     assert {f["input_ids"].shape for f in feeds} == {(2, 12), (5, 31)}
