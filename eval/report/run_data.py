@@ -114,6 +114,11 @@ class RunData:
         return [s for s in self.systems if s.is_int8 and self.timed(s)]
 
     @cached_property
+    def float_systems(self) -> list[System]:
+        """Systems without INT8 (fp32, fp16, bf16) with a latency at the primary shape."""
+        return [s for s in self.systems if not s.is_int8 and self.timed(s)]
+
+    @cached_property
     def analysis(self) -> dict[str, Any]:
         return self.run.read_json(ANALYSIS) or {}
 

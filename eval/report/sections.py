@@ -65,7 +65,7 @@ def summary(c: Context) -> list[str]:
         lines.append(t("too_lossy", max_loss=points(c.max_loss), metric=metric, system=label(advice.closest),
                        loss=points(data.loss(advice.closest))))  # fmt: skip
     elif advice.chosen is None:
-        lines.append(t("no_gain", max_loss=points(c.max_loss), metric=metric, baseline=label(data.baseline)))
+        lines += _stay_with_float(c, advice, metric)
     else:
         lines += _recommendation(c, advice.chosen, metric)
     lines += ["", *_coverage(c), ""]
@@ -110,6 +110,20 @@ def _recommendation(c: Context, chosen: System, metric: str) -> list[str]:
     return lines
 
 
+def _stay_with_float(c: Context, advice: Advice, metric: str) -> list[str]:
+    """Return that INT8 does not pay, and by how much float is ahead of the best of it."""
+    data, t, rival = c.data, c.t, advice.rival or c.data.baseline
+    lines = [t("no_gain", max_loss=points(c.max_loss), metric=metric, rival=label(rival))]
+    row, own = data.timed(advice.within[0]), data.timed(rival)
+    if row is not None and own is not None:
+        ahead = (data.mean_speedup(rival) or 1.0) / (data.mean_speedup(advice.within[0]) or 1.0)
+        lines.append(t("float_ahead", rival=label(rival), system=label(advice.within[0]), shape=c.shape(),
+                       rival_ms=milliseconds(own.row.latency_ms_p50), latency=milliseconds(row.row.latency_ms_p50),
+                       mean=ratio(ahead), num_shapes=len(data.shapes)))  # fmt: skip
+        lines.append(f"(#{own.number}, #{row.number})")
+    return [" ".join(lines)]
+
+
 def _coverage(c: Context) -> list[str]:
     counts = Counter(row.row.status for row in c.data.rows)
     total = len(c.data.systems) * len(c.data.shapes)
@@ -124,18 +138,18 @@ def where_not(c: Context) -> list[str]:
     subject = chosen or next(iter(c.advice.within), None) or c.advice.closest
     if subject is not None:
         without = shapes_without_gain(data, subject)
-        for shape, row in without:
-            d = row.details
-            lines.append("- " + t("no_gain_at", shape=c.shape(shape), system=label(subject), verdict=t(verdict(row)),
-                                  baseline=label(data.baseline), speedup=ratio(d["speedup"]),
-                                  low=ratio(d["speedup_low"]), high=ratio(d["speedup_high"])))  # fmt: skip
-        if not without:
-            lines.append("- " + t("pays_everywhere", baseline=label(data.baseline)))
+        for shape, row, rival in without:
+            lines.append("- " + t("no_gain_at", shape=c.shape(shape), system=label(subject),
+                                  verdict=t(verdict(row, rival)), rival=label(data.system_named(rival.system)),
+                                  latency=milliseconds(row.row.latency_ms_p50),
+                                  rival_ms=milliseconds(rival.row.latency_ms_p50)))  # fmt: skip
+        if chosen is not None and not without:
+            lines.append("- " + t("pays_everywhere"))
     losers = [f"- {t('never_faster', system=label(s))}" for s in never_faster(data) if s != subject]
     for system, other in dominated_recipes(data):
         key = "alternative" if system == chosen else "dominated"  # the chosen one is ahead over all shapes together
         losers.append("- " + t(key, system=label(system), other=label(other), mean=ratio(data.mean_speedup(other))))
-    lines += losers or ([f"- {t('nothing_lost')}"] if data.int8_systems else [])
+    lines += losers or ([f"- {t('nothing_lost')}"] if chosen is not None else [])
     if has_fp8(data.rows[0].row.device):
         lines.append(f"- {t('fp8')}")
     return [*lines, ""]
@@ -181,7 +195,9 @@ def errors(c: Context) -> list[str]:
 def sizes(c: Context) -> list[str]:
     """Return sizes and what runs in INT8."""
     found = tables.products(c.data, c.t)
-    text = [f"## {c.t('products')}", "", *found, c.t("products_note"), ""] if found else []
+    notes = {tables.is_plan(s): c.t("planned_note" if tables.is_plan(s) else "products_note")
+             for s in c.data.int8_systems if (row := c.data.ok(s)) and row.details.get("products")}  # fmt: skip
+    text = [f"## {c.t('products')}", "", *found, " ".join(notes[key] for key in sorted(notes)), ""] if found else []
     return [*text, *figure(c, "size", "plot_size")]
 
 

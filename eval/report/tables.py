@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
 from eval.load import LoadPoint, closed_knee, open_knee
 from eval.report.run_data import RUNTIMES, RunData, label
 from eval.report.writing import (
@@ -17,6 +18,7 @@ from eval.report.writing import (
     small,
     table,
 )
+from eval.sweep.grid import System
 from eval.sweep.run_folder import SweepRow
 
 
@@ -89,7 +91,7 @@ def errors(data: RunData, t: Texts) -> list[str]:
 
 
 def products(data: RunData, t: Texts) -> list[str]:
-    """Return what each engine at the primary shape really runs in INT8."""
+    """Return what each engine at the primary shape runs in INT8, or for TensorRT, which hides it, is planned to."""
     lines = []
     for system in data.systems:
         row = data.ok(system)
@@ -99,10 +101,16 @@ def products(data: RunData, t: Texts) -> list[str]:
         linears = len(found["int8"]) + len(found["float"])
         attention = found["attention_int8"] + found["attention_float"]
         shown = ", ".join(found["float"][:4]) + (f" + {len(found['float']) - 4}" if len(found["float"]) > 4 else "")
-        lines.append([label(system), shown or NOTHING, f"{len(found['int8'])} / {linears}",
-                      f"{len(found['attention_int8'])} / {len(attention)}", f"#{row.number}"])  # fmt: skip
+        planned = f" {t('planned')}" if is_plan(system) else ""
+        lines.append([label(system), shown or NOTHING, f"{len(found['int8'])} / {linears}{planned}",
+                      f"{len(found['attention_int8'])} / {len(attention)}{planned}", f"#{row.number}"])  # fmt: skip
     headers = [t(h) for h in ("configuration", "float_col", "linears_col", "attention_col", "row_col")]
     return table(headers, lines, left=2) if lines else []
+
+
+def is_plan(system: System) -> bool:
+    """Return whether a system's products are the file's plan: TensorRT's engines do not say what they run."""
+    return system.backend in TENSORRT_BACKENDS
 
 
 def load(data: RunData, t: Texts) -> list[str]:

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from sweeps import sweep_options
 
-from eval.report.advice import dominated_recipes, has_fp8, verdict
+from eval.report.advice import advise, dominated_recipes, has_fp8, verdict
 from eval.report.page import render_page, without_plots
 from eval.report.pareto_plot import error_front, pareto_plot, shown_errors
 from eval.report.plots import Plot
 from eval.report.run_data import RunData, label
-from eval.report.sections import Context, where_not
+from eval.report.sections import Context, sizes, summary, where_not
 from eval.report.writing import TEXTS, Texts, interval, milliseconds, points, small, table
 from eval.reproduce import Reproduction
 from eval.results import ResultRow
@@ -56,9 +56,12 @@ def test_a_runner_that_fails_leaves_the_others_their_times(monkeypatch):
     assert timing.errors == {"a": "too large"} and timing.baseline == "b" and timing.details("b")["speedup"] == 1
 
 
-@pytest.mark.parametrize(("low", "high", "word"), [(1.1, 1.3, "faster"), (0.9, 1.1, "equal"), (0.5, 0.9, "slower")])
-def test_verdicts(low, high, word):
-    assert verdict(SweepRow(ResultRow(), "s", "1", {"speedup_low": low, "speedup_high": high})) == word
+@pytest.mark.parametrize(
+    ("speedup", "ties", "word"),
+    [(1.2, (), "faster"), (1.2, ("b",), "equal"), (0.9, ("b",), "equal"), (0.9, (), "slower")],
+)
+def test_verdicts(speedup, ties, word):
+    assert verdict(row("a", "1", 1.0, 0.1, speedup, ties), row("b", "1", 1.0, 0.1, 1.0)) == word
 
 
 def test_fp8_is_named_only_where_the_gpu_has_it():
@@ -122,6 +125,32 @@ def test_a_recipe_is_called_worse_only_where_it_is_surely_faster_at_no_shape():
     assert [(a.name, b.name) for a, b in dominated_recipes(run_data(tied, recipes=recipes))] == [(full, linear)]
     texts = "\n".join(where_not(Context(run_data(tied, recipes=recipes), Texts("en"), 0.01, {})))
     assert f"- {label(dominated_recipes(run_data(tied, recipes=recipes))[0][0])} changes the outputs more" in texts
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_int8_is_not_recommended_where_half_precision_is_faster(lang):
+    full, half = "max int8_full tensorrt", "fp16 tensorrt"
+    rows = [row("fp32 pytorch", "1x8", 2.0, 0.0, 1.0), row(half, "1x8", 0.4, 0.001, 5.0),
+            row(full, "1x8", 0.5, 0.2, 4.0)]  # fmt: skip
+    options = {"methods": ("fp16", "max"), "recipes": ("int8_full",), "backends": ("pytorch", "tensorrt"),
+               "batch_sizes": (1,)}  # fmt: skip
+    advice = advise(run_data(rows, **options), 0.01)
+    assert advice.chosen is None and advice.rival is not None and advice.rival.name == half
+    context = Context(run_data(rows, **options), Texts(lang), 0.01, {})
+    text = "\n".join([*summary(context), *where_not(context)])
+    assert "fp16, TensorRT" in text and "0.400" in text and "0.500" in text and "1.25" in text
+    ahead = [rows[0], rows[1], row(full, "1x8", 0.3, 0.2, 6.0)]
+    assert advise(run_data(ahead, **options), 0.01).chosen is not None
+    tied = [rows[0], rows[1], row(full, "1x8", 0.39, 0.2, 5.1, [half])]
+    assert advise(run_data(tied, **options), 0.01).chosen is None
+
+
+def test_products_of_tensorrt_are_called_a_plan():
+    engine = row("max int8_full tensorrt", "1x8", 0.5, 0.2, 4.0)
+    engine.details["products"] = {"int8": ["a"], "float": [], "attention_int8": [], "attention_float": []}
+    options = {"methods": ("max",), "recipes": ("int8_full",), "backends": ("tensorrt",), "batch_sizes": (1,)}
+    text = "\n".join(sizes(Context(run_data([engine], **options), Texts("en"), 0.01, {})))
+    assert "1 / 1 (planned)" in text and "does not say" in text and "runtime's own graph" not in text
 
 
 def test_a_reproduction_without_the_runs_checkpoint_says_what_can_be_said():
