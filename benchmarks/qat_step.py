@@ -24,7 +24,7 @@ from benchmarks.rows import append_row
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.insert import insert_quantizers
-from quant.qat import start_qat
+from quant.qat import start_qat, switch_dropout_off
 from quant.recipe import QatOptions, load_recipe
 
 
@@ -88,8 +88,15 @@ def modelopt(model: Any, inputs: dict) -> Any:
     return mtq.quantize(model, mtq.INT8_DEFAULT_CFG, lambda m: m(**inputs))
 
 
+def without_dropout(model: Any, inputs: dict) -> Any:
+    """Return the float model as QAT trains it by default: its dropout off."""
+    switch_dropout_off(model)
+    return model
+
+
 SYSTEMS: dict[str, Callable[[Any, dict], Any]] = {
     "float": lambda model, inputs: model,
+    "float without dropout": without_dropout,
     "int8_linear frozen": ours("int8_linear", activation_ranges="frozen", weight_ranges="frozen"),
     "int8_linear learned": ours("int8_linear"),
     "int8_full learned": ours("int8_full"),
