@@ -56,7 +56,12 @@ class FineTuneArguments:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs before its first step; `start` is the float model as it came, None if its head is new."""
+    """Everything a run needs before its first step.
+
+    Attributes:
+        start: the float model as it came, None if its head is new.
+        train, validation: the splits; the Trainer gets them as `task.training_set` cuts them.
+    """
 
     loaded: LoadedModel
     start: Any
@@ -116,7 +121,8 @@ def prepare(
     loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not source:
         insert_quantizers(loaded.model, recipe)
-        batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
+        samples = task.training_set(train, loaded.processor, seq_length)
+        batches = list(calibration_batches(task, samples, loaded.processor, arguments, training, seq_length))
         statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
         method = arguments.method or ("mse" if recipe.qat.activation_ranges == "learned" else None)
         recipe = apply_statistics(loaded.model, statistics, method)
@@ -161,8 +167,12 @@ def make_trainer(prepared: Prepared, arguments: FineTuneArguments, training: Tra
     if prepared.recipe is not None:
         start_qat(prepared.loaded.model, prepared.recipe.qat)
     processor = prepared.loaded.processor
+    train, validation = (
+        prepared.task.training_set(split, processor, prepared.seq_length)
+        for split in (prepared.train, prepared.validation)
+    )
     return QatTrainer(
-        model=prepared.loaded.model, args=training, train_dataset=prepared.train, eval_dataset=prepared.validation,
+        model=prepared.loaded.model, args=training, train_dataset=train, eval_dataset=validation,
         data_collator=Collator(prepared.task, processor, prepared.seq_length, arguments.padding),
         processing_class=processor, compute_metrics=_accuracy if prepared.task.num_labels(prepared.train) else None,
         options=prepared.recipe.qat if prepared.recipe else load_recipe("int8_linear").qat, teacher=prepared.teacher,

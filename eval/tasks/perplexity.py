@@ -24,8 +24,18 @@ ROW_SEPARATOR = "\n\n"
 class Perplexity(Task):
     """Causal language modelling in blocks that do not overlap; the last, shorter block is left out."""
 
+    def training_set(
+        self, dataset: datasets.Dataset, processor: Any, max_length: int | None = None
+    ) -> datasets.Dataset:
+        """Return one block a row, in the column "input_ids": a row of text may be a line or a whole book."""
+        blocks = self._blocks(list(dataset[self.columns[0]]), processor, max_length)
+        return datasets.Dataset.from_dict({"input_ids": blocks["input_ids"]})
+
     def encode(self, rows: Rows, processor: Any, max_length: int | None = None, padding: str = "max") -> Arrays:
-        """Return blocks of the rows' joined text and "labels" equal to the input (the model shifts them itself)."""
+        """Return blocks and "labels" equal to them (the model shifts them itself); rows of text are joined and cut."""
+        if "input_ids" in rows:
+            ids = np.asarray(rows["input_ids"], dtype=np.int64)
+            return {"input_ids": ids, "attention_mask": np.ones_like(ids), "labels": ids.copy()}
         arrays = self._blocks(list(rows[self.columns[0]]), processor, max_length)
         return {**arrays, "labels": arrays["input_ids"].copy()}
 

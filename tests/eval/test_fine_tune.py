@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
@@ -56,6 +57,24 @@ def test_labels_that_do_not_fit_the_head_are_refused_for_qat_and_trained_anew_fo
     assert code == 1 and "10 outputs and the data 12 labels; train the float model first" in err.splitlines()[-1]
     code, out, _ = run(capsys, *flags, "--recipe", "none", "--json", "--out", str(tmp_path / "float"))
     assert code == 0 and json.loads(out)["fine-tuned"]["error_abs_mean"] is None
+
+
+def test_one_long_text_is_trained_in_blocks(tmp_path, capsys):
+    loaded = tiny.llama()
+    loaded.model.save_pretrained(tmp_path / "model")
+    loaded.processor.save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        text = " ".join(rng.choice(tiny.WORDS, 800))
+        pd.DataFrame({"text": [text]}).to_parquet(tmp_path / "data" / f"{split}.parquet")
+    code, out, err = run(capsys, "--model", str(tmp_path / "model"), "--task", "perplexity", "--data",
+                         str(tmp_path / "data"), "--recipe", "int8_linear", "--seq_length", "16", "--json",
+                         "--per_device_train_batch_size", "4", "--logging_steps", "1", "--out", str(tmp_path / "o"))  # fmt: skip
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])
+    assert result["steps"] == 2 and result["QAT"]["metric"] > 0
+    assert "epoch 0.1538" in err  # 2 of 13 steps: 50 blocks of 16 tokens, 4 a step
 
 
 def test_stdout_is_the_result_alone_and_the_folder_is_a_checkpoint(tmp_path, capsys):
