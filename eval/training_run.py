@@ -100,7 +100,9 @@ def score_row(evaluation: Evaluation) -> dict[str, Any]:
         "metric": evaluation.scores.metrics[0].value,
         "error_abs_mean": evaluation.error.abs_mean if evaluation.error else None,
         "num_flips": evaluation.num_flips,
+        "note": evaluation.scores.note,
         "float": reference.metrics[0].value if reference is not None else None,
+        "float_note": reference.note if reference is not None else "",
     }
 
 
