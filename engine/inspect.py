@@ -21,7 +21,7 @@ from engine.inspect_openvino import inspect_openvino
 from engine.inspect_ort import inspect_ort
 from engine.inspect_trt import LAYERS_SUFFIX, PROFILE_SUFFIX, TRACE_SUFFIX, inspect_layers, layers_from_engine
 from engine.kernel_trace import read_trace
-from engine.layers import INT8, Inspection, Layer, by_kind
+from engine.layers import INT8, UNKNOWN, Inspection, Layer, by_kind
 from engine.lint import cut_left, lint
 from engine.manifest import manifest_path, read_manifest
 from engine.products import find_products
@@ -44,6 +44,8 @@ def inspect_engine(engine: str, arguments: argparse.Namespace) -> Inspection:
         raise FileNotFoundError(f"no engine {engine}; build it with 'python build_engine.py --out {engine}'")
     if not manifest_path(engine).exists() and (arguments.layers or Path(f"{engine}{LAYERS_SUFFIX}").exists()):
         return _inspect_trt(engine, None, "tensorrt", {}, arguments)
+    if engine.endswith(".onnx") and not manifest_path(engine).exists():
+        raise UsageError(f"{engine} is no engine; 'python -m engine.lint {engine}' says what an ONNX file plans")
     manifest = read_manifest(engine)
     if manifest.backend not in RUNS_HERE:
         return _inspect_trt(
@@ -81,26 +83,47 @@ def _inspect_trt(
         content = _read_json(layers)
     else:
         feeds = read_feeds(arguments.feeds)[0] if arguments.feeds else None
-        content, measured, version = layers_from_engine(engine, backend, feeds, arguments.iterations)
+        try:
+            content, measured, version = layers_from_engine(engine, backend, feeds, arguments.iterations)
+        except RuntimeError as error:
+            if not arguments.onnx:
+                raise
+            return _inspect_unloaded(engine, backend, version, str(error), shapes, arguments)
         times = times if times is not None else measured
         if arguments.save:
             for suffix, found_here in ((LAYERS_SUFFIX, content), (PROFILE_SUFFIX, measured)):
                 Path(f"{engine}{suffix}").write_text(json.dumps(found_here, indent=1) + "\n", encoding="utf-8")
     if times is not None and not isinstance(times, list):
         raise ValueError(f"{profile} is no layer profile: it must be the list that trtexec --exportProfile writes")
-    works: list[ProductWork] = []
-    notes: list[str] = []
-    if arguments.onnx:
-        model = read_onnx(arguments.onnx)
-        works = product_work(model, parse_shapes(arguments.shapes) or shapes)
-        report = lint(model, "tensorrt")
-        notes = [f"engine.lint says of {arguments.onnx}: {report.summary()}"]
-        notes += [
-            f"{each.level} {each.rule} in {len(each.nodes)} places" for each in report.findings if each.level != "note"
-        ]
+    works, notes = _what_the_file_says(shapes, arguments) if arguments.onnx else ([], [])
     kernels = read_trace(trace) if trace else []
     found = inspect_layers(engine, content, times, works, kernels, version)
     return replace(found, backend=backend, notes=(*found.notes, *notes))
+
+
+def _inspect_unloaded(
+    engine: str, backend: str, version: str | None, why: str, shapes: Mapping[str, ShapeRange],
+    arguments: argparse.Namespace,
+) -> Inspection:  # fmt: skip
+    """Return what can be said of an engine that does not load here: its file's products, all of unknown precision."""
+    works, notes = _what_the_file_says(shapes, arguments)
+    layers = tuple(
+        Layer(work.name, "product", "not loaded", UNKNOWN, macs=work.macs, sources=(work.node,)) for work in works
+    )
+    return Inspection(engine, backend, version, "not loaded", layers, notes=(why, *notes))
+
+
+def _what_the_file_says(
+    shapes: Mapping[str, ShapeRange], arguments: argparse.Namespace
+) -> tuple[list[ProductWork], list[str]]:
+    """Return the arithmetic of the ONNX file's products, and the linter's word on it."""
+    model = read_onnx(arguments.onnx)
+    report = lint(model, "tensorrt")
+    notes = [f"engine.lint says of {arguments.onnx}: {report.summary()}"]
+    notes += [
+        f"{each.level} {each.rule} in {len(each.nodes)} places" for each in report.findings if each.level != "note"
+    ]
+    return product_work(model, parse_shapes(arguments.shapes) or shapes), notes
 
 
 def _beside(engine: str, given: str | None, suffix: str) -> str | None:

@@ -241,6 +241,18 @@ def test_an_engine_that_cannot_be_deserialized_here_says_what_to_give(folder, tm
     assert ("RTX GPU" in error) == (backend == "tensorrt_rtx")
 
 
+def test_of_an_engine_that_does_not_load_the_file_and_the_linter_are_heard(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    (tmp_path / "int8").write_bytes(b"plan")
+    manifest = json.loads((folder / "int8.json").read_text())
+    (tmp_path / "int8.json").write_text(json.dumps({**manifest, "backend": "tensorrt_rtx"}))
+    onnx_file = next(folder.glob("*.onnx"))
+    row = row_of(capsys, tmp_path / "int8", "--onnx", onnx_file)
+    assert row["int8_percent"] is None and {each["precision"] for each in row["layers"]} == {"unknown"}
+    assert "can be deserialized only" in row["notes"][0] and "engine.lint says" in row["notes"][1]
+    assert call(onnx_file) == 2 and "engine.lint" in capsys.readouterr().err
+
+
 class FakeRunner:
     """As much of a TensorRT runner as the inspection asks of it."""
 
