@@ -147,6 +147,7 @@ def plain_session(model: str | bytes) -> Any:
 
     options = make_session_options(None)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")  # large weights stay where the file is mapped
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
