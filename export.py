@@ -52,7 +52,7 @@ def _write(path: Path, loaded: LoadedModel, target: str, metadata: dict[str, str
     graph = export_graph(loaded.model, processor=loaded.processor)
     prepare_graph(graph, target, metadata, dtype)
     size = save_graph(graph, path, full_check=dtype is not None)
-    del graph
+    del graph  # a large model's INT8 weights
     print("check parity ...", file=sys.stderr)
     is_done = data_path(path).exists() and part is None  # a large model's weights are not needed beside the engine's
     report = check_parity(path, loaded, backend=target, release=is_done)
