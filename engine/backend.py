@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
+import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -196,6 +197,11 @@ def get_backend(name: str) -> Backend:
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(sorted(BACKENDS))}{hint}")
     backend: Backend = importlib.import_module(BACKENDS[name]).BACKEND
     return backend
+
+
+def installed_version(package: str) -> str | None:
+    """Return a runtime's version, None where it is not installed."""
+    return importlib.metadata.version(package) if importlib.util.find_spec(package) is not None else None
 
 
 def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:

@@ -50,6 +50,7 @@ for index, ref in enumerate(expected):
     print(np.abs(actual[index] - ref).max(), np.abs(actual[index] - ref).mean())""",
 }
 
+
 @dataclass(frozen=True)
 class ErrorRow:
     """Errors of one output against what was expected."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
+from engine.backend import BuildOptions, EngineFile, Runner, check_precision, installed_version, require
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
@@ -32,8 +32,7 @@ class OpenVinoBackend:
 
     def version(self) -> str | None:
         """Return OpenVINO's version, None where it is not installed."""
-        is_here = importlib.util.find_spec("openvino") is not None
-        return importlib.metadata.version("openvino") if is_here else None
+        return installed_version("openvino")
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""

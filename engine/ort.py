@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
+from engine.backend import BuildOptions, EngineFile, Runner, check_precision, installed_version, require
 from engine.graph import sweep
 from engine.manifest import check_loadable, read_manifest
 from engine.ort_fusion import PASSES
@@ -55,8 +54,7 @@ class OrtBackend:
 
     def version(self) -> str | None:
         """Return ONNX Runtime's version, None where it is not installed."""
-        is_here = importlib.util.find_spec("onnxruntime") is not None
-        return importlib.metadata.version("onnxruntime") if is_here else None
+        return installed_version("onnxruntime")
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""

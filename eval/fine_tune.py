@@ -60,7 +60,8 @@ class Prepared:
 
     Attributes:
         start: the float model as it came, None if its head is new.
-        train, validation: the splits; the Trainer gets them as `task.training_set` cuts them.
+        train: the training samples, one a row, as `task.training_set` cuts them.
+        validation: the split that is scored.
     """
 
     loaded: LoadedModel
@@ -112,6 +113,7 @@ def prepare(
         loaded = load_float_model(arguments.model, head=task.head, num_labels=wanted)
         logger.warning("%s: its head is trained anew", why_new)
     seq_length = check_length(task, arguments.seq_length, loaded.model.config, loaded.processor)
+    train = task.training_set(train, loaded.processor, seq_length)
     start = None if why_new else copy.deepcopy(loaded.model).eval().requires_grad_(False)
     teacher = start if recipe is not None and arguments.teach and recipe.qat.distills else None
     source = resume or arguments.init
@@ -121,8 +123,7 @@ def prepare(
     loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not source:
         insert_quantizers(loaded.model, recipe)
-        samples = task.training_set(train, loaded.processor, seq_length)
-        batches = list(calibration_batches(task, samples, loaded.processor, arguments, training, seq_length))
+        batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
         statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
         method = arguments.method or ("mse" if recipe.qat.activation_ranges == "learned" else None)
         recipe = apply_statistics(loaded.model, statistics, method)
@@ -167,12 +168,9 @@ def make_trainer(prepared: Prepared, arguments: FineTuneArguments, training: Tra
     if prepared.recipe is not None:
         start_qat(prepared.loaded.model, prepared.recipe.qat)
     processor = prepared.loaded.processor
-    train, validation = (
-        prepared.task.training_set(split, processor, prepared.seq_length)
-        for split in (prepared.train, prepared.validation)
-    )
+    validation = prepared.task.training_set(prepared.validation, processor, prepared.seq_length)
     return QatTrainer(
-        model=prepared.loaded.model, args=training, train_dataset=train, eval_dataset=validation,
+        model=prepared.loaded.model, args=training, train_dataset=prepared.train, eval_dataset=validation,
         data_collator=Collator(prepared.task, processor, prepared.seq_length, arguments.padding),
         processing_class=processor, compute_metrics=_accuracy if prepared.task.num_labels(prepared.train) else None,
         options=prepared.recipe.qat if prepared.recipe else load_recipe("int8_linear").qat, teacher=prepared.teacher,

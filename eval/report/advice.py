@@ -11,6 +11,7 @@ from eval.sweep.run_folder import SweepRow
 
 FP8_GPUS = re.compile(r"H100|H200|H20\b|GH200|\bL4\b|L40|RTX (PRO )?[456]0\d\d|Ada|B[123]00|GB[123]00|MI3\d\d")
 
+
 @dataclass(frozen=True)
 class Advice:
     """The recommendation.

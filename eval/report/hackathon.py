@@ -11,6 +11,7 @@ import yaml
 from eval.report import sections, tables
 from eval.report.run_data import label
 from eval.report.sections import Context
+from eval.report.writing import first_names
 from eval.sweep.grid import PYTORCH
 
 NOTES_FILE = "notes.yaml"
@@ -102,8 +103,7 @@ def _original(c: Context) -> list[str]:
         names = [*found["float"], *found["attention_float"]] if found else []
         if names and (system.recipe, system.backend) not in seen:  # no calibrator changes which products run in INT8
             seen.add((system.recipe, system.backend))
-            shown = ", ".join(names[:4]) + (f" + {len(names) - 4}" if len(names) > 4 else "")
-            lines += ["- " + c.t("h_left_float", system=label(system), count=len(names), names=shown)]
+            lines += ["- " + c.t("h_left_float", system=label(system), count=len(names), names=first_names(names))]
     return [*lines, ""]
 
 

@@ -195,9 +195,7 @@ def errors(c: Context) -> list[str]:
 def sizes(c: Context) -> list[str]:
     """Return sizes and what runs in INT8."""
     found = tables.products(c.data, c.t)
-    notes = {tables.is_plan(s): c.t("planned_note" if tables.is_plan(s) else "products_note")
-             for s in c.data.int8_systems if (row := c.data.ok(s)) and row.details.get("products")}  # fmt: skip
-    text = [f"## {c.t('products')}", "", *found, " ".join(notes[key] for key in sorted(notes)), ""] if found else []
+    text = [f"## {c.t('products')}", "", *found] if found else []
     return [*text, *figure(c, "size", "plot_size")]
 
 

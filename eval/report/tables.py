@@ -9,6 +9,7 @@ from eval.report.writing import (
     NOTHING,
     Texts,
     count,
+    first_names,
     interval,
     megabytes,
     milliseconds,
@@ -18,7 +19,6 @@ from eval.report.writing import (
     small,
     table,
 )
-from eval.sweep.grid import System
 from eval.sweep.run_folder import SweepRow
 
 
@@ -92,7 +92,7 @@ def errors(data: RunData, t: Texts) -> list[str]:
 
 def products(data: RunData, t: Texts) -> list[str]:
     """Return what each engine at the primary shape runs in INT8, or for TensorRT, which hides it, is planned to."""
-    lines = []
+    lines, notes = [], {}
     for system in data.systems:
         row = data.ok(system)
         found = row.details.get("products") if row is not None and system.is_int8 else None
@@ -100,17 +100,15 @@ def products(data: RunData, t: Texts) -> list[str]:
             continue
         linears = len(found["int8"]) + len(found["float"])
         attention = found["attention_int8"] + found["attention_float"]
-        shown = ", ".join(found["float"][:4]) + (f" + {len(found['float']) - 4}" if len(found["float"]) > 4 else "")
-        planned = f" {t('planned')}" if is_plan(system) else ""
-        lines.append([label(system), shown or NOTHING, f"{len(found['int8'])} / {linears}{planned}",
-                      f"{len(found['attention_int8'])} / {len(attention)}{planned}", f"#{row.number}"])  # fmt: skip
+        is_plan = system.backend in TENSORRT_BACKENDS  # its engines do not say what they run
+        notes[is_plan] = t("planned_note" if is_plan else "products_note")
+        planned = f" {t('planned')}" if is_plan else ""
+        lines.append([
+            label(system), first_names(found["float"]) or NOTHING, f"{len(found['int8'])} / {linears}{planned}",
+            f"{len(found['attention_int8'])} / {len(attention)}{planned}", f"#{row.number}",
+        ])  # fmt: skip
     headers = [t(h) for h in ("configuration", "float_col", "linears_col", "attention_col", "row_col")]
-    return table(headers, lines, left=2) if lines else []
-
-
-def is_plan(system: System) -> bool:
-    """Return whether a system's products are the file's plan: TensorRT's engines do not say what they run."""
-    return system.backend in TENSORRT_BACKENDS
+    return [*table(headers, lines, left=2), " ".join(notes[key] for key in sorted(notes)), ""] if lines else []
 
 
 def load(data: RunData, t: Texts) -> list[str]:

@@ -75,3 +75,8 @@ def interval(middle: str, low: str, high: str) -> str:
 def count(value: int | None) -> str:
     """Return a count."""
     return NOTHING if value is None else str(value)
+
+
+def first_names(names: Sequence[str], most: int = 4) -> str:
+    """Return the first few names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" + {len(names) - most}" if len(names) > most else "")

@@ -96,7 +96,7 @@ class Conductor:
         except Exception as error:  # exporters, builders and runtimes raise what they like; the other points go on
             check_disk(error, self.run.path)
             logger.debug("%s at %s", system.name, shape.name, exc_info=True)
-            return self.bench.base_row(system, shape, status="failed", error=_line(error)), None
+            return self.bench.base_row(system, shape, status="failed", error=one_line(error)[:400]), None
 
     def _time(
         self, shape: Shape, pending: list[System], opened: dict[str, Opened], kept: list[ShapeTiming], stack: ExitStack
@@ -148,7 +148,3 @@ def _with_latency(row: ResultRow, timing: ShapeTiming, name: str, shape: Shape) 
         row, latency_ms_p50=measured["p50"], latency_ms_p90=measured["p90"], latency_ms_p99=measured["p99"],
         iterations=measured["iterations"], throughput_per_s=shape.batch_size * 1000.0 / measured["p50"],
     )  # fmt: skip
-
-
-def _line(error: BaseException) -> str:
-    return one_line(error)[:400]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cli import one_line
 from eval.latency import Feeds, compare
 from eval.metrics import CONFIDENCE
 
@@ -54,7 +55,7 @@ def time_systems(
             own_feeds[name] = {key: feeds[key] for key in runner.input_names}
             runner(own_feeds[name])
         except Exception as error:  # a runtime may raise anything, and the others go on
-            errors[name] = " ".join(str(error).split())[:300] or type(error).__name__
+            errors[name] = one_line(error)[:300]
             continue
         calls[name] = _Ticking(runner, tick)
     if not calls:

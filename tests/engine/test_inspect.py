@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,21 +11,20 @@ import numpy as np
 import onnx
 import pytest
 
-from engine import cupti, inspect_ort, inspect_trt
+from engine import inspect_ort, inspect_trt
 from engine.arithmetic import product_work
 from engine.backend import BuildOptions, get_backend
 from engine.inspect import inspect_engine, main
 from engine.inspect_diff import compare_engines
 from engine.inspect_trt import inspect_layers, layers_from_engine
-from engine.kernel_trace import Kernel, product_summary, read_trace
+from engine.kernel_trace import Kernel
 from engine.layers import Inspection, Layer, Share
 from engine.qdq import prepare_for_target
 from engine.shapes import parse_shapes
 from tests.engine.graphs import WIDTH, linear_model, samples
+from tests.engine.kernel_names import HALF_TACTIC, INT8_TACTIC
 
 ROOT = Path(__file__).parents[2]
-INT8_TACTIC = "sm80_xmma_gemm_i8i8_i8i32_f32_tn_n_tilesize128x128x64_stage4_warpsize2x2x1_tensor16x8x32"
-HALF_TACTIC = "sm80_xmma_gemm_f16f16_f16f16_f16_tn_n_tilesize128x64x32_stage4_warpsize2x2x1_tensor16x8x16"
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
@@ -295,60 +293,6 @@ def test_an_engine_that_can_be_loaded_is_asked_and_timed_and_a_refusal_is_told_w
         layers_from_engine(tmp_path / "plan", "tensorrt", None, 5)
 
 
-NSYS = (
-    'Processing [x.sqlite]...\n\n"Time (%)","Total Time (ns)","Instances","Avg (ns)","Name"\n'
-    f'"75.0","3000000","36","83333.3","{INT8_TACTIC}"\n"25.0","1000000","2","500000","{HALF_TACTIC}"\n'
-)
-NCU = (
-    '==PROF== Connected\n"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\n'
-    f'"0","{INT8_TACTIC}","gpu__time_duration.sum","ns","3,000,000"\n"0","{INT8_TACTIC}","sm__warps","%","3"\n'
-)
-CHROME = json.dumps({"traceEvents": [{"cat": "kernel", "name": INT8_TACTIC, "dur": 1500.0},
-                                     {"cat": "kernel", "name": INT8_TACTIC, "dur": 1500.0},
-                                     {"cat": "cpu_op", "name": "aten::mm", "dur": 9.0}]})  # fmt: skip
-CUPTI = json.dumps({"kernels": [{"name": INT8_TACTIC, "start_ns": 5, "duration_ns": 3_000_000}]})
-
-
-@pytest.mark.parametrize(("text", "count"), [(NSYS, 36), (NCU, 1), (CHROME, 2), (CUPTI, 1)],
-                         ids=["nsys", "ncu", "torch", "cupti"])  # fmt: skip
-def test_traces_of_every_profiler_are_read(tmp_path, text, count):
-    (tmp_path / "trace").write_text(text)
-    first = read_trace(tmp_path / "trace")[0]
-    assert first == Kernel(INT8_TACTIC, count, pytest.approx(3.0))
-    assert (first.is_product, first.precision) == (True, "int8")
-
-
-@pytest.mark.parametrize("text", ["", "{", "a,b\n1,2\n", "[1, 2]", '{"kernels": []}'])
-def test_what_is_no_trace_is_refused(tmp_path, text):
-    (tmp_path / "trace").write_text(text)
-    with pytest.raises(ValueError, match=r"is no kernel trace|names no kernel"):
-        read_trace(tmp_path / "trace")
-    with pytest.raises(FileNotFoundError, match="no kernel trace"):
-        read_trace(tmp_path / "missing")
-
-
-@pytest.mark.parametrize(
-    ("name", "is_product", "precision"),
-    [
-        ("ampere_int8_i16832gemm_int8_256x128_ldg16_relu_stages_64x3_tn_v1", True, "int8"),
-        ("void cutlass::Kernel<cutlass_80_tensorop_s8_i16832gemm_s8_256x128_128x3_tn_align16>", True, "int8"),
-        ("fmha_v2_int8_128_64_sm80_kernel", True, "int8"),
-        ("ampere_h16816gemm_128x128_ldg8_stages_32x5_tn", True, "fp16"),
-        ("ampere_sgemm_128x64_tn", True, "fp32"),
-        ("nvjet_hsh_128x128_64x8_2x1_v_bz_TNT", True, "unknown"),
-        ("void cublasLt::splitKreduce_kernel<32, 16, int, __half>", False, "fp16"),
-        ("__myl_AddResMeanSubMul_0x1234", False, "unknown"),
-    ],
-)
-def test_kernel_names_tell_precision_or_unknown(name, is_product, precision):
-    assert (Kernel(name, 1, None).is_product, Kernel(name, 1, None).precision) == (is_product, precision)
-
-
-def test_a_summary_counts_product_kernels_alone():
-    kernels = [Kernel(INT8_TACTIC, 3, 1.0), Kernel(HALF_TACTIC, 1, 2.0), Kernel("copy_kernel", 5, 9.0)]
-    assert product_summary(kernels) == {"fp16": (1, 2.0), "int8": (3, 1.0)}
-
-
 def engine_of(*layers: Layer) -> Inspection:
     return Inspection("e", "tensorrt", None, "", layers)
 
@@ -375,27 +319,6 @@ def test_a_comparison_names_conversions_lost_fusions_and_slower_products():
     assert compare_engines(engine_of(), engine_of()).reasons == (
         "no layer has a time, so nothing can be said of what is slower",
     )
-
-
-def test_a_cupti_record_is_read_by_the_headers_offsets():
-    import ctypes
-
-    name = ctypes.create_string_buffer(b"kernel_a")
-    record = bytearray(160)
-    struct.pack_into("<I", record, 0, cupti.CONCURRENT_KERNEL)
-    struct.pack_into("<QQ", record, 16, 1000, 1500)
-    struct.pack_into("<Q", record, 104, ctypes.addressof(name))
-    memory = (ctypes.c_char * len(record)).from_buffer(record)
-    assert cupti.read_record(ctypes.addressof(memory)) == {"name": "kernel_a", "start_ns": 1000, "duration_ns": 500}
-    struct.pack_into("<I", record, 0, 3)  # a copy, not a kernel
-    assert cupti.read_record(ctypes.addressof(memory)) is None
-
-
-def test_cupti_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(cupti.ctypes.util, "find_library", lambda _: None)
-    monkeypatch.setattr(cupti.glob, "glob", lambda _: [])
-    with pytest.raises(RuntimeError, match="libcupti is not installed; run 'pip install nvidia-cuda-cupti-cu12'"):
-        cupti.find_library()
 
 
 def test_inspect_as_a_module_does_not_shadow_pythons_own():
