@@ -14,16 +14,14 @@ from engine.inspect_trt import TRACE_SUFFIX
 from engine.kernel_trace import Kernel, read_trace
 from engine.manifest import manifest_path, parse_manifest
 
+QUIET = "norms, softmax, GELU, quantizing"
 GROUPS = {
     "INT8 products": "#1b7f5c",
     "fp16 products": "#5b8dc9",
     "fp32 and TF32 products": "#9db8d9",
     "casts and moves alone": "#c9553d",
-    "norms, softmax, GELU, quantizing": "#d9b44a",
+    QUIET: "#d9b44a",
 }
-
-
-QUIET = "norms, softmax, GELU, quantizing"
 
 
 def group_of(kernel: Kernel) -> str:
@@ -32,7 +30,7 @@ def group_of(kernel: Kernel) -> str:
         return {"int8": "INT8 products", "fp16": "fp16 products"}.get(kernel.precision, "fp32 and TF32 products")
     words = kernel.name.rsplit("_", 1)[-1]
     parts = {words[i : i + 3] for i in range(0, len(words), 3)}
-    return "casts and moves alone" if parts <= {"Cas", "Mov", "Res", "Tra"} else "norms, softmax, GELU, quantizing"
+    return "casts and moves alone" if parts <= {"Cas", "Mov", "Res", "Tra"} else QUIET
 
 
 def summarize(path: str) -> dict[str, dict[str, float]]:
