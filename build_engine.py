@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engine.backend import BACKENDS, BuildOptions, get_backend
+from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of
 from engine.shapes import parse_shapes
@@ -40,7 +40,7 @@ def _from_flags(arguments: argparse.Namespace) -> tuple[str, str, BuildOptions]:
     if missing:
         raise UsageError(f"{' and '.join(missing)} is missing; give it, or --rebuild with the manifest of an engine")
     return arguments.backend, arguments.onnx, BuildOptions(
-        parse_shapes(arguments.shapes), arguments.threads, arguments.force, arguments.precision,
+        parse_shapes(arguments.shapes), arguments.threads, arguments.force, arguments.precision, arguments.saturation,
         options_from(arguments, arguments.backend),
     )  # fmt: skip
 
@@ -50,7 +50,8 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
 
     Raises: UsageError: another flag beside --rebuild; ValueError: if the ONNX file is not the one it was built from.
     """
-    given = [f"--{name}" for name in ("backend", "shapes", "precision", "threads") if getattr(arguments, name)]
+    names = ("backend", "shapes", "precision", "threads", "saturation")
+    given = [f"--{name}" for name in names if getattr(arguments, name)]
     if given:
         raise UsageError(f"{', '.join(given)} and --rebuild: the manifest says what to build; give one of the two")
     manifest = _read(arguments.rebuild)
@@ -61,8 +62,9 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
         raise ValueError(f"{onnx_path} is not the file that {arguments.rebuild} was built from (another sha256)")
     tensorrt: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in manifest.options.items()}
     options = BuildOptions(
-        manifest.shapes, manifest.threads, arguments.force, manifest.precision, TensorRTOptions(**tensorrt)
-    )
+        manifest.shapes, manifest.threads, arguments.force, manifest.precision,
+        "allow" if manifest.saturation == "allowed" else None, TensorRTOptions(**tensorrt),
+    )  # fmt: skip
     return manifest.backend, onnx_path, options
 
 
@@ -94,6 +96,11 @@ def main(argv: list[str] | None = None) -> None:
         "(one of target tensorrt8: fp16, or fp32, bf16) (default: the first)",
     )
     parser.add_argument("--threads", type=int, help="CPU threads to tune for (default: all cores)")
+    parser.add_argument(
+        "--saturation",
+        help=f"on a CPU without VNNI, whose fast INT8 sums saturate: {' or '.join(SATURATIONS)} (default: avoid, which "
+        "keeps the file's numbers; the manifest says what was done)",
+    )
     add_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace --out")
     parser.add_argument("--json", action="store_true", help="print the manifest as one JSON line")

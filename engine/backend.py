@@ -15,9 +15,13 @@ from typing import Protocol
 import numpy as np
 
 from engine.cli import UsageError, near_matches
+from engine.hardware import cpu_flags, saturates
 from engine.manifest import Manifest
 from engine.shapes import ShapeRange
 from engine.trt_options import TensorRTOptions
+
+# Where a CPU's fast INT8 kernels saturate: compute what the file says all the same, or take the kernels as they are.
+SATURATIONS = ("avoid", "allow")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class BuildOptions:
     threads: int | None = None  # None: as many as cores
     force: bool = False  # replace an existing engine
     precision: str | None = None  # of everything that is not INT8; None: the first of the backend's precisions
+    saturation: str | None = None  # of INT8 sums on a CPU without VNNI: one of SATURATIONS; None: the first
     tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)  # read by the TensorRT backends alone
 
 
@@ -160,6 +165,7 @@ class Backend(Protocol):
 
     name: str
     precisions: tuple[str, ...]  # what everything that is not INT8 may be computed in, the default first
+    saturation_mend: str | None  # what "avoid" does on a CPU without VNNI; None: this backend does not run on one
 
     def version(self) -> str | None:
         """Return the runtime's version, None where it is not to be had."""
@@ -207,8 +213,9 @@ def installed_version(package: str) -> str | None:
 def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:
     """Return the options with the backend's default precision where none is given.
 
-    Raises: UsageError: if the backend cannot compute what is not INT8 in that precision.
+    Raises: UsageError: if the backend cannot compute what is not INT8 in that precision, or takes no such saturation.
     """
+    saturation_of(backend, options)
     precision = options.precision or backend.precisions[0]
     if precision not in backend.precisions:
         raise UsageError(
@@ -216,6 +223,26 @@ def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:
             "(what runs in INT8 stands in the ONNX file)"
         )
     return replace(options, precision=precision)
+
+
+def saturation_of(backend: Backend, options: BuildOptions) -> str | None:
+    """Return what becomes of saturating sums in an engine built here: "impossible" (this CPU's INT8 kernels are exact),
+    "avoided" or "allowed"; None for a backend that runs on GPUs.
+
+    Raises: UsageError: for an option that is none of SATURATIONS, or one given to a backend that runs on GPUs.
+    """
+    asked = options.saturation or SATURATIONS[0]
+    if asked not in SATURATIONS:
+        near = near_matches(asked, SATURATIONS)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"--saturation {asked!r} is unknown; it takes {' or '.join(SATURATIONS)}{hint}")
+    if backend.saturation_mend is None:
+        if options.saturation:
+            raise UsageError(f"--saturation is of CPUs; backend {backend.name} runs on GPUs: leave it out")
+        return None
+    if not saturates(cpu_flags()):
+        return "impossible"
+    return {"avoid": "avoided", "allow": "allowed"}[asked]
 
 
 def require(reason: str | None, task: str) -> None:

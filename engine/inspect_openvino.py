@@ -16,7 +16,7 @@ import numpy as np
 from engine.layers import INT8, Inspection, Layer, precision_of
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import check_loadable, read_manifest
-from engine.openvino import INT8_PRECISIONS, compile_config
+from engine.openvino import INT8_PRECISIONS, PRODUCT_LAYERS, compile_config, reads_floats
 
 WARMUP = 3
 KINDS = {
@@ -40,7 +40,10 @@ def inspect_openvino(
     manifest = read_manifest(engine)
     version = importlib.metadata.version("openvino")
     check_loadable(engine, manifest, "openvino", version)
-    config = {**compile_config(manifest.precision, threads or manifest.threads), "PERF_COUNT": True}
+    config = {
+        **compile_config(manifest.precision, threads or manifest.threads, manifest.saturation),
+        "PERF_COUNT": True,
+    }
     compiled = openvino.Core().import_model(io.BytesIO(Path(engine).read_bytes()), "CPU", config)
     inputs = {
         each.any_name: (
@@ -94,6 +97,8 @@ def _layer(op: Any, times: Mapping[str, list[float]], free: tuple[int, int]) -> 
     if kind == "elementwise" and type_ == "Subgraph" and len(made) == 4 and sum(len(x) == 4 for x in given) >= 3:
         kind = "attention"  # Q, K and V of four axes into one operator
     precision = texts.get("runtimePrecision", "unknown")
+    if type_ in PRODUCT_LAYERS and precision in INT8_PRECISIONS and reads_floats(op):
+        precision = "f32"  # its weights alone are INT8
     sources = tuple(filter(None, texts.get("originalLayersNames", "").split(",")))
     return Layer(
         name=name,

@@ -38,6 +38,7 @@ class Manifest:
     target: str | None = None
     threads: int | None = None  # null: as many as cores
     precision: str = "fp32"  # of everything that is not INT8
+    saturation: str | None = None  # of INT8 sums: "impossible" on the CPU it was built on, "avoided" or "allowed"
     warnings: tuple[str, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     onnx: str | None = None  # the file as it was named to the builder

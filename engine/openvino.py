@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import BuildOptions, EngineFile, Runner, check_precision, installed_version, require
+from engine.backend import (
+    BuildOptions,
+    EngineFile,
+    Runner,
+    check_precision,
+    installed_version,
+    require,
+    saturation_of,
+)
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
@@ -29,6 +37,10 @@ class OpenVinoBackend:
 
     name = "openvino"
     precisions: tuple[str, ...] = ("fp32", "bf16")
+    saturation_mend: str | None = (
+        "OpenVINO computes the products in fp32 from the INT8 numbers, which is exact and faster there than its INT8 "
+        "kernels (--saturation allow runs those); backend onnxruntime has exact INT8 products"
+    )
 
     def version(self) -> str | None:
         """Return OpenVINO's version, None where it is not installed."""
@@ -64,7 +76,7 @@ class OpenVinoBackend:
                 shapes = spread(onnx_model, options.shapes)
                 if shapes:
                     model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
-                config = compile_config(options.precision or "fp32", options.threads)
+                config = compile_config(options.precision or "fp32", options.threads, saturation_of(self, options))
                 compiled = core.compile_model(model, "CPU", config)
                 blob = compiled.export_model()
             except RuntimeError as error:
@@ -74,7 +86,7 @@ class OpenVinoBackend:
                 ) from error
             partial.write_bytes(blob.getvalue() if isinstance(blob, io.BytesIO) else blob)
             return place(
-                self.name,
+                self,
                 ("openvino",),
                 onnx_path,
                 onnx_model,
@@ -97,15 +109,25 @@ class OpenVinoBackend:
         check_loadable(engine, manifest, self.name, importlib.metadata.version("openvino"))
         with open(engine, "rb") as file:
             compiled = openvino.Core().import_model(
-                io.BytesIO(file.read()), "CPU", compile_config(manifest.precision, threads or manifest.threads)
+                io.BytesIO(file.read()),
+                "CPU",
+                compile_config(manifest.precision, threads or manifest.threads, manifest.saturation),
             )
         return OpenVinoRunner(compiled, manifest.shapes)
 
 
-def compile_config(precision: str, threads: int | None) -> dict[str, Any]:
-    """Return the options that engines are built and run with."""
-    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
-    return {**config, "INFERENCE_NUM_THREADS": threads} if threads else config
+def compile_config(precision: str, threads: int | None, saturation: str | None) -> dict[str, Any]:
+    """Return the options that engines are built and run with.
+
+    Args: saturation: the manifest's field; where sums must not saturate, OpenVINO's low-precision transformations stay
+        off: weights remain INT8 in memory, Q/DQ is computed as written and products in fp32.
+    """
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision]}
+    if threads:
+        config["INFERENCE_NUM_THREADS"] = threads
+    if saturation == "avoided":
+        config["LP_TRANSFORMS_MODE"] = False  # an internal option of the CPU plugin: test_saturation.py sees it work
+    return config
 
 
 def _partial_shape(shapes: ShapeRange) -> Any:
@@ -123,10 +145,15 @@ def int8_products(compiled: Any, products: list[Product]) -> Products:
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         layer, precision = (info[key].astype(str) if key in info else "" for key in ("layerType", "runtimePrecision"))
-        if layer in PRODUCT_LAYERS | FUSED_LAYERS and precision in INT8_PRECISIONS:
+        if layer in PRODUCT_LAYERS | FUSED_LAYERS and precision in INT8_PRECISIONS and not reads_floats(node):
             for name in info["originalLayersNames"].astype(str).split(","):
                 (fused if layer in FUSED_LAYERS else names).update((name, name.split("/")[0]))
     return sort_products(products, names, fused)
+
+
+def reads_floats(node: Any) -> bool:
+    """Return whether a layer of the runtime graph computes in floats: with INT8 weights alone it is called i8 too."""
+    return bool(node.inputs()) and not str(node.input(0).get_element_type().get_type_name()).startswith(("i8", "u8"))
 
 
 class OpenVinoRunner(Runner):

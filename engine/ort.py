@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from engine.backend import BuildOptions, EngineFile, Runner, check_precision, installed_version, require
+from engine.backend import (
+    BuildOptions,
+    EngineFile,
+    Runner,
+    check_precision,
+    installed_version,
+    require,
+    saturation_of,
+)
 from engine.graph import sweep
 from engine.manifest import check_loadable, read_manifest
-from engine.ort_fusion import PASSES
+from engine.ort_fusion import PASSES, own_zero_points
 from engine.products import Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
@@ -51,6 +59,9 @@ class OrtBackend:
 
     name = "onnxruntime"
     precisions: tuple[str, ...] = ("fp32",)
+    saturation_mend: str | None = (
+        "weights are stored as uint8 (session.x64quantprecision), whose products are summed exactly"
+    )
 
     def version(self) -> str | None:
         """Return ONNX Runtime's version, None where it is not installed."""
@@ -79,11 +90,14 @@ class OrtBackend:
         model = read_onnx(onnx_path)
         check_shapes(model, options.shapes)
         products = find_products(model)
+        is_avoiding = saturation_of(self, options) == "avoided"
         with engine_output(out, options.force) as partial:
-            fused = _fuse(model)
+            fused = _fuse(model, (*PASSES, own_zero_points) if is_avoiding else PASSES)
             set_static_sizes(fused, spread(model, options.shapes))
             session_options = make_session_options(options.threads)
             session_options.optimized_model_filepath = str(partial)
+            if is_avoiding:  # the optimized file holds what it changes: loading an engine needs it no more
+                session_options.add_session_config_entry("session.x64quantprecision", "1")
             try:
                 onnxruntime.InferenceSession(
                     fused.SerializeToString(),
@@ -96,7 +110,7 @@ class OrtBackend:
                     f"onnxruntime {onnxruntime.__version__} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
                 ) from error
             return place(
-                self.name,
+                self,
                 ("onnxruntime", "onnx-ir"),
                 onnx_path,
                 model,
@@ -149,9 +163,9 @@ def plain_session(model: str | bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _fuse(model: onnx.ModelProto) -> onnx.ModelProto:
+def _fuse(model: onnx.ModelProto, passes: Iterable[Callable[[ir.Model], int]]) -> onnx.ModelProto:
     graph_model = ir.from_proto(model)
-    for each in PASSES:
+    for each in passes:
         each(graph_model)
         sweep(graph_model)
     return ir.to_proto(graph_model)

@@ -6,10 +6,14 @@ Attention as one MultiHeadAttention was tried and did not pay (MiniLM, 8 x 64: 2
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from engine.graph import (
+    add_constant,
+    constant,
     constant_shape,
+    constant_tensor,
     dequantizer,
     int_attribute,
     is_op,
@@ -63,6 +67,34 @@ def _bias_and_end(product: ir.Node, columns: int) -> tuple[ir.Value | None, ir.N
         if constant_shape(bias) == (columns,):
             return bias, add
     return None, product
+
+
+def own_zero_points(model: ir.Model) -> int:
+    """Give each INT8 weight a zero point that nothing else reads; return how many were copied.
+
+    ONNX Runtime's session.x64quantprecision turns each weight and its zero point into uint8; where another weight has
+    the same one it fails (1.31.1: "Attempt to replace the existing tensor"). `tests/engine/test_saturation.py` says
+    when this can go.
+    """
+    taken: set[ir.Value] = set()
+    copied = 0
+    for node in model.graph:
+        for index, value in enumerate(node.inputs):
+            array = constant(value) if value is not None else None
+            if array is None or array.dtype != np.int8 or not _is_zero_point(node, index):
+                continue
+            assert value is not None
+            if value in taken or len(value.uses()) > 1:
+                node.replace_input_with(index, add_constant(model.graph, f"{value.name}_own", array))
+                copied += 1
+            taken.add(value)
+    return copied
+
+
+def _is_zero_point(node: ir.Node, index: int) -> bool:
+    if is_op(node, "DequantizeLinear"):
+        return index == 2 and constant_tensor(operand(node, 0)) is not None
+    return node.op_type == "MatMulIntegerToFloat" and node.domain == MICROSOFT and index == 5
 
 
 # What an engine is built with, in this order.

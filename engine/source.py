@@ -13,9 +13,9 @@ from typing import Any
 
 import onnx
 
-from engine.backend import BuildOptions, EngineFile
+from engine.backend import Backend, BuildOptions, EngineFile, saturation_of
 from engine.cli import check_free, whole_output
-from engine.hardware import cpu_flags, cpu_name, int8_warning
+from engine.hardware import cpu_flags, cpu_name
 from engine.manifest import Manifest, manifest_path, sha256_of, write_manifest
 from engine.products import Products
 from engine.shapes import spread
@@ -55,7 +55,7 @@ def engine_output(out: str | Path, force: bool) -> Iterator[Path]:
 
 
 def place(
-    backend: str,
+    backend: Backend,
     packages: tuple[str, ...],
     onnx_path: str | Path,
     model: onnx.ModelProto,
@@ -68,15 +68,16 @@ def place(
     """Write the manifest beside an engine that stands at `partial`; the caller's `engine_output` renames both next.
     `details` replace fields of the manifest, and add to its versions."""
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    flags = cpu_flags()
-    warning = int8_warning(flags) if products.int8 or products.attention_int8 else None
+    saturation = saturation_of(backend, options)
+    is_quantized = any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node)
+    warning = _saturation_warning(backend, saturation) if is_quantized else None
     details = dict(details or {})
     versions = {name: importlib.metadata.version(name) for name in (*packages, "onnx", "numpy")}
     manifest = Manifest(
-        backend=backend,
+        backend=backend.name,
         versions={**versions, **details.pop("versions", {})},
         device=cpu_name(),
-        cpu_flags=flags,
+        cpu_flags=cpu_flags(),
         shapes=spread(model, options.shapes),
         products=products,
         engine_sha256=sha256_of(partial),
@@ -86,6 +87,7 @@ def place(
         target=metadata.get("int8kit.target"),
         threads=options.threads,
         precision=options.precision or "fp32",
+        saturation=saturation,
         onnx=str(onnx_path),
         warnings=(warning,) if warning else (),
         metadata=metadata,
@@ -93,3 +95,15 @@ def place(
     manifest = replace(manifest, **details)
     write_manifest(manifest, manifest_path(partial))
     return EngineFile(Path(out), manifest)
+
+
+def _saturation_warning(backend: Backend, saturation: str | None) -> str | None:
+    """Return what was done about sums that saturate on this CPU, in one line; None where they cannot."""
+    if saturation == "avoided":
+        return f"this CPU has no VNNI, where fast INT8 sums saturate in 16 bits: {backend.saturation_mend}"
+    if saturation == "allowed":
+        return (
+            "this CPU has no VNNI: INT8 sums of this engine saturate in 16 bits, so it does not compute what its file "
+            "says; build with --saturation avoid"
+        )
+    return None

@@ -32,6 +32,7 @@ class TrtBackend:
     """Builds and loads engines of `tensorrt` or `tensorrt_rtx`."""
 
     precisions: tuple[str, ...] = ("file", "fp32", "fp16", "bf16")
+    saturation_mend: str | None = None  # tensor cores sum in 32 bits
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -107,7 +108,7 @@ class TrtBackend:
             }
             options = dataclasses.replace(options, precision=precision)
             return place(
-                self.name, ("polygraphy",), onnx_path, model, partial, out, options, planned_products(model), details
+                self, ("polygraphy",), onnx_path, model, partial, out, options, planned_products(model), details
             )  # fmt: skip
 
     def load(self, engine: str | Path, threads: int | None = None) -> Runner:

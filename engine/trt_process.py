@@ -33,6 +33,7 @@ class TrtProcess:
     """
 
     name, precisions = TENSORRT.name, TENSORRT.precisions
+    saturation_mend: str | None = TENSORRT.saturation_mend
 
     def __init__(self, python: str) -> None:
         self.python = python
