@@ -26,7 +26,9 @@ from engine.lint import lint
 from engine.qdq import prepare_for_target
 from engine.shapes import ShapeRange
 from eval.latency import Feeds
-from eval.parity import EXACT_TOLERANCE, SHAPES, check_parity
+from eval.parity import check_parity
+from eval.parity_limits import EXACT_TOLERANCE
+from eval.random_feeds import SHAPES
 from quant.checkpoint import load_checkpoint, save_checkpoint
 from quant.distillation import Teacher, distillation_loss, extra_outputs
 from quant.example_inputs import OUTPUT_NAMES

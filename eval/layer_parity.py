@@ -25,7 +25,7 @@ from eval.batches import iter_batches, select_feeds
 from eval.graph_parity import active_quantizers
 from eval.latency import Feeds
 from eval.layer_taps import engine_of, plain_layers, tapped, torch_layers, with_outputs
-from eval.parity import EXACT_TOLERANCE, FLOAT_TOLERANCE, MAX_ERROR_SHARE
+from eval.parity_limits import EXACT_TOLERANCE, FLOAT_TOLERANCE, MAX_ERROR_SHARE
 from eval.pytorch_runner import PyTorchRunner
 from eval.subject import load_model
 from eval.tensor_error import TensorError, tensor_error

@@ -31,6 +31,31 @@ def plain_runner(onnx_path: str | Path) -> Runner:
     return OrtRunner(session, {})
 
 
+def float32_runner(onnx_path: str | Path) -> Runner:
+    """Return a runner of a half file's graph, without any optimization, with all that was fp16 or bf16 in fp32."""
+    return OrtRunner(plain_session(widen_halves(onnx.load(str(onnx_path))).SerializeToString()), {})
+
+
+def widen_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with every fp16 and bf16 constant, cast and value in fp32; the constants keep their numbers."""
+    halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+    wide = ir.from_proto(model)
+    for name, value in wide.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype in halves:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
+            value.dtype = ir.DataType.FLOAT
+    for node in wide.graph:
+        for output in node.outputs:
+            if output.dtype in halves:
+                output.dtype = ir.DataType.FLOAT
+        for key, attribute in list(node.attributes.items()):
+            if attribute.type == ir.AttributeType.TENSOR and attribute.as_tensor().dtype in halves:
+                node.attributes[key] = ir.AttrTensor(key, ir.tensor(attribute.as_tensor().numpy().astype(np.float32)))
+            elif node.op_type == "Cast" and key == "to" and attribute.as_int() in halves:
+                node.attributes[key] = ir.AttrInt64(key, int(ir.DataType.FLOAT))
+    return ir.to_proto(wide)
+
+
 def half_type(model: onnx.ModelProto) -> str | None:
     """Return "fp16" or "bf16" where the file's weights or scales are of that type, else None."""
     types = {tensor.data_type for tensor in model.graph.initializer}

@@ -1,7 +1,9 @@
-"""Does the engine compute what the quantized model computes? Checked before an exported file is kept.
+"""Does the file compute what the quantized model computes, and the engine what the file says? Checked before an
+exported file is kept.
 
 The file's weights, scales and rounding are compared site by site (`graph_parity.py`); here the outputs of the whole
-model are.
+model are. The file is judged as written, without any fusion, so that the CPU on which it is checked does not matter;
+the engine that its runtime builds here is judged against it.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,69 +21,77 @@ import numpy as np
 import onnx
 import torch
 
+from engine.backend import BuildOptions, get_backend
 from engine.graph_file import data_path
+from engine.hardware import cpu_flags, saturates
 from eval.batches import select_feeds
 from eval.evaluate import Runner
-from eval.graph_parity import SiteReport, active_quantizers, check_sites
+from eval.graph_parity import active_quantizers, check_sites
 from eval.latency import Feeds
-from eval.onnx_reference import half_type, plain_runner
+from eval.onnx_reference import float32_runner, half_type, plain_runner
+from eval.parity_limits import (
+    FLOAT_TOLERANCE,
+    Comparison,
+    Limits,
+    all_differences,
+    compare,
+    differences,
+    float_limits,
+    num_exact_rows,
+    quantized_limits,
+)
 from eval.pytorch_runner import PyTorchRunner
-from eval.random_feeds import SHAPES as SHAPES
 from eval.random_feeds import random_feeds
-from eval.tensor_error import check_finite
+from eval.rounding_noise import rounding_noise
 from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES
-from quant.example_inputs import SAMPLE_OUTPUTS
 from quant.pretrained import LoadedModel
 from quant.tensor_quantizer import HALF_TYPES, quantizers_disabled
 
-# Tiny models agree to 1e-7; a hundred times that still is rounding of sums, and far below one INT8 step.
-EXACT_TOLERANCE = 1e-5
-# A rounding flip in one layer moves later ones: noise of 1e-6 on a real model's embeddings alone moves its logits by
-# a tenth to a quarter of the quantization error, and the engine's by up to 0.4 of it. A wrong scale or a lost mask is
-# far above half.
-MAX_ERROR_SHARE = 0.5
-MAX_FLIP_SHARE = 0.01
-# Float engines: fused kernels and other summation orders over a dozen layers.
-FLOAT_TOLERANCE = 1e-3
-# The same in a half type: 16 and 8 times its rounding (2^-11, 2^-8), over a dozen layers.
-HALF_TOLERANCE = {None: FLOAT_TOLERANCE, "fp16": 8e-3, "bf16": 6e-2}
-# A half file may err as much as the fake-quantized model itself does when PyTorch computes it in that type, and as
-# much again for another order of the same roundings.
-MAX_HALF_SHARE = 2.0
-# Consumers that need a GPU: their files are judged by ONNX Runtime, node by node as written.
-JUDGED_AS_WRITTEN = ("tensorrt", "tensorrt8")
-# Outputs whose largest entry is a prediction.
-PREDICTIONS = ("logits", "start_logits", "end_logits", "logits_per_image")
-
-RunEngine = Callable[[Path, str], Runner]
+# Targets whose runtimes need a GPU: no engine of theirs is judged here, only the file.
+WITHOUT_ENGINE = ("tensorrt", "tensorrt8")
 
 
 @dataclass(frozen=True)
 class ParityReport:
     """What was compared and how close it was.
 
-    Errors are means and maxima of |difference| over all outputs, padding left out.
+    Errors are means and maxima of |difference| over all outputs, padding left out. Where no engine was run, the
+    engine's figures are those of the file as written.
     """
 
     backend: str
     num_weights: int
     num_activations: int
     min_equal_integers: float
+    file_error_max: float
+    file_error_mean: float
     engine_error_max: float
     engine_error_mean: float
     quantization_error_mean: float
     num_flips: int
+    """Predictions of the engine that differ from the quantized model's by more than other roundings explain."""
     num_rows: int
     num_exact_rows: int
     """Rows (samples) whose every output agrees to 1e-5: all but those where a rounding fell to the other side."""
 
     def __str__(self) -> str:
+        engine = "" if self.backend in WITHOUT_ENGINE else f"; |engine - fakequant| mean {self.engine_error_mean:.2g}"
         return (
-            f"{self.backend}: {self.num_weights} weights and {self.num_activations} activation sites equal; |engine "
-            "- fakequant| "
-            f"max {self.engine_error_max:.2g}, mean {self.engine_error_mean:.2g}; |fakequant - float| mean "
+            f"{self.backend}: {self.num_weights} weights and {self.num_activations} activation sites equal; |file as "
+            f"written - fakequant| mean {self.file_error_mean:.2g}{engine}; |fakequant - float| mean "
             f"{self.quantization_error_mean:.2g}; {self.num_flips} of {self.num_rows} predictions differ"
         )
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the model gives on the feeds, and what may differ from it."""
+
+    batches: list[Feeds]
+    outputs: list[Feeds]
+    limits: Limits
+    quantization_error_mean: float
+    dtype: str | None
 
 
 def check_parity(
@@ -93,40 +103,107 @@ def check_parity(
     feeds: list[Feeds] | None = None,
     seed: int = 0,
     release: bool = False,
+    saturation: str | None = None,
 ) -> ParityReport:
-    """Return how close the exported file, run by its consumer, is to the fake-quantized model.
+    """Return how close the exported file, as written and run by its runtime, is to the fake-quantized model.
 
     Args:
         onnx_path: the file as the target's passes left it.
         quantized: the model it was exported from; one without quantizers is checked as a float model.
         float_model: the float model; None takes `quantized` with its quantizers bypassed.
-        backend: name of the backend that runs the file, e.g. "onnxruntime" or "openvino".
+        backend: name of the target, and of the backend that runs the file: "onnxruntime", "openvino", ...
         feeds: batches with real padding, best at two batch sizes and lengths; None makes random ones.
         seed: of the random feeds.
         release: give the model's memory back before the engine takes its own. Its weights are lost (device "meta").
+        saturation: of the engine that is built, as in BuildOptions.
     Raises: ValueError: where weights, scales or integers differ (named), or the outputs differ by more than rounding
-        explains.
+        explains: in the file, in the half type, or only in the engine.
     """
     path = Path(onnx_path)
-    sites, dtype = _check_file(path, quantized)
-    is_quantized = any(True for _ in active_quantizers(quantized.model))
+    proto = onnx.load(path, load_external_data=False)
+    sites, dtype = check_sites(proto, quantized.model, path.parent), half_type(proto)
     batches = feeds if feeds is not None else list(random_feeds(quantized, seed))
-    fake = _outputs(PyTorchRunner(quantized), batches)
-    with _as_float(quantized, float_model) as model:
-        plain = _outputs(PyTorchRunner(model), batches)
-    half = _half_outputs(quantized, batches, dtype) if dtype and is_quantized else None
+    expected = _expect(quantized, float_model, batches, dtype)
     if release:
         torch.nn.Module.to(quantized.model, "meta")
-    with _engine(path, backend) as runner:
-        engine = _outputs(runner, batches)
-        check_padding(runner, batches, engine, None if release else PyTorchRunner(quantized))
-    return _judge(backend, sites, is_quantized, batches, engine, fake, plain, dtype, half)
+    model = None if release else PyTorchRunner(quantized)
+    with plain_runner(path) as runner:
+        written = _outputs(runner, expected.batches)
+        check_padding(runner, expected.batches, written, model)
+    in_file = _check_file(path, expected, written)
+    found, outputs = in_file, written
+    # A large file's engine would be held several times over while it is built.
+    if backend not in WITHOUT_ENGINE and not data_path(path).exists():
+        with _engine(path, backend, saturation) as runner:
+            outputs = _outputs(runner, expected.batches)
+            found = _check_engine(backend, expected, written, outputs, in_file)
+            check_padding(runner, expected.batches, outputs, model)
+    return ParityReport(
+        backend, sites.num_weights, sites.num_activations, sites.min_equal_integers,
+        in_file.error_max, in_file.error_mean, found.error_max, found.error_mean, expected.quantization_error_mean,
+        found.num_flips, found.num_rows,
+        sum(num_exact_rows(*each) for each in zip(outputs, expected.outputs, expected.batches, strict=True)),
+    )  # fmt: skip
 
 
-def _check_file(path: Path, quantized: LoadedModel) -> tuple[SiteReport, str | None]:
-    """Return what the file's numbers are like and its half type; a large file's weights are read one by one."""
-    proto = onnx.load(path, load_external_data=False)
-    return check_sites(proto, quantized.model, path.parent), half_type(proto)
+def _expect(
+    quantized: LoadedModel, float_model: LoadedModel | None, batches: list[Feeds], dtype: str | None
+) -> _Expected:
+    """Return the model's outputs with the limits that its own roundings set."""
+    fake = _outputs(PyTorchRunner(quantized), batches)
+    if not any(True for _ in active_quantizers(quantized.model)):
+        return _Expected(batches, fake, float_limits(fake, dtype), 0.0, dtype)
+    with _as_float(quantized, float_model) as model:
+        plain = _outputs(PyTorchRunner(model), batches)
+    with rounding_noise(quantized.model):
+        rounded = [_outputs(PyTorchRunner(quantized), batches)]
+    if dtype:
+        rounded.append(_half_outputs(quantized, batches, dtype))
+    error = float(all_differences(fake, plain, batches).mean())
+    return _Expected(batches, fake, quantized_limits(batches, fake, plain, rounded), error, dtype)
+
+
+def _check_file(path: Path, expected: _Expected, written: list[Feeds]) -> Comparison:
+    """Return how far the file as written is from the model.
+
+    Raises: ValueError: further than rounding explains; says whether the half type or the file is at fault.
+    """
+    limits = expected.limits
+    found = compare(written, expected.outputs, expected.batches, limits.margin)
+    if limits.admits(found):
+        return found
+    what = "the float file is not the model" if limits.max_error is not None else (
+        "the file does not compute what the quantized model computes"
+    )  # fmt: skip
+    if expected.dtype:
+        with float32_runner(path) as runner:
+            wide = compare(_outputs(runner, expected.batches), expected.outputs, expected.batches, limits.margin)
+        if limits.admits(wide):
+            raise ValueError(
+                f"{expected.dtype} rounds otherwise: the file's graph is right in fp32 ({wide}), in {expected.dtype} "
+                f"it is too far off ({found}); {limits}. Take the other --dtype, or leave in float what overflows there"
+            )
+    raise ValueError(f"{what}: {found}; {limits}. Look for a lost mask, a swapped input or a missing quantizer")
+
+
+def _check_engine(
+    backend: str, expected: _Expected, written: list[Feeds], outputs: list[Feeds], in_file: Comparison
+) -> Comparison:
+    """Return how far the engine is from the model.
+
+    Raises: ValueError: the engine is further from the file as written than rounding explains.
+    """
+    limits = expected.limits
+    from_file = compare(outputs, written, expected.batches, limits.margin)
+    if not limits.admits(from_file):
+        why = "its kernels or fusions round otherwise: 'python -m eval --layers' names the first layer that differs"
+        if saturates(cpu_flags()):
+            why = "this CPU has no VNNI, and INT8 sums saturate there: build with --saturation avoid"
+        raise ValueError(
+            f"the file is right as written ({in_file}), but the engine that {backend} {get_backend(backend).version()} "
+            f"builds of it on this CPU is not: against the file {from_file}; {limits}. {why}"
+        )
+    return compare(outputs, expected.outputs, expected.batches, limits.margin)
 
 
 def check_padding(
@@ -145,7 +222,7 @@ def check_padding(
         x = feeds[masked]
         is_real = mask.astype(bool).reshape(*mask.shape, *[1] * (x.ndim - 2))
         other = {**feeds, masked: np.where(is_real, x, np.roll(x, 1, axis=1))}
-        change = float(_differences(runner(select_feeds(other, runner.input_names)), before, feeds).max())
+        change = float(differences(runner(select_feeds(other, runner.input_names)), before, feeds).max())
         allowed = FLOAT_TOLERANCE * max(1.0, max(float(np.abs(array).max()) for array in before.values()))
         if change > allowed and not (model is not None and _reads_padding(model, feeds, other, allowed)):
             raise ValueError(
@@ -156,120 +233,7 @@ def check_padding(
 
 def _reads_padding(model: PyTorchRunner, feeds: Feeds, other: Feeds, allowed: float) -> bool:
     before, after = _outputs(model, [feeds, other])
-    return float(_differences(after, before, feeds).max()) > allowed
-
-
-def _judge(
-    backend: str,
-    sites: Any,
-    is_quantized: bool,
-    batches: list[Feeds],
-    engine: list[Feeds],
-    fake: list[Feeds],
-    plain: list[Feeds],
-    dtype: str | None,
-    half: list[Feeds] | None,
-) -> ParityReport:
-    """Return the report, or raise ValueError with its figures; `half` is PyTorch's own computing in a half type."""
-    engine_error = np.concatenate([_differences(e, f, b) for e, f, b in zip(engine, fake, batches, strict=True)])
-    quantization_error = np.concatenate([_differences(f, p, b) for f, p, b in zip(fake, plain, batches, strict=True)])
-    allowed_mean = MAX_ERROR_SHARE * float(quantization_error.mean())
-    if half is not None:
-        half_error = np.concatenate([_differences(h, f, b) for h, f, b in zip(half, fake, batches, strict=True)])
-        allowed_mean = max(allowed_mean, MAX_HALF_SHARE * float(half_error.mean()))
-    # Two logits that each move by the allowed mean error can change places where they lie closer than this.
-    margin = 2 * allowed_mean
-    report = ParityReport(
-        backend,
-        sites.num_weights,
-        sites.num_activations,
-        sites.min_equal_integers,
-        float(engine_error.max()),
-        float(engine_error.mean()),
-        float(quantization_error.mean()),
-        _num_flips(engine, fake, margin),
-        sum(len(next(iter(batch.values()))) for batch in fake),
-        sum(_num_exact_rows(e, f, b) for e, f, b in zip(engine, fake, batches, strict=True)),
-    )
-    if report.engine_error_max <= EXACT_TOLERANCE:
-        return report
-    if not is_quantized:
-        scale = max(1.0, max(float(np.abs(array).max()) for batch in plain for array in batch.values()))
-        if report.engine_error_max > HALF_TOLERANCE[dtype] * scale:
-            raise ValueError(
-                f"the float engine is not the model: {report}; allowed is a maximum of "
-                f"{HALF_TOLERANCE[dtype] * scale:.2g}"
-            )
-        return report
-    # One flip is allowed in any case: one row whose two best logits are equal says nothing. Random ids lie nearer to a
-    # decision than sentences do: there, as with the mean error, half of what quantization itself flips is allowed.
-    caused = MAX_ERROR_SHARE * _num_flips(fake, plain, margin)
-    if half is not None:
-        caused = max(caused, MAX_HALF_SHARE * _num_flips(half, fake, margin))
-    max_flips = max(1, int(MAX_FLIP_SHARE * report.num_rows), int(caused))
-    if report.engine_error_mean > allowed_mean or report.num_flips > max_flips:
-        raise ValueError(
-            f"the engine does not compute what the quantized model computes: {report}. Allowed: mean error at most "
-            f"{allowed_mean:.2g} ({MAX_ERROR_SHARE:g} of that of quantization"
-            f"{', or what the type costs in PyTorch' if dtype else ''}), at most {max_flips} flips. "
-            "Look for a lost mask or a fusion with other rounding"
-        )
-    return report
-
-
-def _differences(x: Feeds, ref: Feeds, feeds: Feeds) -> np.ndarray:
-    """Return |x - ref| of all outputs as one vector, padding positions of per-token outputs left out."""
-    missing = [name for name in ref if name not in x]
-    if missing:
-        raise ValueError(
-            f"the engine gives {', '.join(x)}, the model also {', '.join(missing)}; export the model again"
-        )
-    differences = []
-    for name, expected in ref.items():
-        check_finite(f"output {name} of the engine", x[name])
-        if x[name].shape != expected.shape:
-            raise ValueError(f"output {name} of the engine has shape {x[name].shape}, of the model {expected.shape}")
-        difference = np.abs(x[name].astype(np.float64) - expected)
-        mask = feeds.get("attention_mask")
-        is_per_token = name not in SAMPLE_OUTPUTS and (name != "logits" or difference.ndim == 3)
-        differences.append((difference[mask.astype(bool)] if is_per_token and mask is not None else difference).ravel())
-    return np.concatenate(differences)
-
-
-def _num_exact_rows(x: Feeds, ref: Feeds, feeds: Feeds) -> int:
-    """Return how many samples of a batch agree to EXACT_TOLERANCE in every output, padding left out."""
-    num_rows = len(next(iter(ref.values())))
-    if "text_embeds" in ref:  # each logit is of a pair: those of other samples say nothing of this one
-        x, ref = ({name: a for name, a in each.items() if name != "logits_per_image"} for each in (x, ref))
-    rows = ([{name: a[i : i + 1] for name, a in each.items()} for each in (x, ref, feeds)] for i in range(num_rows))
-    return sum(float(_differences(*row).max()) <= EXACT_TOLERANCE for row in rows)
-
-
-def _num_flips(x: list[Feeds], ref: list[Feeds], margin: float) -> int:
-    return sum(int(_flips(each, other, margin).sum()) for each, other in zip(x, ref, strict=True))
-
-
-def _flips(x: Feeds, ref: Feeds, margin: float) -> np.ndarray:
-    """Return for each row whether a prediction differs though the reference's two best logits lie `margin` apart.
-
-    Language models are judged by their last token, encoders and maps of pixels not at all.
-    """
-    flips = [
-        _flips_of(_scores(name, x[name]), _scores(name, ref[name]), margin)
-        for name in ref
-        if name in PREDICTIONS and ref[name].ndim <= 3 and ref[name].shape[-1] > 1
-    ]
-    num_rows = len(next(iter(ref.values())))
-    return np.any(flips, axis=0) if flips else np.zeros(num_rows, bool)
-
-
-def _flips_of(x: np.ndarray, ref: np.ndarray, margin: float) -> np.ndarray:
-    best = np.sort(ref, axis=-1)[..., -2:]
-    return (x.argmax(-1) != ref.argmax(-1)) & (best[..., 1] - best[..., 0] > margin)
-
-
-def _scores(name: str, output: np.ndarray) -> np.ndarray:
-    return output[:, -1] if name == "logits" and output.ndim == 3 else output
+    return float(differences(after, before, feeds).max()) > allowed
 
 
 def _outputs(runner: Runner, batches: list[Feeds]) -> list[Feeds]:
@@ -293,22 +257,14 @@ def _as_float(quantized: LoadedModel, float_model: LoadedModel | None) -> Iterat
 
 
 @contextmanager
-def _engine(onnx_path: Path, backend: str) -> Iterator[Runner]:
-    """Yield the runner of a temporary engine built from the file, or of the file itself."""
-    # A large file too, by ONNX Runtime's target: building an engine holds it several times over.
-    is_large = data_path(onnx_path).exists() and backend == "onnxruntime"
-    if backend in JUDGED_AS_WRITTEN or is_large:
-        with plain_runner(onnx_path) as runner:
-            yield runner
-        return
-    from engine.backend import BuildOptions, get_backend
-
+def _engine(onnx_path: Path, backend: str, saturation: str | None) -> Iterator[Runner]:
+    """Yield the runner of a temporary engine built from the file."""
     chosen = get_backend(backend)
     for reason in (chosen.check_build(), chosen.check_run()):
         if reason:
             raise RuntimeError(f"backend {backend} cannot check the file here: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         engine = Path(folder) / "engine"
-        chosen.build(onnx_path, engine, BuildOptions())
+        chosen.build(onnx_path, engine, BuildOptions(saturation=saturation))
         with chosen.load(engine) as runner:
             yield runner

@@ -15,7 +15,7 @@ from engine.qdq import TARGETS, prepare_for_target
 from eval.__main__ import main
 from eval.layer_parity import PAIRS, as_text, compare_layers
 from eval.layer_taps import layer_modules
-from eval.parity import random_feeds
+from eval.random_feeds import random_feeds
 from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx

@@ -8,7 +8,8 @@ from onnx import numpy_helper
 
 from engine.qdq import prepare_for_target
 from eval.graph_parity import check_sites
-from eval.parity import check_parity, random_feeds
+from eval.parity import check_parity
+from eval.random_feeds import random_feeds
 from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
 from quant.pretrained import LoadedModel
@@ -129,7 +130,7 @@ def test_a_float_file_is_checked_as_one(tmp_path):
     report = check_parity(tmp_path / "model.onnx", loaded)
     assert report.num_weights == 0 and report.engine_error_max < 1e-4
     onnx.save(edited(proto, "classifier.weight", lambda w: w * 1.1), tmp_path / "model.onnx")
-    with pytest.raises(ValueError, match="the float engine is not the model"):
+    with pytest.raises(ValueError, match="the float file is not the model"):
         check_parity(tmp_path / "model.onnx", loaded)
 
 

@@ -11,7 +11,8 @@ from engine.lint import lint
 from engine.products import find_products
 from engine.qdq import prepare_for_target
 from engine.shapes import ShapeRange
-from eval.parity import check_parity, random_feeds
+from eval.parity import check_parity
+from eval.random_feeds import random_feeds
 from quant.checkpoint import load_checkpoint, save_checkpoint
 from quant.encoder_decoder import PARTS, decoder_inputs, is_encoder_decoder, model_part, part_of, write_greedily
 from quant.example_inputs import example_inputs
