@@ -6,7 +6,7 @@ import importlib.metadata
 import importlib.util
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from engine.cli import UsageError, near_matches
-from engine.hardware import cpu_flags, saturates
+from engine.hardware import cpu_flags, int8_outlook, saturates
 from engine.manifest import Manifest
 from engine.shapes import ShapeRange
 from engine.trt_options import TensorRTOptions
@@ -243,6 +243,17 @@ def saturation_of(backend: Backend, options: BuildOptions) -> str | None:
     if not saturates(cpu_flags()):
         return "impossible"
     return {"avoid": "avoided", "allow": "allowed"}[asked]
+
+
+def outlook(backends: Iterable[str]) -> list[str]:
+    """Return what INT8 can gain on this CPU, and what the named backends do here about sums that saturate: a line
+    each."""
+    flags = cpu_flags()
+    lines = [int8_outlook(flags)]
+    if saturates(flags):
+        mends = {name: get_backend(name).saturation_mend for name in backends}
+        lines += [f"{name}: {mend}" for name, mend in mends.items() if mend]
+    return lines
 
 
 def require(reason: str | None, task: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import transformers
 
+from engine.backend import outlook
 from engine.cli import CommandParser, check_free, run_command
 from eval.report.__main__ import write_report
 from eval.report.run_data import RunData, label, read_run
@@ -75,13 +76,15 @@ def demo(arguments: argparse.Namespace) -> None:
     if is_ours:
         shutil.rmtree(run)
     check_free(run, force=False)
+    about_this_cpu = outlook(OPTIONS.backends)
+    say("\n".join(about_this_cpu))
     say(f"one sweep on the digits: float, four calibrators and QAT, on ONNX Runtime and OpenVINO, into {run}")
     try:
         run_sweep(OPTIONS, run, "python -m eval.demo")
     except Interrupted as interrupted:
         raise KeyboardInterrupt from interrupted
     path = write_report(run)
-    print(table(read_run(run)))
+    print("\n".join([*about_this_cpu, "", table(read_run(run))]))
     say(f"done in {time.perf_counter() - started:.0f} s")
     print(f"\nreport: {path.resolve()}")
 
