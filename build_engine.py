@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
 from engine.cli import CommandParser, UsageError, print_result, run_command
-from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of
+from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of, weights_digest
 from engine.shapes import parse_shapes
 from engine.trt_options import TensorRTOptions, add_arguments, options_from
 
@@ -60,6 +60,8 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
         raise FileNotFoundError(f"{arguments.rebuild} was built from {onnx_path}, which is not here; name --onnx")
     if sha256_of(onnx_path) != manifest.onnx_sha256:
         raise ValueError(f"{onnx_path} is not the file that {arguments.rebuild} was built from (another sha256)")
+    if weights_digest(onnx_path) != manifest.onnx_data_sha256:
+        raise ValueError(f"{onnx_path} has other weights beside it than when {arguments.rebuild} was built from it")
     tensorrt: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in manifest.options.items()}
     options = BuildOptions(
         manifest.shapes, manifest.threads, arguments.force, manifest.precision,

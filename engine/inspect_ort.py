@@ -62,7 +62,7 @@ def inspect_ort(
         for _ in range(WARMUP + iterations):
             session.run(None, fed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    graph = onnx.load(str(engine)).graph
+    graph = onnx.load(str(engine), load_external_data=False).graph
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     nodes = {node.name: node for node in graph.node}
     runs, call_ms = _runs(events)

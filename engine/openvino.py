@@ -20,6 +20,7 @@ from engine.backend import (
     require,
     saturation_of,
 )
+from engine.graph_file import MAX_FILE_BYTES
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
@@ -66,7 +67,7 @@ class OpenVinoBackend:
         options = check_precision(self, options)
         import openvino
 
-        onnx_model = read_onnx(onnx_path)
+        onnx_model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(onnx_model, options.shapes)
         products = find_products(onnx_model)
         with engine_output(out, options.force) as partial:
