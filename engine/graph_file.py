@@ -63,7 +63,7 @@ def load_graph(path: str | Path, limit: int) -> onnx.ModelProto:
         info = ExternalDataInfo(tensor)
         if info.location not in sizes:
             sizes[info.location] = (path.parent / info.location).stat().st_size
-        size_bytes = ir.from_proto(tensor).nbytes
+        size_bytes = ir.serde.deserialize_tensor(tensor).nbytes
         if sizes[info.location] < (end := (info.offset or 0) + size_bytes):
             raise ValueError(
                 f"{info.location} has {sizes[info.location]} bytes, and weight {tensor.name} ends at byte {end}"
@@ -83,7 +83,7 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Return the bytes of all weights of a model, wherever they stand."""
-    return sum(tensor.nbytes for tensor in map(ir.from_proto, model.graph.initializer))
+    return sum(ir.serde.deserialize_tensor(tensor).nbytes for tensor in model.graph.initializer)
 
 
 def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -15,12 +15,13 @@ import onnx
 from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
 from engine.cli import UsageError
 from engine.gpu import Gpu, find_gpu
+from engine.graph_file import MAX_FILE_BYTES
 from engine.hardware import cpu_name
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Products, find_products
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
-from engine.trt_builder import build_bytes, is_weakly_typed, load_module, make_logger
+from engine.trt_builder import build_engine, is_weakly_typed, load_module, make_logger
 from engine.trt_options import check_options, given_flags, trtexec_command
 
 HALF_TYPES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
@@ -77,7 +78,7 @@ class TrtBackend:
         """
         options = check_precision(self, options)
         check_options(options.tensorrt, self.name)
-        model = read_onnx(onnx_path)
+        model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(model, options.shapes)
         shapes = profile_shapes(model, options.shapes)
         require(self.check_build(), f"build for {self.name}")
@@ -89,12 +90,13 @@ class TrtBackend:
             set_static_sizes(fixed, spread(model, options.shapes))
             logger = make_logger(trt)
             try:
-                content = build_bytes(trt, fixed.SerializeToString(), shapes, flags, options.tensorrt, logger)
+                content = fixed.SerializeToString()  # large weights stay in their file, beside onnx_path
+                serialized = build_engine(trt, content, onnx_path, shapes, flags, options.tensorrt, logger)
             except RuntimeError as error:
                 asked = given_flags(options.tensorrt)
                 hint = f". It was asked for {', '.join(asked)}; try without" if asked else ""
                 raise RuntimeError(f"{self.name} {trt.__version__}, {onnx_path}: {error}{hint}") from error
-            partial.write_bytes(content)
+            partial.write_bytes(serialized)
             gpu = find_gpu()
             command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, options.tensorrt)
             details = {

@@ -14,6 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from engine import ort as ort_module
+from engine import trt as trt_module
+from engine import trt_builder
 from engine.backend import BuildOptions, get_backend
 from engine.graph_file import data_path, weight_bytes, weight_files
 from engine.manifest import manifest_path, read_manifest
@@ -26,9 +28,9 @@ ROOT = Path(__file__).parents[2]
 OVER_2_GB = 2**31 // (4 * WIDTH) + 1024  # rows of float32
 
 
-def table_file(folder: Path, num_rows: int, *, sparse: bool = False) -> Path:
+def table_file(folder: Path, num_rows: int, *, sparse: bool = False, target: str = "onnxruntime") -> Path:
     """Write ids -> rows of a table in a file of its own -> a quantized linear; a sparse table is all zeros."""
-    model = prepare_for_target(linear_model(), "onnxruntime")
+    model = prepare_for_target(linear_model(), target)
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch"]))
     table = model.graph.initializer.add(
         name="table.weight", data_type=TensorProto.FLOAT, dims=[num_rows, WIDTH], data_location=TensorProto.EXTERNAL
@@ -153,3 +155,27 @@ def test_over_2_gb_onnxruntime_builds_from_the_mapped_weights(tmp_path):
     with get_backend("onnxruntime").load(tmp_path / "engine") as runner:
         y = runner({"ids": np.array([0, 1, 2, OVER_2_GB - 1])})["y0"]
     np.testing.assert_array_equal(y, np.broadcast_to(y[:1], y.shape))  # every row of the table is zero
+
+
+@pytest.mark.slow
+def test_over_2_gb_tensorrt_reads_the_weights_from_their_file(rtx, tmp_path):
+    path = table_file(tmp_path, OVER_2_GB, sparse=True, target="openvino")  # which is in fp32, as the table is
+    manifest = rtx.build(path, tmp_path / "engine", BuildOptions(parse_shapes(["ids:4"]))).manifest
+    # TensorRT-RTX moves the Q of the product's input before the Gather, and so keeps the table as one byte a number.
+    assert manifest.size_bytes > OVER_2_GB * WIDTH and manifest.products.int8 == ("lin0",)
+
+
+def test_tensorrt_gets_a_graph_without_weights_and_the_path_of_both(rtx, tmp_path, monkeypatch):
+    monkeypatch.setattr(trt_module, "MAX_FILE_BYTES", 100_000)
+    path, seen = table_file(tmp_path, 2000, target="openvino"), []
+
+    def build_engine(trt, content, onnx_path, *rest):
+        seen.append((len(content), onnx_path))
+        return trt_builder.build_engine(trt, content, onnx_path, *rest)
+
+    monkeypatch.setattr(trt_module, "build_engine", build_engine)
+    manifest = rtx.build(path, tmp_path / "engine", BuildOptions(parse_shapes(["ids:4"]))).manifest
+    assert seen == [(seen[0][0], path)] and seen[0][0] < 10_000 < manifest.size_bytes
+    data_path(path).unlink()
+    with pytest.raises(ValueError, match=r"is not a whole ONNX file"):
+        rtx.build(path, tmp_path / "again", BuildOptions(parse_shapes(["ids:4"])))
