@@ -92,6 +92,9 @@ def build_engine(
             if wanted and hasattr(creation, bit)]  # fmt: skip
     network = builder.create_network(sum(1 << int(getattr(creation, bit)) for bit in bits))
     parser = trt.OnnxParser(network, logger)
+    if (options.version_compatible or options.hardware_compatibility) and hasattr(trt, "OnnxParserFlag"):
+        # A compatible engine holds no plugins; 8.6 and 9 parse an InstanceNormalization to one unless told so.
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
     if not parser.parse(content, str(onnx_path)):
         problems = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         raise RuntimeError(f"its parser refused the file: {'; '.join(problems)[:400] or 'no reason given'}")

@@ -155,15 +155,25 @@ class Lane:
 
 
 class TrtRunner(Runner):
-    """A deserialized engine with one or more lanes."""
+    """A deserialized engine with one or more lanes.
+
+    Args:
+        trt: the module `tensorrt` or `tensorrt_rtx`.
+        content: the serialized engine.
+        shapes: the ranges it was built for.
+        may_bring_code: whether code in the file may run here. A version-compatible engine brings its own runtime;
+            any other needs none, and gets none.
+    """
 
     has_device_clock = True
 
-    def __init__(self, trt: Any, content: bytes, shapes: Mapping[str, ShapeRange]) -> None:
+    def __init__(
+        self, trt: Any, content: bytes, shapes: Mapping[str, ShapeRange], *, may_bring_code: bool = False
+    ) -> None:
         self._trt, self._cuda, self._logger = trt, Cuda(), make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
-        with contextlib.suppress(AttributeError):
-            self._runtime.engine_host_code_allowed = True  # a version-compatible engine brings code; its sha256 held
+        if may_bring_code and hasattr(self._runtime, "engine_host_code_allowed"):
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(content)
         if self._engine is None:
             reason = "; ".join(self._logger.errors[-2:]) or "no reason given"
