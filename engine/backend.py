@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import time
@@ -206,8 +207,17 @@ def get_backend(name: str) -> Backend:
 
 
 def installed_version(package: str) -> str | None:
-    """Return a runtime's version, None where it is not installed."""
-    return importlib.metadata.version(package) if importlib.util.find_spec(package) is not None else None
+    """Return the version of a package, None where its module is not installed.
+
+    A module may come from a package of another name (onnxruntime from onnxruntime-gpu), or from none.
+    """
+    module = package.replace("-", "_")
+    if importlib.util.find_spec(module) is None:
+        return None
+    for name in (package, *importlib.metadata.packages_distributions().get(module, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return str(getattr(importlib.import_module(module), "__version__", "unknown"))
 
 
 def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import io
 from collections.abc import Mapping
@@ -81,9 +80,8 @@ class OpenVinoBackend:
                 compiled = core.compile_model(model, "CPU", config)
                 blob = compiled.export_model()
             except RuntimeError as error:
-                version = importlib.metadata.version("openvino")
                 raise RuntimeError(
-                    f"openvino {version} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
+                    f"openvino {self.version()} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
                 ) from error
             partial.write_bytes(blob.getvalue() if isinstance(blob, io.BytesIO) else blob)
             return place(
@@ -107,7 +105,7 @@ class OpenVinoBackend:
         import openvino
 
         manifest = read_manifest(engine)
-        check_loadable(engine, manifest, self.name, importlib.metadata.version("openvino"))
+        check_loadable(engine, manifest, self.name, self.version() or "")
         with open(engine, "rb") as file:
             compiled = openvino.Core().import_model(
                 io.BytesIO(file.read()),

@@ -135,7 +135,7 @@ class OrtBackend:
         import onnxruntime
 
         manifest = read_manifest(engine)
-        check_loadable(engine, manifest, self.name, onnxruntime.__version__)
+        check_loadable(engine, manifest, self.name, self.version() or "")
         session_options = make_session_options(threads or manifest.threads)
         session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
         return OrtRunner(

@@ -3,7 +3,6 @@ place."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from engine.backend import Backend, BuildOptions, EngineFile, saturation_of
+from engine.backend import Backend, BuildOptions, EngineFile, installed_version, saturation_of
 from engine.cli import check_free, whole_output
 from engine.graph_file import data_path, load_graph, onnx_bytes
 from engine.hardware import cpu_flags, cpu_name
@@ -79,7 +78,7 @@ def place(
     is_quantized = any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node)
     warning = _saturation_warning(backend, saturation) if is_quantized else None
     details = dict(details or {})
-    versions = {name: importlib.metadata.version(name) for name in (*packages, "onnx", "numpy")}
+    versions = {name: installed_version(name) or "unknown" for name in (*packages, "onnx", "numpy")}
     manifest = Manifest(
         backend=backend.name,
         versions={**versions, **details.pop("versions", {})},
