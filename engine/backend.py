@@ -137,7 +137,7 @@ class Runner(ABC):
             if np.dtype(dtype).kind != x.dtype.kind and not (dtype.kind in "iu" and x.dtype.kind in "iub"):
                 raise ValueError(f"input {name} has type {x.dtype}, the engine takes {dtype}; convert it first")
             self._check_shape(name, x.shape, sizes)
-            arrays[name] = np.ascontiguousarray(x, dtype=dtype)
+            arrays[name] = _converted(name, x, dtype)
             lengths.add(x.shape[0] if x.ndim else 1)
         if len(lengths) > 1:
             raise ValueError(
@@ -159,6 +159,21 @@ class Runner(ABC):
                 f"input {name} has shape {'x'.join(map(str, shape))}, the engine takes {wanted}{ranged}; "
                 f"feed that, or build an engine with other --shapes"
             )
+
+
+def _converted(name: str, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return a contiguous array of the engine's type.
+
+    Raises: ValueError: a number that this type cannot hold (an id beyond int32, a float beyond fp16).
+    """
+    with np.errstate(over="ignore"):  # looked for below
+        made = np.ascontiguousarray(x, dtype=dtype)
+    if not np.can_cast(x.dtype, dtype):
+        is_lost = (made != x) if np.dtype(dtype).kind in "iu" else np.isinf(made) & ~np.isinf(x)
+        if is_lost.any():
+            lost = x[is_lost].flat[0]
+            raise ValueError(f"input {name} holds {lost}, which {np.dtype(dtype)} does not; convert it first")
+    return made
 
 
 class Backend(Protocol):
