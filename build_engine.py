@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
-from engine.cli import CommandParser, UsageError, print_result, run_command
+from engine.cli import CommandParser, UsageError, check_positive, print_result, run_command
 from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of, weights_digest
 from engine.shapes import parse_shapes
 from engine.trt_options import add_arguments, check_options, options_from, options_from_json
@@ -19,8 +19,7 @@ BESIDE_REBUILD = ("rebuild", "onnx", "out", "timing_cache", "force", "json", "de
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the engine and print one line, or the manifest as JSON."""
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads {arguments.threads} must be at least 1")
+    check_positive(arguments, "threads")
     name, onnx_path, options = _from_manifest(arguments) if arguments.rebuild else _from_flags(arguments)
     try:
         backend = get_backend(name)
