@@ -4,7 +4,7 @@ place."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from engine.backend import Backend, BuildOptions, EngineFile, installed_version,
 from engine.cli import check_free, whole_output
 from engine.graph_file import data_path, load_graph, onnx_bytes
 from engine.hardware import cpu_flags, cpu_name
-from engine.manifest import Manifest, manifest_path, sha256_of, weights_digest, write_manifest
+from engine.manifest import Manifest, manifest_path, read_manifest, sha256_of, weights_digest, write_manifest
 from engine.products import Products
 from engine.shapes import spread
 
@@ -52,12 +52,19 @@ def engine_output(out: str | Path, force: bool) -> Iterator[Path]:
     Raises: FileExistsError: if `out` exists and `force` is false.
     """
     check_free(out, force)
-    older = data_path(out)
+    had_data = _keeps_weights_apart(out)
     with whole_output(out, force) as partial:
         yield partial
-        is_stale = older.exists() and not data_path(partial).exists()
-    if is_stale:  # the weights of the engine that `force` replaced: nothing names them any more
-        older.unlink()
+        has_data = data_path(partial).exists()
+    if had_data and not has_data:  # of the engine that `force` replaced: nothing names them any more
+        data_path(out).unlink(missing_ok=True)
+
+
+def _keeps_weights_apart(engine: str | Path) -> bool:
+    """Whether an engine stands there whose manifest says that OUT.data is its own."""
+    with suppress(ValueError, FileNotFoundError):
+        return read_manifest(engine).engine_data_sha256 is not None
+    return False
 
 
 def place(

@@ -118,6 +118,14 @@ def test_a_smaller_engine_in_its_place_leaves_no_weights_of_the_old_one(two_file
         assert runner(IDS)["y0"].shape == (4, WIDTH)
 
 
+def test_a_file_of_that_name_that_is_not_the_engines_stays(tmp_path):
+    path, out = table_file(tmp_path, 20), tmp_path / "engine"
+    data_path(out).write_text("mine")
+    for force in (False, True):
+        get_backend("onnxruntime").build(path, out, BuildOptions(force=force))
+        assert data_path(out).read_text() == "mine"
+
+
 def test_rebuild_refuses_other_weights_beside_the_same_graph(tmp_path):
     path, out = table_file(tmp_path, 2000), tmp_path / "engine"
     get_backend("onnxruntime").build(path, out, BuildOptions())
