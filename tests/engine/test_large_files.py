@@ -22,7 +22,7 @@ from engine.manifest import manifest_path, read_manifest
 from engine.qdq import prepare_for_target
 from engine.shapes import parse_shapes
 from engine.source import read_onnx
-from tests.engine.graphs import WIDTH, linear_model, run_plain
+from tests.engine.graphs import WIDTH, linear_model, make_model, quantize, run_plain
 
 ROOT = Path(__file__).parents[2]
 OVER_2_GB = 2**31 // (4 * WIDTH) + 1024  # rows of float32
@@ -95,6 +95,30 @@ def test_an_engine_of_two_files_runs_where_both_are_moved(two_files, tmp_path):
     shutil.rmtree(path.parent)  # the engine holds what it needs
     with get_backend("onnxruntime").load(moved / "engine") as runner:
         assert np.isclose(runner(IDS)["y0"], expected, atol=1e-4).mean() > 0.9  # a rounding flip is no other weight
+
+
+def test_int8_weights_in_a_file_of_their_own_run_as_those_in_the_graph(tmp_path, monkeypatch):
+    """On a CPU without VNNI ONNX Runtime rewrites them while it builds."""
+    rng, width = np.random.default_rng(0), 512
+    weight = rng.integers(-127, 128, (width, width), dtype=np.int8)
+    nodes = [*quantize("x", "x_dq", "x_scale", "x_zero", "x"),
+             helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero"], ["w_dq"], axis=1),
+             helper.make_node("MatMul", ["x_dq", "w_dq"], ["y"], name="product")]  # fmt: skip
+    constants = {"x_scale": np.float32(0.02), "x_zero": np.uint8(128), "w": weight, "w_zero": np.zeros(width, np.int8),
+                 "w_scale": np.full(width, 0.01, np.float32)}  # fmt: skip
+    shape = ["batch", width]
+    model = make_model(nodes, [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape)], constants)
+    onnx.save(model, tmp_path / "one.onnx")
+    onnx.save(model, tmp_path / "two.onnx", save_as_external_data=True, location="weights", size_threshold=1000)
+    backend, feeds, outputs = get_backend("onnxruntime"), {"x": rng.normal(size=(3, width)).astype(np.float32)}, []
+    for name, limit in (("one", 10**9), ("two", 100_000)):
+        monkeypatch.setattr(ort_module, "MAX_FILE_BYTES", limit)
+        backend.build(tmp_path / f"{name}.onnx", tmp_path / name, BuildOptions())
+        assert data_path(tmp_path / name).exists() == (name == "two")
+        with backend.load(tmp_path / name) as runner:
+            outputs.append(runner(feeds)["y"])
+    assert data_path(tmp_path / "two").stat().st_size >= width * width
+    np.testing.assert_array_equal(*outputs)
 
 
 def test_the_second_file_is_judged_as_the_first(two_files):
