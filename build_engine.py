@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
-from engine.cli import CommandParser, UsageError, print_result, run_command
-from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of
+from engine.cli import CommandParser, UsageError, check_positive, print_result, run_command
+from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of, weights_digest
 from engine.shapes import parse_shapes
-from engine.trt_options import TensorRTOptions, add_arguments, options_from
+from engine.trt_options import add_arguments, check_options, options_from, options_from_json
+
+# What may stand beside --rebuild: where files lie, and how the result is told. All else is the manifest's to say.
+BESIDE_REBUILD = ("rebuild", "onnx", "out", "timing_cache", "force", "json", "debug")
 
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the engine and print one line, or the manifest as JSON."""
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"--threads {arguments.threads} must be at least 1")
+    check_positive(arguments, "threads")
     name, onnx_path, options = _from_manifest(arguments) if arguments.rebuild else _from_flags(arguments)
     try:
         backend = get_backend(name)
@@ -46,12 +47,13 @@ def _from_flags(arguments: argparse.Namespace) -> tuple[str, str, BuildOptions]:
 
 
 def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOptions]:
-    """Return (backend, ONNX file, options) of an engine built before; only where its ONNX file lies may be told anew.
+    """Return (backend, ONNX file, options) of an engine built before; only where files lie may be told anew.
 
-    Raises: UsageError: another flag beside --rebuild; ValueError: if the ONNX file is not the one it was built from.
+    Raises: UsageError: another flag beside --rebuild; ValueError: an option of the manifest that is not known here, or
+        an ONNX file that is not the one it was built from.
     """
-    names = ("backend", "shapes", "precision", "threads", "saturation")
-    given = [f"--{name}" for name in names if getattr(arguments, name)]
+    given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items()
+             if name not in BESIDE_REBUILD and value not in (None, False, [])]  # fmt: skip
     if given:
         raise UsageError(f"{', '.join(given)} and --rebuild: the manifest says what to build; give one of the two")
     manifest = _read(arguments.rebuild)
@@ -60,10 +62,19 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
         raise FileNotFoundError(f"{arguments.rebuild} was built from {onnx_path}, which is not here; name --onnx")
     if sha256_of(onnx_path) != manifest.onnx_sha256:
         raise ValueError(f"{onnx_path} is not the file that {arguments.rebuild} was built from (another sha256)")
-    tensorrt: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in manifest.options.items()}
+    if weights_digest(onnx_path) != manifest.onnx_data_sha256:
+        raise ValueError(f"{onnx_path} has other weights beside it than when {arguments.rebuild} was built from it")
+    tensorrt = options_from_json(manifest.options, manifest.backend, arguments.rebuild)
+    if tensorrt.timing_cache and not arguments.timing_cache:
+        print(
+            f"note: {tensorrt.timing_cache}, the timing cache of the first build, is left alone; "
+            "--timing-cache names one to use", file=sys.stderr,
+        )  # fmt: skip
+    tensorrt = replace(tensorrt, timing_cache=arguments.timing_cache)
+    check_options(tensorrt, manifest.backend)
     options = BuildOptions(
         manifest.shapes, manifest.threads, arguments.force, manifest.precision,
-        "allow" if manifest.saturation == "allowed" else None, TensorRTOptions(**tensorrt),
+        "allow" if manifest.saturation == "allowed" else None, tensorrt,
     )  # fmt: skip
     return manifest.backend, onnx_path, options
 
@@ -80,7 +91,10 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--onnx", help="the file that export.py wrote for this backend's target")
     parser.add_argument("--backend", help=f"one of {', '.join(BACKENDS)}")
-    parser.add_argument("--rebuild", metavar="ENGINE.json", help="build what this manifest describes once more")
+    parser.add_argument("--rebuild", metavar="ENGINE.json",
+                        help="build what this manifest describes once more; beside it "
+                        "only --onnx and --timing-cache, if they lie elsewhere now")  # fmt: skip
+
     parser.add_argument("--out", required=True, help="the engine to write; its manifest is OUT.json")
     parser.add_argument(
         "--shapes",

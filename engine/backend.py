@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import time
@@ -136,7 +137,7 @@ class Runner(ABC):
             if np.dtype(dtype).kind != x.dtype.kind and not (dtype.kind in "iu" and x.dtype.kind in "iub"):
                 raise ValueError(f"input {name} has type {x.dtype}, the engine takes {dtype}; convert it first")
             self._check_shape(name, x.shape, sizes)
-            arrays[name] = np.ascontiguousarray(x, dtype=dtype)
+            arrays[name] = _converted(name, x, dtype)
             lengths.add(x.shape[0] if x.ndim else 1)
         if len(lengths) > 1:
             raise ValueError(
@@ -158,6 +159,21 @@ class Runner(ABC):
                 f"input {name} has shape {'x'.join(map(str, shape))}, the engine takes {wanted}{ranged}; "
                 f"feed that, or build an engine with other --shapes"
             )
+
+
+def _converted(name: str, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Return a contiguous array of the engine's type.
+
+    Raises: ValueError: a number that this type cannot hold (an id beyond int32, a float beyond fp16).
+    """
+    with np.errstate(over="ignore"):  # looked for below
+        made = np.ascontiguousarray(x, dtype=dtype)
+    if not np.can_cast(x.dtype, dtype):
+        is_lost = (made != x) if np.dtype(dtype).kind in "iu" else np.isinf(made) & ~np.isinf(x)
+        if is_lost.any():
+            lost = x[is_lost].flat[0]
+            raise ValueError(f"input {name} holds {lost}, which {np.dtype(dtype)} does not; convert it first")
+    return made
 
 
 class Backend(Protocol):
@@ -206,8 +222,17 @@ def get_backend(name: str) -> Backend:
 
 
 def installed_version(package: str) -> str | None:
-    """Return a runtime's version, None where it is not installed."""
-    return importlib.metadata.version(package) if importlib.util.find_spec(package) is not None else None
+    """Return the version of a package, None where its module is not installed.
+
+    A module may come from a package of another name (onnxruntime from onnxruntime-gpu), or from none.
+    """
+    module = package.replace("-", "_")
+    if importlib.util.find_spec(module) is None:
+        return None
+    for name in (package, *importlib.metadata.packages_distributions().get(module, ())):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return str(getattr(importlib.import_module(module), "__version__", "unknown"))
 
 
 def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:

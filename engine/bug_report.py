@@ -16,6 +16,7 @@ import onnx
 from engine.backend import BACKENDS, BuildOptions, get_backend
 from engine.cli import CommandParser, UsageError, check_free, near_matches, print_result, run_command, whole_output
 from engine.environment import environment
+from engine.graph_file import weight_files
 from engine.lint import lint
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import sha256_of
@@ -143,15 +144,17 @@ def model_section(path: str, model: onnx.ModelProto, embed: bool) -> list[str]:
         lines.append(f"- {word}: {', '.join(_value(each) for each in values)}")
     lines.append(f"- operators: {', '.join(f'{count} {name}' for name, count in counts)}")
     lines.append(f"- INT8: {lint(model).summary()}")
+    beside = weight_files(path)
     text = base64.b64encode(gzip.compress(Path(path).read_bytes(), mtime=0)).decode()
-    if embed and len(text) <= EMBEDDED_CHARACTERS:
+    if embed and not beside and len(text) <= EMBEDDED_CHARACTERS:
         name = Path(path).name
         wrapped = "\n".join(text[i : i + 120] for i in range(0, len(text), 120))
         command = f"`base64 -d model.txt | gunzip > {name}`"
         lines += ["", f"<details><summary>the model: save the text as model.txt, then {command}</summary>", ""]
         lines += ["```", wrapped, "```", "</details>"]
     else:
-        lines.append(f"- too large for this text: attach `{Path(path).name}`, or name where it can be had")
+        names = ", ".join(f"`{each.name}`" for each in (Path(path), *beside))
+        lines.append(f"- too large for this text: attach {names}, or name where it can be had")
     return lines
 
 

@@ -70,6 +70,14 @@ class CommandParser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
 
+def check_positive(arguments: argparse.Namespace, *names: str) -> None:
+    """Raise UsageError for a number below 1; one that is not given is None."""
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
+
+
 def near_matches(word: str, allowed: list[str]) -> list[str]:
     """Return up to three members of `allowed` that look like `word`, best first."""
     return difflib.get_close_matches(word, allowed, n=3, cutoff=0.5)

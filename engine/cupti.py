@@ -113,8 +113,10 @@ def collect_kernels(library: str | None = None) -> Iterator[list[dict[str, Any]]
     """Yield a list that holds the kernels of the block once it has ended."""
     collector, kernels = KernelCollector(library), []  # type: ignore[var-annotated]
     collector.start()
-    yield kernels
-    kernels.extend(collector.stop())
+    try:
+        yield kernels
+    finally:  # also where the block fails: what records on costs every later kernel time
+        kernels.extend(collector.stop())
 
 
 def run(arguments: argparse.Namespace) -> None:

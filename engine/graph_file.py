@@ -1,17 +1,21 @@
-"""Writes a graph as an ONNX file; the weights go into a second file where one cannot hold them."""
+"""Reads and writes graphs as ONNX files whose weights may stand in a second file, since one cannot hold over 2 GB."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 # protobuf ends at 2 GiB, and one file is built in memory twice before it is written: far below that, weights are
 # streamed into a file of their own.
 MAX_FILE_BYTES = 2**29
 IN_FLIGHT_BYTES = 2**26  # of weights on their way to the disk
+# What passes read the numbers of (scales, zero points, shapes) is smaller; a weight is larger.
+SMALL_BYTES = 2**16
 
 
 def save_graph(model: ir.Model, path: str | Path, *, full_check: bool = False, limit: int = MAX_FILE_BYTES) -> int:
@@ -42,3 +46,45 @@ def onnx_bytes(path: str | Path) -> int:
 def data_path(path: str | Path) -> Path:
     """Return where the weights of a large ONNX file stand."""
     return Path(f"{path}.data")
+
+
+def load_graph(path: str | Path, limit: int) -> onnx.ModelProto:
+    """Return an ONNX model, with over `limit` bytes of weights without those that stand in a file of their own.
+
+    Such a model can be serialized at any size; who runs it must know the folder of `path`. Constants of at most
+    SMALL_BYTES are always there.
+    Raises: FileNotFoundError: no file of weights; ValueError: one that is too short.
+    """
+    path = Path(path)
+    model = onnx.load(str(path), load_external_data=False)
+    sizes: dict[str, int] = {}
+    largest = limit if weight_bytes(model) <= limit else SMALL_BYTES
+    for tensor in _external(model):
+        info = ExternalDataInfo(tensor)
+        if info.location not in sizes:
+            sizes[info.location] = (path.parent / info.location).stat().st_size
+        size_bytes = ir.serde.deserialize_tensor(tensor).nbytes
+        if sizes[info.location] < (end := (info.offset or 0) + size_bytes):
+            raise ValueError(
+                f"{info.location} has {sizes[info.location]} bytes, and weight {tensor.name} ends at byte {end}"
+            )
+        if size_bytes <= largest:
+            load_external_data_for_tensor(tensor, str(path.parent))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return model
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """Return the files beside an ONNX file that hold its weights, sorted; none where it holds them itself."""
+    model = onnx.load(str(path), load_external_data=False)
+    return sorted({Path(path).parent / ExternalDataInfo(tensor).location for tensor in _external(model)})
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Return the bytes of all weights of a model, wherever they stand."""
+    return sum(ir.serde.deserialize_tensor(tensor).nbytes for tensor in model.graph.initializer)
+
+
+def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    return (tensor for tensor in model.graph.initializer if uses_external_data(tensor))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.arithmetic import ProductWork, product_work
-from engine.cli import CommandParser, UsageError, print_result, run_command
+from engine.cli import CommandParser, UsageError, check_positive, print_result, run_command
 from engine.inspect_diff import SHOWN_LAYERS, Difference, compare_engines
 from engine.inspect_openvino import inspect_openvino
 from engine.inspect_ort import inspect_ort
@@ -96,6 +96,8 @@ def _inspect_trt(
     if times is not None and not isinstance(times, list):
         raise ValueError(f"{profile} is no layer profile: it must be the list that trtexec --exportProfile writes")
     works, notes = _what_the_file_says(shapes, arguments) if arguments.onnx else ([], [])
+    unasked = {layers: arguments.layers, profile: arguments.profile, trace: arguments.trace}
+    notes += [_stale(engine, each) for each, named in unasked.items() if named is None and _is_stale(engine, each)]
     kernels = read_trace(trace) if trace else []
     found = inspect_layers(engine, content, times, works, kernels, version)
     return replace(found, backend=backend, notes=(*found.notes, *notes))
@@ -124,6 +126,18 @@ def _what_the_file_says(
         f"{each.level} {each.rule} in {len(each.nodes)} places" for each in report.findings if each.level != "note"
     ]
     return product_work(model, parse_shapes(arguments.shapes) or shapes), notes
+
+
+def _is_stale(engine: str, beside: str | None) -> bool:
+    """Whether a file that was found beside an engine by its name was there before the engine."""
+    paths = [Path(engine), Path(beside or engine)]
+    return all(each.is_file() for each in paths) and paths[1].stat().st_mtime_ns < paths[0].stat().st_mtime_ns
+
+
+def _stale(engine: str, beside: str | None) -> str:
+    return (
+        f"{beside} is older than {engine}, and so perhaps of an earlier build: remove it, or name it if it belongs here"
+    )
 
 
 def _beside(engine: str, given: str | None, suffix: str) -> str | None:
@@ -216,8 +230,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the report of one engine, or the comparison of two."""
     if (arguments.engine is None) == (arguments.diff is None):
         raise UsageError("name one engine, or two with --diff A B")
-    if arguments.iterations < 1:
-        raise UsageError(f"--iterations {arguments.iterations} must be at least 1")
+    check_positive(arguments, "iterations", "threads")
     columns = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
     if arguments.diff is not None:
         difference = compare_engines(*(inspect_engine(each, arguments) for each in arguments.diff))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import math
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.backend import installed_version
 from engine.layers import INT8, Inspection, Layer, precision_of
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import check_loadable, read_manifest
@@ -38,7 +38,7 @@ def inspect_openvino(
     import openvino
 
     manifest = read_manifest(engine)
-    version = importlib.metadata.version("openvino")
+    version = installed_version("openvino") or ""
     check_loadable(engine, manifest, "openvino", version)
     config = {
         **compile_config(manifest.precision, threads or manifest.threads, manifest.saturation),

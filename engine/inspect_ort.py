@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from engine.backend import installed_version
 from engine.layers import INT8, Inspection, Layer, precision_of
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import check_loadable, read_manifest
@@ -48,7 +49,8 @@ def inspect_ort(
     import onnxruntime
 
     manifest = read_manifest(engine)
-    check_loadable(engine, manifest, "onnxruntime", onnxruntime.__version__)
+    version = installed_version("onnxruntime") or onnxruntime.__version__
+    check_loadable(engine, manifest, "onnxruntime", version)
     options = make_session_options(threads or manifest.threads)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,7 @@ def inspect_ort(
         for _ in range(WARMUP + iterations):
             session.run(None, fed)
         events = json.loads(Path(session.end_profiling()).read_text())
-    graph = onnx.load(str(engine)).graph
+    graph = onnx.load(str(engine), load_external_data=False).graph
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     nodes = {node.name: node for node in graph.node}
     runs, call_ms = _runs(events)
@@ -70,7 +72,7 @@ def inspect_ort(
     made = "" if feeds else ", made-up numbers"
     conditions = f"{in_words(fed)}{made}; median of {iterations} calls, {threads or manifest.threads or 'all'} threads"
     return Inspection(
-        str(engine), "onnxruntime", onnxruntime.__version__, conditions, tuple(layers), float(np.median(call_ms))
+        str(engine), "onnxruntime", version, conditions, tuple(layers), float(np.median(call_ms))
     )
 
 

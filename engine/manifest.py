@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.graph_file import data_path, weight_files
 from engine.hardware import cpu_flags
 from engine.products import Products
 from engine.shapes import ShapeRange
@@ -45,6 +46,8 @@ class Manifest:
     are_products_measured: bool = True  # false: `products` is what the file plans, nobody saw the kernels yet
     options: dict[str, Any] = field(default_factory=dict)  # of the backend's own builder
     trtexec: str | None = None  # the command of TensorRT's own tool that builds the same
+    engine_data_sha256: str | None = None  # of OUT.data, where the engine's weights stand beside it
+    onnx_data_sha256: str | None = None  # of the files of the ONNX file's weights, see `weights_digest`
     schema: int = SCHEMA
 
 
@@ -60,6 +63,12 @@ def sha256_of(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def weights_digest(onnx_path: str | Path) -> str | None:
+    """Return one sha256 over the names and contents of the files of an ONNX file's weights; None if it has none."""
+    lines = "".join(f"{sha256_of(each)}  {each.name}\n" for each in weight_files(onnx_path))
+    return hashlib.sha256(lines.encode()).hexdigest() if lines else None
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -118,7 +127,8 @@ def check_loadable(
     """Raise RuntimeError, with all reasons and what to do, if an engine was built by another version or for other
     hardware (`gpu`: the one here, where the engine is bound to it).
 
-    Raises also: ValueError: if the engine's bytes are not those that the manifest describes.
+    Raises also: ValueError: if the engine's bytes are not those that the manifest describes; FileNotFoundError: if the
+    file of its weights is missing.
     """
     reasons = []
     if manifest.backend != backend:
@@ -137,8 +147,14 @@ def check_loadable(
             f"engine {engine} cannot run here: {'; '.join(reasons)}. Build it here from its ONNX file "
             f"(sha256 {manifest.onnx_sha256[:12]}): python build_engine.py --backend {manifest.backend} ..."
         )
-    if sha256_of(engine) != manifest.engine_sha256:
-        raise ValueError(
-            f"engine {engine} is not the file that {manifest_path(engine).name} describes (truncated or "
-            "replaced); build it again"
-        )
+    wanted = {Path(engine): manifest.engine_sha256}
+    if manifest.engine_data_sha256 is not None:
+        wanted[data_path(engine)] = manifest.engine_data_sha256
+    for path, digest in wanted.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"engine {engine} keeps its weights in {path.name}, which is missing; copy it too")
+        if sha256_of(path) != digest:
+            raise ValueError(
+                f"engine {path} is not the file that {manifest_path(engine).name} describes (truncated or "
+                "replaced); build it again"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import io
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from engine.backend import (
     require,
     saturation_of,
 )
+from engine.graph_file import MAX_FILE_BYTES
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
@@ -66,7 +66,7 @@ class OpenVinoBackend:
         options = check_precision(self, options)
         import openvino
 
-        onnx_model = read_onnx(onnx_path)
+        onnx_model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(onnx_model, options.shapes)
         products = find_products(onnx_model)
         with engine_output(out, options.force) as partial:
@@ -80,9 +80,8 @@ class OpenVinoBackend:
                 compiled = core.compile_model(model, "CPU", config)
                 blob = compiled.export_model()
             except RuntimeError as error:
-                version = importlib.metadata.version("openvino")
                 raise RuntimeError(
-                    f"openvino {version} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
+                    f"openvino {self.version()} refused {onnx_path}: {' '.join(str(error).split())[:300]}"
                 ) from error
             partial.write_bytes(blob.getvalue() if isinstance(blob, io.BytesIO) else blob)
             return place(
@@ -106,7 +105,7 @@ class OpenVinoBackend:
         import openvino
 
         manifest = read_manifest(engine)
-        check_loadable(engine, manifest, self.name, importlib.metadata.version("openvino"))
+        check_loadable(engine, manifest, self.name, self.version() or "")
         with open(engine, "rb") as file:
             compiled = openvino.Core().import_model(
                 io.BytesIO(file.read()),

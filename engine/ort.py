@@ -21,6 +21,7 @@ from engine.backend import (
     saturation_of,
 )
 from engine.graph import sweep
+from engine.graph_file import MAX_FILE_BYTES, SMALL_BYTES, data_path, weight_bytes
 from engine.manifest import check_loadable, read_manifest
 from engine.ort_fusion import PASSES, own_zero_points
 from engine.products import Products, find_products, sort_products
@@ -30,6 +31,9 @@ from engine.source import engine_output, place, read_onnx
 # SkipLayerNormalization's CPU kernel is slower than Add and LayerNormalization apart (onnxruntime 1.31: 11 ms
 # against 2 at 32 x 64 x 384).
 DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
+# Where a model given as bytes has its weights, and an optimized one's go (onnxruntime_session_options_config_keys.h).
+FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
+WRITTEN_WEIGHTS = "session.optimized_model_external_initializers"
 INT8_OPS = frozenset(
     {
         "MatMulIntegerToFloat",
@@ -87,7 +91,7 @@ class OrtBackend:
         options = check_precision(self, options)
         import onnxruntime
 
-        model = read_onnx(onnx_path)
+        model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(model, options.shapes)
         products = find_products(model)
         is_avoiding = saturation_of(self, options) == "avoided"
@@ -96,6 +100,7 @@ class OrtBackend:
             set_static_sizes(fused, spread(model, options.shapes))
             session_options = make_session_options(options.threads)
             session_options.optimized_model_filepath = str(partial)
+            _stream_weights(session_options, model, onnx_path, partial)
             if is_avoiding:  # the optimized file holds what it changes: loading an engine needs it no more
                 session_options.add_session_config_entry("session.x64quantprecision", "1")
             try:
@@ -130,7 +135,7 @@ class OrtBackend:
         import onnxruntime
 
         manifest = read_manifest(engine)
-        check_loadable(engine, manifest, self.name, onnxruntime.__version__)
+        check_loadable(engine, manifest, self.name, self.version() or "")
         session_options = make_session_options(threads or manifest.threads)
         session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
         return OrtRunner(
@@ -151,6 +156,14 @@ def make_session_options(threads: int | None) -> Any:
     )
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return options
+
+
+def _stream_weights(options: Any, model: onnx.ModelProto, onnx_path: str | Path, out: Path) -> None:
+    """Let a session read the weights from the files beside `onnx_path`, and write many into a file beside `out`."""
+    options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(Path(onnx_path).absolute().parent))
+    if weight_bytes(model) > MAX_FILE_BYTES:
+        options.add_session_config_entry(f"{WRITTEN_WEIGHTS}_file_name", data_path(out).name)
+        options.add_session_config_entry(f"{WRITTEN_WEIGHTS}_min_size_in_bytes", str(SMALL_BYTES))
 
 
 def plain_session(model: str | bytes) -> Any:

@@ -80,10 +80,11 @@ def own_zero_points(model: ir.Model) -> int:
     copied = 0
     for node in model.graph:
         for index, value in enumerate(node.inputs):
-            array = constant(value) if value is not None else None
-            if array is None or array.dtype != np.int8 or not _is_zero_point(node, index):
+            if value is None or not _is_zero_point(node, index):
+                continue  # before any number is read: a large weight stands in a file, not here
+            array = constant(value)
+            if array is None or array.dtype != np.int8:
                 continue
-            assert value is not None
             if value in taken or len(value.uses()) > 1:
                 node.replace_input_with(index, add_constant(model.graph, f"{value.name}_own", array))
                 copied += 1

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.backend import Runner, get_backend
-from engine.cli import CommandParser, check_free, print_result, run_command, whole_output
+from engine.cli import CommandParser, check_free, check_positive, print_result, run_command, whole_output
 from engine.manifest import read_manifest
 
 DEFAULT_BATCH = 32
@@ -58,6 +58,7 @@ def run_batches(runner: Runner, feeds: Mapping[str, np.ndarray], batch_size: int
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the outputs and print counts and latency."""
+    check_positive(arguments, "batch_size", "threads", "iterations")
     check_free(arguments.out, arguments.force)
     feeds, passed = read_feeds(arguments.feeds)
     backend = read_manifest(arguments.engine).backend

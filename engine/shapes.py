@@ -81,7 +81,7 @@ def check_shapes(model: onnx.ModelProto, ranges: Mapping[str, ShapeRange]) -> No
                 f"--shapes {name}:{shape_range} has {len(shape_range.min)} axes, the model's input has {len(dims)}"
             )
         for axis, dim in enumerate(dims):
-            if dim.HasField("dim_value") and not shape_range.min[axis] <= dim.dim_value <= shape_range.max[axis]:
+            if dim.HasField("dim_value") and {shape_range.min[axis], shape_range.max[axis]} != {dim.dim_value}:
                 raise UsageError(
                     f"--shapes {name}:{shape_range}: axis {axis} of the model's input is fixed at {dim.dim_value}"
                 )

@@ -3,34 +3,36 @@ place."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from engine.backend import Backend, BuildOptions, EngineFile, saturation_of
+from engine.backend import Backend, BuildOptions, EngineFile, installed_version, saturation_of
 from engine.cli import check_free, whole_output
+from engine.graph_file import data_path, load_graph, onnx_bytes
 from engine.hardware import cpu_flags, cpu_name
-from engine.manifest import Manifest, manifest_path, sha256_of, write_manifest
+from engine.manifest import Manifest, manifest_path, read_manifest, sha256_of, weights_digest, write_manifest
 from engine.products import Products
 from engine.shapes import spread
 
 
-def read_onnx(path: str | Path) -> onnx.ModelProto:
+def read_onnx(path: str | Path, *, limit: int | None = None) -> onnx.ModelProto:
     """Return a checked ONNX model.
 
+    Args:
+        limit: bytes of weights over which those in a file of their own are left there (`load_graph`); None reads all,
+            and over 2 GB of them the model can then not be serialized any more.
     Raises: FileNotFoundError: if there is no such file; ValueError: if it is truncated, empty, or no ONNX file.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ONNX file {path}; export one with 'python export.py --out {path}'")
     try:
-        model = onnx.load(str(path))
+        model = onnx.load(str(path)) if limit is None else load_graph(path, limit)
         if not model.graph.node:
             raise ValueError("it holds no nodes")
         onnx.checker.check_model(str(path))  # by its path: over 2 GB the weights stand in a file beside it
@@ -50,8 +52,19 @@ def engine_output(out: str | Path, force: bool) -> Iterator[Path]:
     Raises: FileExistsError: if `out` exists and `force` is false.
     """
     check_free(out, force)
+    had_data = _keeps_weights_apart(out)
     with whole_output(out, force) as partial:
         yield partial
+        has_data = data_path(partial).exists()
+    if had_data and not has_data:  # of the engine that `force` replaced: nothing names them any more
+        data_path(out).unlink(missing_ok=True)
+
+
+def _keeps_weights_apart(engine: str | Path) -> bool:
+    """Whether an engine stands there whose manifest says that OUT.data is its own."""
+    with suppress(ValueError, FileNotFoundError):
+        return read_manifest(engine).engine_data_sha256 is not None
+    return False
 
 
 def place(
@@ -72,7 +85,7 @@ def place(
     is_quantized = any("Quantize" in node.op_type or "Integer" in node.op_type for node in model.graph.node)
     warning = _saturation_warning(backend, saturation) if is_quantized else None
     details = dict(details or {})
-    versions = {name: importlib.metadata.version(name) for name in (*packages, "onnx", "numpy")}
+    versions = {name: installed_version(name) or "unknown" for name in (*packages, "onnx", "numpy")}
     manifest = Manifest(
         backend=backend.name,
         versions={**versions, **details.pop("versions", {})},
@@ -81,8 +94,10 @@ def place(
         shapes=spread(model, options.shapes),
         products=products,
         engine_sha256=sha256_of(partial),
+        engine_data_sha256=sha256_of(data_path(partial)) if data_path(partial).exists() else None,
         onnx_sha256=sha256_of(onnx_path),
-        size_bytes=os.path.getsize(partial),
+        onnx_data_sha256=weights_digest(onnx_path),
+        size_bytes=onnx_bytes(partial),
         recipe_digest=metadata.get("int8kit.recipe_digest"),
         target=metadata.get("int8kit.target"),
         threads=options.threads,

@@ -15,12 +15,13 @@ import onnx
 from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
 from engine.cli import UsageError
 from engine.gpu import Gpu, find_gpu
+from engine.graph_file import MAX_FILE_BYTES
 from engine.hardware import cpu_name
-from engine.manifest import check_loadable, read_manifest
+from engine.manifest import Manifest, check_loadable, read_manifest
 from engine.products import Products, find_products
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
-from engine.trt_builder import build_bytes, is_weakly_typed, load_module, make_logger
+from engine.trt_builder import build_engine, is_weakly_typed, load_module, make_logger
 from engine.trt_options import check_options, given_flags, trtexec_command
 
 HALF_TYPES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
@@ -77,7 +78,7 @@ class TrtBackend:
         """
         options = check_precision(self, options)
         check_options(options.tensorrt, self.name)
-        model = read_onnx(onnx_path)
+        model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(model, options.shapes)
         shapes = profile_shapes(model, options.shapes)
         require(self.check_build(), f"build for {self.name}")
@@ -89,14 +90,16 @@ class TrtBackend:
             set_static_sizes(fixed, spread(model, options.shapes))
             logger = make_logger(trt)
             try:
-                content = build_bytes(trt, fixed.SerializeToString(), shapes, flags, options.tensorrt, logger)
+                content = fixed.SerializeToString()  # large weights stay in their file, beside onnx_path
+                serialized = build_engine(trt, content, onnx_path, shapes, flags, options.tensorrt, logger)
             except RuntimeError as error:
                 asked = given_flags(options.tensorrt)
                 hint = f". It was asked for {', '.join(asked)}; try without" if asked else ""
                 raise RuntimeError(f"{self.name} {trt.__version__}, {onnx_path}: {error}{hint}") from error
-            partial.write_bytes(content)
+            partial.write_bytes(serialized)
             gpu = find_gpu()
-            command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, options.tensorrt)
+            sources = getattr(getattr(trt, "TacticSource", None), "__members__", {})
+            command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, options.tensorrt, sources)
             details = {
                 "versions": {self.name: trt.__version__},
                 "device": str(gpu) if gpu and self.needs_gpu_to_build else f"{cpu_name()}, no GPU",
@@ -122,13 +125,11 @@ class TrtBackend:
         from engine.trt_runner import TrtRunner
 
         trt = load_module(self.name)
-        gpu: Gpu | None = find_gpu()
-        is_bound = self.needs_gpu_to_build and not manifest.options.get("hardware_compatibility")
-        device = str(gpu) if is_bound else None
-        any_version = manifest.options.get("version_compatible") and self.name in manifest.versions
-        version = manifest.versions[self.name] if any_version else trt.__version__
-        check_loadable(engine, manifest, self.name, version, device)
-        return TrtRunner(trt, Path(engine).read_bytes(), manifest.shapes)
+        is_portable = bool(manifest.options.get("version_compatible"))
+        version = manifest.versions.get(self.name, "") if is_portable else trt.__version__
+        gpu = find_gpu() if self.needs_gpu_to_build else None  # an engine built without one is bound to none
+        check_loadable(engine, manifest, self.name, version, _device_here(manifest, gpu) if gpu else None)
+        return TrtRunner(trt, Path(engine).read_bytes(), manifest.shapes, may_bring_code=is_portable)
 
     def _precision(self, trt: Any, model: onnx.ModelProto, wanted: str) -> tuple[str, list[str]]:
         """Return (the type of what is not INT8, the builder's flags).
@@ -149,6 +150,14 @@ class TrtBackend:
         flags = [] if chosen == "fp32" else [chosen]
         has_qdq = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         return chosen, [*flags, *(["int8"] if has_qdq else [])]
+
+
+def _device_here(manifest: Manifest, gpu: Gpu) -> str | None:
+    """Return what must be equal to the manifest's device, None where the engine was built for this GPU too."""
+    level = manifest.options.get("hardware_compatibility") or "none"
+    is_same = manifest.device.partition(" (")[2] == str(gpu).partition(" (")[2]  # "compute capability 9.0)"
+    is_for_here = {"none": False, "same_compute_capability": is_same, "ampere_plus": gpu.capability >= (8, 0)}
+    return None if is_for_here.get(level) else str(gpu)
 
 
 def file_type(model: onnx.ModelProto) -> str | None:

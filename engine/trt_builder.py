@@ -72,13 +72,15 @@ def is_weakly_typed(trt: Any) -> bool:
     return hasattr(trt.BuilderFlag, "FP16") and hasattr(trt.BuilderFlag, "INT8")
 
 
-def build_bytes(
-    trt: Any, content: bytes, shapes: Mapping[str, ShapeRange], flags: list[str], options: TensorRTOptions, logger: Any
-) -> bytes:
-    """Return the serialized engine.
+def build_engine(
+    trt: Any, content: bytes, onnx_path: str | Path, shapes: Mapping[str, ShapeRange], flags: list[str],
+    options: TensorRTOptions, logger: Any,
+) -> Any:  # fmt: skip
+    """Return the serialized engine as TensorRT holds it, a buffer.
 
     Args:
         content: a serialized ONNX model.
+        onnx_path: where it stands; weights in a file of their own are read from beside it.
         shapes: the optimization profile, one range for each input with free axes.
         flags: builder flags of the precision (fp16, bf16, int8), or ["stronglyTyped"].
         logger: of `make_logger`.
@@ -90,7 +92,10 @@ def build_bytes(
             if wanted and hasattr(creation, bit)]  # fmt: skip
     network = builder.create_network(sum(1 << int(getattr(creation, bit)) for bit in bits))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse(content):
+    if (options.version_compatible or options.hardware_compatibility) and hasattr(trt, "OnnxParserFlag"):
+        # A compatible engine holds no plugins; 8.6 and 9 parse an InstanceNormalization to one unless told so.
+        parser.set_flag(trt.OnnxParserFlag.NATIVE_INSTANCENORM)
+    if not parser.parse(content, str(onnx_path)):
         problems = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         raise RuntimeError(f"its parser refused the file: {'; '.join(problems)[:400] or 'no reason given'}")
     cache = _TimingCache(builder, options.timing_cache) if options.timing_cache else None
@@ -103,7 +108,7 @@ def build_bytes(
         raise RuntimeError(f"the build failed: {'; '.join(logger.errors[-3:])[:500] or 'no reason given'}")
     if cache is not None:
         cache.save(config)
-    return bytes(serialized)
+    return serialized
 
 
 def _config(

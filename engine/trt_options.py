@@ -6,15 +6,17 @@ import argparse
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.cli import UsageError
+from engine.cli import UsageError, near_matches
 from engine.shapes import ShapeRange
 
 BACKENDS = ("tensorrt", "tensorrt_rtx")
-HARDWARE_LEVELS = ("none", "ampere_plus", "same_compute_capability")
+# Our word (TensorRT's own enumeration) -> trtexec's, the first being the default.
+HARDWARE_LEVELS = {"none": "none", "ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
+TYPES = {"int | None": int, "str | None": str, "bool": bool, "tuple[str, ...]": list}  # of a field, in JSON
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,10 @@ class TensorRTOptions:
     """Whether weights can be replaced in the built engine."""
     compute_capabilities: tuple[str, ...] = ()
     """TensorRT-RTX: GPUs to build for, such as 8.9 or 12.0; empty leaves its default (all of them)."""
+
+    def __post_init__(self) -> None:
+        if self.hardware_compatibility == "none":  # TensorRT's own default by its name: nothing is asked for
+            object.__setattr__(self, "hardware_compatibility", None)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,9 +65,30 @@ def options_from(arguments: argparse.Namespace, backend: str) -> TensorRTOptions
     given: dict[str, Any] = {field.name: getattr(arguments, field.name) for field in fields}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     options = TensorRTOptions(**given)
-    changed = given_flags(options)
-    if changed and backend not in BACKENDS:
-        raise UsageError(f"{', '.join(changed)} is only for --backend {' and '.join(BACKENDS)}, not {backend}")
+    check_options(options, backend)
+    return options
+
+
+def options_from_json(content: Mapping[str, Any], backend: str, where: str) -> TensorRTOptions:
+    """Return the options that the manifest `where` holds.
+
+    Raises: ValueError: an option that is not known here, or of another type; UsageError: a value out of range.
+    """
+    known = {field.name: TYPES[str(field.type)] for field in dataclasses.fields(TensorRTOptions)}
+    wrong = []
+    for name, value in content.items():
+        if name not in known:
+            near = near_matches(name, list(known))
+            wrong.append(f"{name}, which is no option here" + (f" (did you mean {near[0]}?)" if near else ""))
+        elif value is not None and type(value) is not known[name]:
+            wrong.append(f"{name} {value!r}, which is no {known[name].__name__}")
+    if wrong:
+        raise ValueError(
+            f"{where} was built with {'; '.join(wrong)}. Rebuild with the version that wrote it, or name the options "
+            f"anew: --onnx, --backend {backend}, ..."
+        )
+    values: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in content.items()}
+    options = TensorRTOptions(**values)
     check_options(options, backend)
     return options
 
@@ -73,7 +100,9 @@ def given_flags(options: TensorRTOptions) -> list[str]:
 
 
 def check_options(options: TensorRTOptions, backend: str) -> None:
-    """Raise UsageError for the values that no TensorRT takes."""
+    """Raise UsageError for options that the backend has not, and values that no TensorRT takes."""
+    if (changed := given_flags(options)) and backend not in BACKENDS:
+        raise UsageError(f"{', '.join(changed)} is only for --backend {' and '.join(BACKENDS)}, not {backend}")
     if options.workspace_mib is not None and options.workspace_mib < 1:
         raise UsageError(f"--workspace-mib {options.workspace_mib} must be at least 1")
     if options.builder_level is not None and not 0 <= options.builder_level <= 5:
@@ -92,18 +121,24 @@ def check_options(options: TensorRTOptions, backend: str) -> None:
 
 
 def trtexec_command(
-    backend: str, onnx_path: str, out: str, shapes: Mapping[str, ShapeRange], flags: list[str], options: TensorRTOptions
-) -> str:
+    backend: str, onnx_path: str, out: str, shapes: Mapping[str, ShapeRange], flags: list[str],
+    options: TensorRTOptions, sources: Iterable[str] = (),
+) -> str:  # fmt: skip
     """Return the command of TensorRT's own tool that builds the same engine.
 
     Args:
         flags: names of the builder's precision flags (fp16, int8), or stronglyTyped.
+        sources: every tactic source of this TensorRT: trtexec adds to its defaults and takes away from them, while the
+            options name those that are used.
+    Source: trtexec's own parser, samples/common/sampleOptions.cpp of TensorRT's repository, 8.5 to 11.
     """
-    words = ["tensorrt_rtx" if backend == "tensorrt_rtx" else "trtexec", f"--onnx={onnx_path}", f"--saveEngine={out}"]
-    if backend != "tensorrt_rtx":  # its networks are always strongly typed
+    is_rtx = backend == "tensorrt_rtx"
+    words = ["tensorrt_rtx" if is_rtx else "trtexec", f"--onnx={onnx_path}", f"--saveEngine={out}"]
+    if not is_rtx:  # its networks are always strongly typed, and it times no kernels
         words += [f"--{flag}" for flag in flags]
+        words.append("--avgTiming=1")  # the builder's default; trtexec's is 8
     for name in ("min", "opt", "max") if shapes else ():
-        sizes = [f"{key}:{'x'.join(map(str, getattr(each, name)))}" for key, each in shapes.items()]
+        sizes = [f"{_quoted(key)}:{'x'.join(map(str, getattr(each, name)))}" for key, each in shapes.items()]
         words.append(f"--{name}Shapes={','.join(sizes)}")
     if options.workspace_mib is not None:
         words.append(f"--memPoolSize=workspace:{options.workspace_mib}")
@@ -111,15 +146,20 @@ def trtexec_command(
         words.append(f"--builderOptimizationLevel={options.builder_level}")
     if options.timing_cache:
         words.append(f"--timingCacheFile={options.timing_cache}")
-    if options.tactic_sources:
-        words.append("--tacticSources=" + ",".join(f"+{each}" for each in options.tactic_sources))
+    if wanted := [each.upper() for each in options.tactic_sources]:
+        unwanted = [each for each in sources if each not in wanted]
+        words.append("--tacticSources=" + ",".join([*(f"+{x}" for x in wanted), *(f"-{x}" for x in unwanted)]))
     if options.version_compatible:
         words.append("--versionCompatible")
     if options.hardware_compatibility:
-        level = options.hardware_compatibility.title().replace("_", "")
-        words.append(f"--hardwareCompatibilityLevel={level[0].lower()}{level[1:]}")
+        words.append(f"--hardwareCompatibilityLevel={HARDWARE_LEVELS[options.hardware_compatibility]}")
     if options.refit:
         words.append("--refit")
     if options.compute_capabilities:
-        words.append("--computeCapabilities=" + ",".join(options.compute_capabilities))
+        words.append("--computeCapabilities=" + ",".join(options.compute_capabilities).replace(".", ""))
     return shlex.join([*words, "--profilingVerbosity=detailed"])
+
+
+def _quoted(name: str) -> str:
+    """Return an input's name as trtexec reads it: in single quotes where it holds a character of its own grammar."""
+    return f"'{name}'" if set(name) & {":", ","} else name

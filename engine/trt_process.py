@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -44,20 +45,24 @@ class TrtProcess:
     def ask(self, question: str, *arguments: Any) -> Any:
         """Return what `_Worker` answers; its errors are raised here.
 
-        Raises: RuntimeError: the interpreter does not start, or its process ended.
+        Raises: RuntimeError: the interpreter does not start, or its process ended. An interrupt ends it: half an answer
+            may be on its way, and the next question would get the rest.
         """
         with self._lock:
             pipe = self._pipe or self._start()
             try:
                 pipe.send((question, arguments))
                 is_error, answer = pipe.recv()
-            except (EOFError, OSError):
+            except (EOFError, ConnectionError):
                 self._pipe = None
                 status = self._process.wait() if self._process else None
                 ended = f"was killed by signal {-status}" if status and status < 0 else f"ended with exit code {status}"
                 raise RuntimeError(
                     f"{self.python} {ended}; 'import tensorrt, numpy, onnx, polygraphy' must work there"
                 ) from None
+            except BaseException:
+                self._end()
+                raise
         if is_error:
             raise answer
         return answer
@@ -77,12 +82,18 @@ class TrtProcess:
         return self._pipe
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, which frees what it holds first."""
         if self._pipe is not None:
             self._pipe.close()
             self._pipe = None
         if self._process is not None:
             self._process.wait()
+
+    def _end(self) -> None:
+        """End the process at once, whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+        self.close()
 
     def version(self) -> str | None:
         """Return its TensorRT's version, None where it cannot be loaded."""
@@ -119,7 +130,7 @@ class _ProcessRunner(Runner):
 
     has_device_clock = True
 
-    def __init__(self, process: TrtProcess, key: int, shapes: Any, inputs: Any, output_names: list[str]) -> None:
+    def __init__(self, process: TrtProcess, key: str, shapes: Any, inputs: Any, output_names: list[str]) -> None:
         super().__init__(shapes, inputs, output_names)
         self._process, self._key = process, key
 
@@ -142,25 +153,29 @@ class _Worker:
     """What the other interpreter does, by the name of the question."""
 
     def __init__(self) -> None:
-        self._runners: dict[int, Runner] = {}
-        self._num_loaded = 0
+        self._runners: dict[str, Runner] = {}
         self.version, self.check_build, self.check_run = TENSORRT.version, TENSORRT.check_build, TENSORRT.check_run
         self.build = TENSORRT.build
 
-    def load(self, engine: Path) -> tuple[int, Any, Any, list[str]]:
-        """Return the runner's key and what `Runner` is made from."""
-        runner = TENSORRT.load(engine)
-        self._num_loaded += 1
-        self._runners[self._num_loaded] = runner
-        return self._num_loaded, runner.shapes, runner.inputs, runner.output_names
+    def load(self, engine: Path) -> tuple[str, Any, Any, list[str]]:
+        """Return the runner's key, which no other process will give again, and what `Runner` is made from."""
+        runner, key = TENSORRT.load(engine), uuid.uuid4().hex
+        self._runners[key] = runner
+        return key, runner.shapes, runner.inputs, runner.output_names
 
-    def run(self, key: int, method: str, *arguments: Any) -> Any:
-        """Return what a method of a runner returns."""
+    def run(self, key: str, method: str, *arguments: Any) -> Any:
+        """Return what a method of a runner returns.
+
+        Raises: RuntimeError: if another process held it, which has ended.
+        """
+        if key not in self._runners:
+            raise RuntimeError("the interpreter that held this engine has ended; load the engine again")
         return getattr(self._runners[key], method)(*arguments)
 
-    def close(self, key: int) -> None:
-        """Free a runner."""
-        self._runners.pop(key).close()
+    def close(self, key: str) -> None:
+        """Free a runner; one of a process that has ended is free."""
+        if key in self._runners:
+            self._runners.pop(key).close()
 
 
 def serve(descriptor: int) -> None:

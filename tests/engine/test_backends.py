@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -167,6 +169,8 @@ def test_a_file_that_is_no_whole_onnx_is_refused(tmp_path, backend, content):
         ("y:1x16", "names 'y', which is no input of the model; its inputs are x"),
         ("x:1x2x3", "has 3 axes, the model's input has 2"),
         ("x:4x8", "axis 1 of the model's input is fixed at 16"),
+        ("x:1x8:4x16:8x32", "axis 1 of the model's input is fixed at 16"),  # no range holds over a fixed axis
+        ("x:1x16:4x16:8x32", "axis 1 of the model's input is fixed at 16"),
     ],
 )
 def test_shapes_that_do_not_fit_the_model_are_refused(tmp_path, backend, shapes, message):
@@ -223,6 +227,26 @@ def test_an_unknown_or_missing_backend_says_what_to_do(monkeypatch):
         assert reason == f"{name} is not installed; run 'pip install -r engine/requirements.txt'"
         with pytest.raises(RuntimeError, match=f"cannot build for {name}: {name} is not installed"):
             backend_module.require(reason, f"build for {name}")
+
+
+def test_a_runtime_from_a_package_of_another_name_builds_and_loads(tmp_path, backend, monkeypatch):
+    """onnxruntime-gpu provides the module onnxruntime, and there is no package onnxruntime then."""
+    other, real = f"{backend.name}-gpu", importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == backend.name:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "9.9.9" if name == other else real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", lambda: {backend.name: [other]})
+    engine = build(tmp_path, backend)
+    assert backend.version() == read_manifest(engine).versions[backend.name] == "9.9.9"
+    with backend.load(engine) as runner:
+        assert runner(samples())["y0"].shape == (5, WIDTH)
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", dict)  # a module of no package at all
+    module = importlib.import_module(backend.name)
+    assert backend.version() == module.__version__
 
 
 def test_products_are_named_by_their_weights():

@@ -56,6 +56,15 @@ def test_a_small_model_stands_in_the_text_and_can_be_taken_out_again(model, tmp_
     assert "<details>" not in (tmp_path / "small.md").read_text()
 
 
+def test_a_model_whose_weights_stand_in_a_file_of_their_own_is_attached_with_it(model, tmp_path):
+    content = onnx.load(model)
+    options = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
+    onnx.save(content, tmp_path / "two.onnx", **options)
+    assert call("--onnx", tmp_path / "two.onnx", "--backend", "onnxruntime", "--out", "bug.md") == 0
+    text = (tmp_path / "bug.md").read_text()
+    assert "<details>" not in text and "attach `two.onnx`, `weights.bin`" in text
+
+
 def test_a_backend_that_fails_is_the_actual_behaviour(model, tmp_path, monkeypatch, capsys):
     def refuse(*_):
         raise RuntimeError("the kernel\n is missing")

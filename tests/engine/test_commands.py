@@ -98,3 +98,12 @@ def test_wrong_usage_is_answered_in_one_line(folder, tmp_path, arguments, code, 
     done = call("build_engine.py", "--onnx", folder / "model.onnx", "--out", tmp_path / "engine", *arguments)
     assert done.returncode == code and message in done.stderr
     assert done.stderr.count("\n") == 1 and not (tmp_path / "engine").exists()
+
+
+@pytest.mark.parametrize("flag", ["--batch-size", "--threads", "--iterations"])
+def test_a_number_below_1_is_refused_and_not_taken_for_none(tmp_path, capsys, flag):
+    from engine.run import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["--engine", "e", "--feeds", "f", "--out", str(tmp_path / "o"), flag, "0"])
+    assert stopped.value.code == 2 and f"{flag} 0 must be at least 1" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,18 @@ def test_the_command_reads_what_lies_beside_a_tensorrt_engine(tmp_path, capsys):
     assert any("2 in int8" in note for note in row["notes"]) and any(
         "engine.lint says" in note for note in row["notes"]
     )
+
+
+def test_what_lies_there_from_an_earlier_build_is_told_of(tmp_path, capsys):
+    engine, layers = tmp_path / "plan", tmp_path / "plan.layers.json"
+    layers.write_text(json.dumps(myelin()))
+    engine.write_bytes(b"built after it")
+    os.utime(layers, (1, 1))
+    assert any("plan.layers.json is older than" in note for note in row_of(capsys, engine)["notes"])
+    named = row_of(capsys, engine, "--layers", layers)
+    assert not any("is older than" in note for note in named["notes"])
+    os.utime(layers)
+    assert not any("is older than" in note for note in row_of(capsys, engine)["notes"])
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "tensorrt_rtx"])

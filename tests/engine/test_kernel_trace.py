@@ -79,6 +79,25 @@ def test_a_cupti_record_is_read_by_the_headers_offsets():
     assert cupti.read_record(ctypes.addressof(memory)) is None
 
 
+def test_the_recording_ends_where_the_traced_code_fails(monkeypatch):
+    calls = []
+
+    class Collector:
+        def __init__(self, library):
+            self.start = lambda: calls.append("start")
+
+        def stop(self):
+            calls.append("stop")
+            return [{"name": "a"}]
+
+    monkeypatch.setattr(cupti, "KernelCollector", Collector)
+    with pytest.raises(ValueError, match="of the block"), cupti.collect_kernels():
+        raise ValueError("of the block")
+    with cupti.collect_kernels() as kernels:
+        pass
+    assert calls == ["start", "stop"] * 2 and kernels == [{"name": "a"}]
+
+
 def test_cupti_says_what_is_missing(monkeypatch):
     monkeypatch.setattr(cupti.ctypes.util, "find_library", lambda _: None)
     monkeypatch.setattr(cupti.glob, "glob", lambda _: [])

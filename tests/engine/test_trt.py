@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
+import build_engine
 from engine import gpu as gpu_module
-from engine import trt_builder
+from engine import trt as trt_module
+from engine import trt_builder, trt_runner
 from engine.backend import BuildOptions, get_backend
 from engine.lowering import SUPPORTED_OPS
-from engine.manifest import manifest_path, read_manifest
+from engine.manifest import Manifest, manifest_path, read_manifest, sha256_of, write_manifest
+from engine.products import Products
 from engine.qdq import prepare_for_target
 from engine.shapes import parse_shapes
-from engine.trt_options import TensorRTOptions, check_options, trtexec_command
+from engine.trt_options import TensorRTOptions, check_options, given_flags, options_from_json, trtexec_command
 from tests.engine.graphs import count, linear_model, make_model, run_plain, samples
 
 ROOT = Path(__file__).parents[2]
@@ -186,15 +192,119 @@ def test_a_tensorrt_that_cannot_be_loaded_says_what_is_missing(monkeypatch):
     assert "cannot be loaded: libcudart.so.12: cannot open. Install that library" in reason
 
 
+SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")  # of TensorRT 8.5 to 10
+
+
 def test_the_trtexec_command_states_every_option():
-    every = TensorRTOptions(64, 3, "t.cache", ("CUBLAS_LT",), True, "ampere_plus", True)
+    every = TensorRTOptions(64, 3, "t.cache", ("cublas_lt",), True, "ampere_plus", True)
     check_options(every, "tensorrt")
-    text = trtexec_command("tensorrt", "m.onnx", "e", parse_shapes(["x:2x3"]), ["fp16", "int8"], every)
+    text = trtexec_command("tensorrt", "m.onnx", "e", parse_shapes(["x:2x3"]), ["fp16", "int8"], every, SOURCES)
     assert text == (
-        "trtexec --onnx=m.onnx --saveEngine=e --fp16 --int8 --minShapes=x:2x3 --optShapes=x:2x3 --maxShapes=x:2x3 "
-        "--memPoolSize=workspace:64 --builderOptimizationLevel=3 --timingCacheFile=t.cache --tacticSources=+CUBLAS_LT "
-        "--versionCompatible --hardwareCompatibilityLevel=amperePlus --refit --profilingVerbosity=detailed"
+        "trtexec --onnx=m.onnx --saveEngine=e --fp16 --int8 --avgTiming=1 --minShapes=x:2x3 --optShapes=x:2x3 "
+        "--maxShapes=x:2x3 --memPoolSize=workspace:64 --builderOptimizationLevel=3 --timingCacheFile=t.cache "
+        "--tacticSources=+CUBLAS_LT,-CUBLAS,-CUDNN,-EDGE_MASK_CONVOLUTIONS,-JIT_CONVOLUTIONS --versionCompatible "
+        "--hardwareCompatibilityLevel=ampere+ --refit --profilingVerbosity=detailed"
     )
+
+
+def test_the_words_of_trtexec_are_its_own():
+    def command(backend, shape="x:2", **kind):
+        return trtexec_command(backend, "m.onnx", "e", parse_shapes([shape]), [], TensorRTOptions(**kind))
+
+    same = command("tensorrt", hardware_compatibility="same_compute_capability")
+    assert "--hardwareCompatibilityLevel=sameComputeCapability" in same
+    rtx = command("tensorrt_rtx", compute_capabilities=("8.9", "12.0"))
+    assert "--computeCapabilities=89,120" in rtx and "avgTiming" not in rtx
+    named = trtexec_command("tensorrt", "m", "e", {"in:0": parse_shapes(["x:2"])["x"]}, [], TensorRTOptions())
+    assert "--minShapes='in:0':2" in shlex.split(named)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--builder-level", "5"], "--builder-level and --rebuild: the manifest says what to build"),
+        (["--refit", "--workspace-mib", "64"], "--workspace-mib, --refit and --rebuild"),
+        (["--hardware-compatibility", "none"], "--hardware-compatibility and --rebuild"),
+        (["--precision", "fp16"], "--precision and --rebuild"),
+        (["--timing-cache", "t"], "--timing-cache is only for --backend tensorrt;"),
+    ],
+)
+def test_nothing_beside_rebuild_is_dropped_silently(rtx, source, tmp_path, flags, message):
+    rtx.build(source, tmp_path / "engine", options("x:4x16"))
+    done = command("--rebuild", tmp_path / "engine", "--out", tmp_path / "again", *flags)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"builder_levl": 3}, r"builder_levl, which is no option here \(did you mean builder_level\?\)"),
+        ({"workspace_mib": "64"}, "workspace_mib '64', which is no int"),
+        ({"refit": 1, "sparsity": True}, "refit 1, which is no bool; sparsity, which is no option here"),
+        ({"builder_level": 9}, "--builder-level 9 must be 0 to 5"),
+    ],
+)
+def test_a_manifest_with_options_unknown_here_is_refused(written, message):
+    with pytest.raises(ValueError, match=message):
+        options_from_json(written, "tensorrt_rtx", "engine.json")
+    with pytest.raises(ValueError, match=r"no option here|is only for|is no"):
+        options_from_json(written, "onnxruntime", "engine.json")
+
+
+def test_no_hardware_compatibility_is_none_at_all():
+    assert TensorRTOptions(hardware_compatibility="none") == TensorRTOptions()
+    assert given_flags(options_from_json({"hardware_compatibility": "none"}, "onnxruntime", "engine.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("level", "built_on", "message"),
+    [
+        ("none", "8.6", r"was built for a card \(compute capability 8\.6\), here is another"),  # written before 0.2
+        (None, "9.0", r"was built for a card \(compute capability 9\.0\), here is another"),
+        ("same_compute_capability", "8.6", r"was built for a card \(compute capability 8\.6\), here is another"),
+        ("same_compute_capability", "9.0", None),
+        ("ampere_plus", "8.6", None),
+    ],
+)
+def test_an_engine_is_held_to_what_it_was_built_for(monkeypatch, tmp_path, level, built_on, message):
+    out = tmp_path / "engine"
+    out.write_bytes(b"plan")
+    write_manifest(
+        Manifest("tensorrt", {"tensorrt": "10.0"}, f"a card (compute capability {built_on})", (), {}, Products(),
+                 sha256_of(out), "", 4, options={"hardware_compatibility": level}),
+        manifest_path(out),
+    )  # fmt: skip
+    monkeypatch.setattr(trt_module, "load_module", lambda name: SimpleNamespace(__version__="10.0"))
+    monkeypatch.setattr(trt_module, "find_gpu", lambda: gpu_module.Gpu("another", (9, 0)))
+    monkeypatch.setattr(trt_runner, "TrtRunner", lambda *x, **kind: "runs")
+    if message is None:
+        assert get_backend("tensorrt").load(out) == "runs"
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            get_backend("tensorrt").load(out)
+
+
+def test_every_option_survives_the_manifest():
+    every = TensorRTOptions(64, 3, "t.cache", ("CUBLAS_LT",), True, "ampere_plus", True)
+    content = json.loads(json.dumps(dataclasses.asdict(every)))
+    assert options_from_json(content, "tensorrt", "engine.json") == every
+    assert options_from_json({}, "onnxruntime", "engine.json") == TensorRTOptions()
+
+
+def test_rebuild_leaves_the_timing_cache_of_the_first_build_alone(monkeypatch, capsys, tmp_path, source):
+    """The path comes from a file that may be of another machine: it is neither read nor written unasked."""
+    asked = []
+    monkeypatch.setattr(build_engine, "get_backend", lambda name: SimpleNamespace(build=lambda *x: asked.append(x[2])))
+    path = tmp_path / "engine.json"
+    made = Manifest("tensorrt", {}, "a GPU", (), {}, Products(), "", sha256_of(source), 0, onnx=str(source),
+                    options={"timing_cache": "/first/cache", "builder_level": 4})  # fmt: skip
+    write_manifest(made, path)
+    for flags in ([], ["--timing-cache", "mine"]):
+        with pytest.raises((SystemExit, AttributeError)):  # what is built here has no manifest to print
+            build_engine.main(["--rebuild", str(path), "--out", "e", *flags])
+    assert [(each.tensorrt.timing_cache, each.tensorrt.builder_level) for each in asked] == [(None, 4), ("mine", 4)]
+    assert capsys.readouterr().err.count("/first/cache, the timing cache of the first build, is left alone") == 1
 
 
 def test_two_builds_into_one_folder_leave_whole_engines(rtx, source, tmp_path):

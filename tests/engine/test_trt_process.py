@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
 import threading
@@ -44,15 +46,22 @@ def process(monkeypatch):
         return runner
 
     monkeypatch.setattr(trt_process.TENSORRT, "load", load)
-    ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=serve, args=(theirs.detach(),))
-    thread.start()
+    threads = []
+
+    def start(self):
+        ours, theirs = socket.socketpair()
+        threads.append(threading.Thread(target=serve, args=(theirs.detach(),)))
+        threads[-1].start()
+        self._pipe = Connection(ours.detach())
+        return self._pipe
+
+    monkeypatch.setattr(TrtProcess, "_start", start)
     made = TrtProcess("unused")
-    made._pipe = Connection(ours.detach())
     yield made, runner
     made.close()
-    thread.join(timeout=10)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
 
 
 def test_a_runner_there_is_a_runner_here(process, tmp_path):
@@ -67,6 +76,34 @@ def test_a_runner_there_is_a_runner_here(process, tmp_path):
     assert runner.is_closed
     with pytest.raises(ValueError, match="engine broken is truncated"):
         backend.load(tmp_path / "broken")
+
+
+def test_an_engine_of_a_process_that_ended_is_not_taken_for_another(process, tmp_path):
+    backend, _ = process
+    old = backend.load(tmp_path / "engine")
+    backend.close()  # as when it was killed
+    new = backend.load(tmp_path / "other")
+    feeds = {"x": np.zeros((2, 3), np.float32)}
+    with pytest.raises(RuntimeError, match="the interpreter that held this engine has ended; load the engine again"):
+        old(feeds)
+    old.close()
+    np.testing.assert_array_equal(new(feeds)["y"], feeds["x"])
+
+
+def test_an_interrupt_ends_the_process_and_the_next_answer_is_its_own():
+    here = TrtProcess(sys.executable)
+    try:
+        # It needs half a second to import what it answers with: the interrupt comes while the answer is waited for.
+        here._start()
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            here.ask("version")
+        first = here._process
+        assert first is not None and first.returncode == -signal.SIGKILL
+        assert here.ask("check_build") is not None  # a reason: no GPU, or no TensorRT; the version may be None
+        assert here._process is not first
+    finally:
+        here.close()
 
 
 def test_an_interpreter_without_tensorrt_or_that_is_none_says_so(tmp_path):
