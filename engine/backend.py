@@ -258,7 +258,7 @@ def saturation_of(backend: Backend, options: BuildOptions) -> str | None:
     """
     asked = options.saturation or SATURATIONS[0]
     if asked not in SATURATIONS:
-        near = near_matches(asked, SATURATIONS)
+        near = near_matches(asked, list(SATURATIONS))
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"--saturation {asked!r} is unknown; it takes {' or '.join(SATURATIONS)}{hint}")
     if backend.saturation_mend is None:

@@ -37,10 +37,11 @@ def folder(request, tmp_path_factory):
         pytest.skip(reason)
     onnx.save(prepare_for_target(linear_model(num_siblings=2), request.param), path / "model.onnx")
     onnx.save(linear_model(num_siblings=2, quantized=False), path / "float.onnx")
-    options = BuildOptions(parse_shapes(["x:4x16"]), threads=1)
+    # INT8 kernels are what is inspected, also where they saturate (a CPU without VNNI)
+    options = BuildOptions(parse_shapes(["x:4x16"]), threads=1, saturation="allow")
     backend.build(path / "model.onnx", path / "int8", options)
     backend.build(path / "float.onnx", path / "float", options)
-    backend.build(path / "model.onnx", path / "dynamic", BuildOptions(threads=1))
+    backend.build(path / "model.onnx", path / "dynamic", BuildOptions(threads=1, saturation="allow"))
     return path
 
 
@@ -66,6 +67,16 @@ def test_an_engine_tells_its_int8_share_its_arithmetic_and_its_times(folder, cap
     float_row = row_of(capsys, folder / "float")
     assert float_row["int8_percent"] == 0
     assert {each["precision"] for each in float_row["layers"] if each["kind"] == "product"} == {"fp32"}
+
+
+def test_int8_weights_alone_are_no_int8_product(folder, capsys, monkeypatch):
+    """Without VNNI OpenVINO multiplies floats by dequantized INT8 weights, and calls the layer i8 all the same."""
+    backend = get_backend("onnxruntime" if "onnxruntime" in str(folder) else "openvino")
+    monkeypatch.setattr("engine.backend.cpu_flags", lambda: ("avx2",))
+    options = BuildOptions(parse_shapes(["x:4x16"]), threads=1, force=True)
+    backend.build(folder / "model.onnx", folder / "avoided", options)
+    row = row_of(capsys, folder / "avoided")
+    assert row["int8_percent"] == (100 if backend.name == "onnxruntime" else 0)
 
 
 def test_a_convolution_whose_weight_is_dequantized_tells_its_arithmetic():
