@@ -21,6 +21,7 @@ from engine.graph import (
     set_type,
     users,
 )
+from engine.integers import symmetric_zero
 
 # Operators that move integers and leave them as they are: a Q before them and a DQ behind them change their type
 # together.
@@ -100,27 +101,27 @@ def gather_before_dequantize(model: ir.Model) -> int:
 
 
 def activations_to_uint8(model: ir.Model) -> int:
-    """Add 128 to every INT8 activation: uint8 with zero point 128, the same numbers; return how many Q nodes changed.
+    """Make every INT8 activation uint8 with its symmetric zero point, the same numbers; return how many Q changed.
 
     ONNX Runtime's x86 kernels are several times faster with it. Weights (Q/DQ of constants) stay int8.
     """
-    return _add_128(model, lambda dequantizers: True)
+    return _to_uint8(model, lambda dequantizers: True)
 
 
 def conv_inputs_to_uint8(model: ir.Model) -> int:
-    """Add 128 to the INT8 activations that a convolution reads; return how many Q nodes changed.
+    """Make the INT8 activations uint8 that a convolution reads; return how many Q nodes changed.
 
     OpenVINO 2026.4.1 convolves int8 wrongly behind a Concat (by a third of the output) and depthwise with a zero bias;
     uint8 it convolves rightly. `tests/engine/test_qdq.py` says when this can go.
     """
-    return _add_128(model, lambda dequantizers: any(_feeds_conv(each.outputs[0]) for each in dequantizers))
+    return _to_uint8(model, lambda dequantizers: any(_feeds_conv(each.outputs[0]) for each in dequantizers))
 
 
 def _feeds_conv(value: ir.Value) -> bool:
     return any(is_op(user, "Conv") or (is_op(user, *MOVES) and _feeds_conv(user.outputs[0])) for user in users(value))
 
 
-def _add_128(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int:
+def _to_uint8(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int:
     """Let the activations whose DequantizeLinear nodes are wanted be uint8; return how many Q nodes changed."""
     zero_point = None
     changed = 0
@@ -134,7 +135,8 @@ def _add_128(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int
         if dequantizers is None or not is_wanted(dequantizers):
             continue
         if zero_point is None:
-            zero_point = add_constant(model.graph, "zero_point_uint8", np.array(128, dtype=np.uint8))
+            middle = np.array(symmetric_zero(np.dtype(np.uint8)), np.uint8)
+            zero_point = add_constant(model.graph, "zero_point_uint8", middle)
         for each in (node, *dequantizers):
             each.replace_input_with(2, zero_point)
         for value in (node.outputs[0], *between):

@@ -6,6 +6,7 @@ import torch
 
 from calib.calibrators import CALIBRATORS, compute_amax
 from calib.histogram import Histogram
+from quant.formats import INT8
 from quant.recipe import METHODS, CalibratorOptions
 
 
@@ -16,7 +17,8 @@ def histogram_of(x: torch.Tensor) -> Histogram:
 
 
 def amax_of(x, method, **options):
-    return compute_amax(histogram_of(torch.as_tensor(x, dtype=torch.float32)), CalibratorOptions(method, **options))
+    histogram = histogram_of(torch.as_tensor(x, dtype=torch.float32))
+    return compute_amax(histogram, CalibratorOptions(method, **options), INT8)
 
 
 def test_every_method_of_a_recipe_has_a_calibrator():
@@ -55,11 +57,11 @@ def test_histograms_are_not_changed_and_zeros_give_zero():
     histogram = histogram_of(torch.randn(10_000))
     before = histogram.counts.clone()
     for method in METHODS:
-        assert 0 < compute_amax(histogram, CalibratorOptions(method)) <= histogram.amax
-        assert compute_amax(histogram_of(torch.zeros(10)), CalibratorOptions(method)) == 0
+        assert 0 < compute_amax(histogram, CalibratorOptions(method), INT8) <= histogram.amax
+        assert compute_amax(histogram_of(torch.zeros(10)), CalibratorOptions(method), INT8) == 0
     assert torch.equal(histogram.counts, before)
     with pytest.raises(ValueError, match="no values were counted"):
-        compute_amax(Histogram(), CalibratorOptions())
+        compute_amax(Histogram(), CalibratorOptions(), INT8)
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu", "laplace", "mixture"])
