@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -312,4 +312,5 @@ def summarize_sites(sites: list[Site] | tuple[Site, ...]) -> str:
             dict.fromkeys("another quantizer covers it" if s.reason.startswith("reads ") else s.reason for s in off)
         )
         lines.append(f"{kind:<12} {len(members) - len(off):>4} {len(off):>4}  {reasons}")
-    return "\n".join(lines)
+    others = Counter(site.format for site in sites if site.enabled and site.format != INT8.name)
+    return "\n".join(lines + [f"in {name}: {number} of those on" for name, number in others.items()])

@@ -21,8 +21,10 @@ from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
 from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
 from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
+from quant.formats import INT8
 from quant.modules import QUANT_LAYER_TYPES, QuantEmbedding
 from quant.own_attention import set_attention
+from quant.site_formats import format_names
 from quant.tensor_quantizer import along_axis, named_quantizers
 
 
@@ -64,6 +66,10 @@ def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 
     assert program is not None  # only None for a function called with dynamo=False
     graph: Any = program.model
     _strip_metadata(graph)
+    quantization = getattr(model, "quantization", None)
+    formats = INT8.name if quantization is None else format_names(quantization.sites)
+    if formats != INT8.name:
+        graph.metadata_props["int8kit.formats"] = formats  # engines and rows name it from here
     return graph
 
 

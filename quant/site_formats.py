@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from quant.formats import get_format
+from quant.formats import INT8, get_format
 from quant.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def _readers(site: Site, kinds: dict[str, str], recipe: Recipe) -> Iterator[tupl
         rule = None if kind is None else recipe.last_rule("enable", name, kind)  # None: attention reads it
         if kind is not None and rule is not None and rule.enable:
             yield name, recipe.format_of(name, kind)
+
+
+def format_names(sites: Iterable[Site]) -> str:
+    """Return the formats of the sites that are on, e.g. `int8` or `int7 and int8`; int8 where none is on."""
+    return " and ".join(sorted({site.format for site in sites if site.enabled})) or INT8.name
 
 
 def check_formats(sites: Iterable[Site], recipe: Recipe, path: Path) -> None:
