@@ -10,12 +10,16 @@ from onnx import numpy_helper
 
 from calib.apply import apply_statistics
 from calib.collect import collect
+from calib.smoothquant import Smoothing, _output_error
+from calib.statistics import SiteStatistics
 from engine.qdq import prepare_for_target
 from quant.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from quant.formats import FORMATS, INT7, INT8, NumberFormat, get_format
 from quant.insert import insert_quantizers, plan_sites, summarize_sites
 from quant.onnx_export import export_onnx
+from quant.qat import finish_qat, start_qat
 from quant.recipe import Recipe, Rule, load_recipe, recipe_from_dict
+from quant.site_formats import format_names
 from quant.tensor_quantizer import TensorQuantizer, amax_to_scale, fake_quantize, named_quantizers, quantize
 from tests.conftest import text_batch, tiny_bert, tiny_gpt2
 
@@ -196,6 +200,51 @@ def test_an_embedding_that_shares_a_clipped_weight_stays_as_it_is():
     assert np.array_equal(table, model.transformer.wte.weight.detach().numpy())
 
 
+def test_training_keeps_the_format_and_its_codes(tmp_path):
+    """A few steps with learned ranges: they move, and what is saved rounds to 63 codes as the trained model did."""
+    model = calibrated(recipe_with(ALL))
+    before = {name: q.amax.clone() for name, q in named_quantizers(model) if q.enabled}
+    start_qat(model.train(), model.quantization.recipe.qat)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**text_batch(), labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        trained = model.eval()(**text_batch()).logits
+        finish_qat(model)
+        assert torch.equal(model(**text_batch()).logits, trained)
+    save_checkpoint(model, tmp_path / "c")
+    loaded = load_checkpoint(tmp_path / "c").model
+    with torch.no_grad():
+        assert torch.equal(loaded(**text_batch()).logits, trained)
+    moved = [name for name, q in named_quantizers(loaded) if q.enabled and not torch.equal(q.amax, before[name])]
+    assert len(moved) == len(before)
+    layer = loaded.bert.encoder.layer[0].intermediate.dense
+    codes = layer.weight_quantizer(layer.weight) / layer.weight_quantizer.broadcast_scale(layer.weight)
+    assert codes.abs().max().round() == 63
+
+
+def test_smoothquant_searches_with_the_formats_of_both_operands():
+    """Fewer codes on either side cost more in the error that the search compares."""
+    generator = torch.Generator().manual_seed(0)
+    statistics = SiteStatistics()
+    statistics.sample.add(torch.randn(64, 16, generator=generator), generator)
+    weights = [torch.randn(8, 16, generator=generator)]
+    targets = [statistics.sample.rows @ weights[0].T]
+    choice = Smoothing(0.5, torch.ones(16), float(statistics.sample.rows.abs().max()))
+    pairs = [(INT8, INT8), (INT7, INT8), (INT8, INT7)]
+    plain, narrow_x, narrow_w = (_output_error(statistics, weights, targets, choice, (x, [w])) for x, w in pairs)
+    assert narrow_x > 1.1 * plain and narrow_w > 1.1 * plain
+
+
+def test_a_file_names_formats_other_than_int8():
+    model = tiny_bert()
+    assert format_names(plan_sites(model, load_recipe("int8_linear"))) == "int8"
+    assert format_names(plan_sites(model, recipe_with(WEIGHTS))) == "int7 and int8"
+    assert format_names(plan_sites(model, recipe_with(ALL))) == "int7"
+
+
 def test_adding_a_format_is_one_entry(monkeypatch):
     """Four bits in INT8 storage: nothing but this entry knows of it, from insertion to the runtime."""
     ort = pytest.importorskip("onnxruntime")
@@ -210,4 +259,6 @@ def test_adding_a_format_is_one_entry(monkeypatch):
     with torch.no_grad():
         expected = model(**batch).logits.numpy()
         assert not np.allclose(expected, tiny_bert()(**batch).logits.numpy(), atol=1e-3)  # 15 codes do change it
+    named = {entry.key: entry.value for entry in proto.metadata_props}
+    assert named["int8kit.formats"] == "int4"
     np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)  # tiny models differ by sums alone
