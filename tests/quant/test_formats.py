@@ -1,6 +1,8 @@
 """Number formats: one entry each, chosen by a recipe's rules, kept by the checkpoint, refused in one line."""
 
+import ast
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -262,3 +264,17 @@ def test_adding_a_format_is_one_entry(monkeypatch):
     named = {entry.key: entry.value for entry in proto.metadata_props}
     assert named["int8kit.formats"] == "int4"
     np.testing.assert_allclose(session.run(None, feeds)[0], expected, atol=1e-5)  # tiny models differ by sums alone
+
+
+def test_no_other_file_states_a_range():
+    """127, 63 and 255 stand in no other code of the packages (128 does: tokens, bins)."""
+    root = Path(__file__).parents[2]
+    files = [path for room in ("quant", "calib", "eval", "engine") for path in (root / room).rglob("*.py")]
+    found = {
+        f"{path.relative_to(root)}:{node.lineno}"
+        for path in files
+        if path.name != "formats.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value in (127, 63, 255)
+    }
+    assert not found and len(files) > 100
