@@ -20,7 +20,6 @@ from engine.run import read_feeds
 from eval.evaluate import ReplayRunner, Runner
 from eval.pytorch_runner import PyTorchRunner
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
-from quant.insert import quantization_of
 from quant.pretrained import LoadedModel, load_float_model
 from quant.site_formats import format_names
 
@@ -73,7 +72,7 @@ def open_model(name: str, device: str = "cpu", trust_remote_code: bool = False) 
         description = read_description(name)
         provenance = description.get("provenance") or {}
         facts = {
-            "precision": f"{format_names(quantization_of(loaded.model).sites)} (simulated)",
+            "precision": f"{format_names(loaded.model)} (simulated)",
             "recipe": description["recipe"].get("name"),
             "recipe_digest": description.get("recipe_digest"),
             "method": provenance.get("method"),

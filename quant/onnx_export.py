@@ -66,9 +66,7 @@ def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 
     assert program is not None  # only None for a function called with dynamo=False
     graph: Any = program.model
     _strip_metadata(graph)
-    quantization = getattr(model, "quantization", None)
-    formats = INT8.name if quantization is None else format_names(quantization.sites)
-    if formats != INT8.name:
+    if (formats := format_names(model)) != INT8.name:
         graph.metadata_props["int8kit.formats"] = formats  # engines and rows name it from here
     return graph
 

@@ -7,8 +7,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from quant.formats import INT8, get_format
 from quant.recipe import Recipe
+from quant.tensor_quantizer import named_quantizers
 
 if TYPE_CHECKING:
     from quant.insert import Site
@@ -50,9 +53,10 @@ def _readers(site: Site, kinds: dict[str, str], recipe: Recipe) -> Iterator[tupl
             yield name, recipe.format_of(name, kind)
 
 
-def format_names(sites: Iterable[Site]) -> str:
-    """Return the formats of the sites that are on, e.g. `int8` or `int7 and int8`; int8 where none is on."""
-    return " and ".join(sorted({site.format for site in sites if site.enabled})) or INT8.name
+def format_names(model: nn.Module) -> str:
+    """Return the formats of the quantizers that are on, e.g. `int8` or `int7 and int8`; int8 where none is on."""
+    names = {quantizer.format.name for _, quantizer in named_quantizers(model) if quantizer.enabled}
+    return " and ".join(sorted(names)) or INT8.name
 
 
 def check_formats(sites: Iterable[Site], recipe: Recipe, path: Path) -> None:

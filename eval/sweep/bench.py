@@ -33,7 +33,6 @@ from eval.sweep.references import (
 )
 from eval.sweep.workshop import Workshop
 from eval.tasks import Task, get_task
-from quant.insert import quantization_of
 from quant.site_formats import format_names
 
 MAX_SCORE_BATCH = 32
@@ -171,7 +170,7 @@ class Bench:
         return Opened(
             system, TorchRunner(loaded, self.options.device, dtype, is_compiled),
             {"source": source, "backend": PYTORCH, "dtype": dtype},
-            f"{format_names(quantization_of(loaded.model).sites)} (simulated)" if is_quantized else dtype,
+            f"{format_names(loaded.model)} (simulated)" if is_quantized else dtype,
             None if is_quantized else size, is_timed=not is_quantized, is_scored=not is_compiled,
             details={"digests": {"source": source}},
         )  # fmt: skip

@@ -240,11 +240,11 @@ def test_smoothquant_searches_with_the_formats_of_both_operands():
     assert narrow_x > 1.1 * plain and narrow_w > 1.1 * plain
 
 
-def test_a_file_names_formats_other_than_int8():
+@pytest.mark.parametrize(("rules", "names"), [((), "int8"), ((WEIGHTS,), "int7 and int8"), ((ALL,), "int7")])
+def test_the_formats_of_a_model_are_named(rules, names):
     model = tiny_bert()
-    assert format_names(plan_sites(model, load_recipe("int8_linear"))) == "int8"
-    assert format_names(plan_sites(model, recipe_with(WEIGHTS))) == "int7 and int8"
-    assert format_names(plan_sites(model, recipe_with(ALL))) == "int7"
+    insert_quantizers(model, recipe_with(*rules))
+    assert format_names(model) == names
 
 
 def test_adding_a_format_is_one_entry(monkeypatch):
