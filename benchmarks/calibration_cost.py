@@ -24,6 +24,7 @@ from calib.collect import collect
 from calib.samples import load_samples
 from calib.statistics import Statistics
 from engine.cli import CommandParser, run_command
+from quant.formats import INT8
 from quant.insert import insert_quantizers
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import CalibratorOptions, load_recipe
@@ -99,7 +100,7 @@ def time_search(statistics: Statistics, options: argparse.Namespace, folder: Pat
         how = CalibratorOptions(method=method)
         start = time.perf_counter()
         for histogram in chosen:
-            compute_amax(histogram, how)
+            compute_amax(histogram, how, INT8)
         seconds[method] = time.perf_counter() - start
     append_row(
         options.out,

@@ -21,6 +21,7 @@ from calib.smoothquant import (
     smoothed_histogram,
 )
 from calib.statistics import SiteStatistics, Statistics
+from quant.formats import NumberFormat, get_format
 from quant.insert import Quantization, Site, quantization_of
 from quant.modules import QuantLayer
 from quant.recipe import CalibratorOptions, Recipe
@@ -67,7 +68,9 @@ def _calibrate_site(
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
         site, smoothing = smooth_site(model, site, seen, recipe)
     try:
-        amax = compute_amax(seen.histogram, recipe.calibrator) if smoothing is None else smoothing.amax
+        amax = (
+            compute_amax(seen.histogram, recipe.calibrator, quantizer.format) if smoothing is None else smoothing.amax
+        )
     except ValueError as error:
         raise ValueError(f"{site.name}: {error}; were all samples padding?") from error
     if smoothing is not None and site.smoothing.startswith("explicit"):
@@ -76,10 +79,12 @@ def _calibrate_site(
     return site
 
 
-def smoothed_amax(seen: SiteStatistics, weights: list[Tensor], s: Tensor, options: CalibratorOptions) -> float:
+def smoothed_amax(
+    seen: SiteStatistics, weights: list[Tensor], s: Tensor, options: CalibratorOptions, number_format: NumberFormat
+) -> float:
     """Return the calibrator's amax of x / s; `mse` weighs each channel by what its errors do to the layer's output."""
     importance = channel_importance(weights, s) if options.method == "mse" else None
-    return compute_amax(smoothed_histogram(seen, s, importance), options)
+    return compute_amax(smoothed_histogram(seen, s, importance), options, number_format)
 
 
 def smooth_site(
@@ -98,9 +103,11 @@ def smooth_site(
     if fold is None and not is_input:
         return dataclasses.replace(site, smoothing="none: another branch reads the same INT8 tensor"), None
 
-    amax_of = partial(smoothed_amax, options=recipe.calibrator)
+    x_format = get_format(site.format)
+    formats = (x_format, [consumer.weight_quantizer.format for consumer in consumers])
+    amax_of = partial(smoothed_amax, options=recipe.calibrator, number_format=x_format)
     constrain = (lambda s: s) if fold is None else fold.constrain
-    smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, constrain)
+    smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, formats, constrain)
     if smoothing is None:
         return dataclasses.replace(site, smoothing="none: no alpha lowers the error"), None
     how = "explicit"

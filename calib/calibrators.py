@@ -1,4 +1,4 @@
-"""From a histogram of |x| to the amax of an INT8 range: max, percentile, entropy and mse, all from the same counts."""
+"""From a histogram of |x| to the amax of a range: max, percentile, entropy and mse, all from the same counts."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from collections.abc import Callable
 import numpy as np
 
 from calib.histogram import Histogram
+from quant.formats import NumberFormat
 from quant.recipe import CalibratorOptions
 
-NUM_LEVELS = 128  # the non-negative INT8 codes 0..127
 ENTROPY_STRIDE = 8  # bins between two candidate ranges; a finer search moved no amax by more than 0.4 %
 
 
-def compute_amax(histogram: Histogram, options: CalibratorOptions) -> float:
+def compute_amax(histogram: Histogram, options: CalibratorOptions, number_format: NumberFormat) -> float:
     """Return the amax of `histogram` by `options.method`; never above the largest value seen.
+
+    `mse` and `entropy` search for the levels of `number_format`: fewer levels make it worth while to clip more.
 
     Raises: ValueError: the histogram is empty.
     """
@@ -22,15 +24,15 @@ def compute_amax(histogram: Histogram, options: CalibratorOptions) -> float:
         raise ValueError("no values were counted")
     if histogram.amax == 0:
         return 0.0
-    return min(CALIBRATORS[options.method](histogram, options), histogram.amax)
+    return min(CALIBRATORS[options.method](histogram, options, number_format), histogram.amax)
 
 
-def max_amax(histogram: Histogram, options: CalibratorOptions) -> float:
+def max_amax(histogram: Histogram, options: CalibratorOptions, number_format: NumberFormat) -> float:
     """Return the exact maximum of |x|: nothing is clipped."""
     return histogram.amax
 
 
-def percentile_amax(histogram: Histogram, options: CalibratorOptions) -> float:
+def percentile_amax(histogram: Histogram, options: CalibratorOptions, number_format: NumberFormat) -> float:
     """Return the value below which `options.percentile` % of |x| lie, interpolated within its bin."""
     counts = histogram.to_numpy()
     cumulative = np.cumsum(counts)
@@ -41,7 +43,7 @@ def percentile_amax(histogram: Histogram, options: CalibratorOptions) -> float:
     return (index + inside) * histogram.top / histogram.num_bins
 
 
-def mse_amax(histogram: Histogram, options: CalibratorOptions) -> float:
+def mse_amax(histogram: Histogram, options: CalibratorOptions, number_format: NumberFormat) -> float:
     """Return the amax with the least mean squared rounding and clipping error, searched over 1 to 100 % of the maximum.
 
     Each bin stands for its centre. Two passes: 100 candidates, then 100 between the neighbours of the best.
@@ -52,8 +54,8 @@ def mse_amax(histogram: Histogram, options: CalibratorOptions) -> float:
     weights = counts[used].astype(np.float64)
 
     def errors(candidates: np.ndarray) -> np.ndarray:
-        scales = candidates[:, None] / 127
-        codes = np.minimum(np.rint(centers / scales), 127)
+        scales = candidates[:, None] / number_format.qmax
+        codes = np.minimum(np.rint(centers / scales), number_format.qmax)
         return ((codes * scales - centers) ** 2) @ weights
 
     coarse = np.linspace(0.01, 1, 100) * histogram.amax
@@ -62,8 +64,8 @@ def mse_amax(histogram: Histogram, options: CalibratorOptions) -> float:
     return float(fine[errors(fine).argmin()])
 
 
-def entropy_amax(histogram: Histogram, options: CalibratorOptions) -> float:
-    """Return the amax whose 128-level distribution has the least KL divergence from the clipped one.
+def entropy_amax(histogram: Histogram, options: CalibratorOptions, number_format: NumberFormat) -> float:
+    """Return the amax whose distribution over the format's levels has the least KL divergence from the clipped one.
 
     Source: Migacz 2017, "8-bit Inference with TensorRT" (GTC), with pytorch-quantization's two care points: the bin of
     the zeros is given its neighbour's count, and the clipped tail is added to the last bin of the reference alone.
@@ -71,20 +73,21 @@ def entropy_amax(histogram: Histogram, options: CalibratorOptions) -> float:
     counts = histogram.to_numpy().astype(np.float64)
     counts[0] = counts[1]
     num_used = min(int(np.ceil(histogram.amax / histogram.top * histogram.num_bins)), histogram.num_bins)
-    if num_used <= NUM_LEVELS or not counts.any():
+    num_levels = number_format.num_levels
+    if num_used <= num_levels or not counts.any():
         return histogram.amax
-    ends = np.unique(np.append(np.arange(NUM_LEVELS, num_used, ENTROPY_STRIDE), num_used))
+    ends = np.unique(np.append(np.arange(num_levels, num_used, ENTROPY_STRIDE), num_used))
     total = counts.sum()
-    divergences = [_divergence(counts, int(end), total) for end in ends]
+    divergences = [_divergence(counts, int(end), total, num_levels) for end in ends]
     best = len(ends) - 1 - int(np.argmin(divergences[::-1]))  # the widest of equals clips least
     return float(ends[best]) * histogram.top / histogram.num_bins
 
 
-def _divergence(counts: np.ndarray, end: int, total: float) -> float:
+def _divergence(counts: np.ndarray, end: int, total: float, num_levels: int) -> float:
     """Return KL(reference || quantized) for the range of the first `end` bins; `counts` is not changed."""
     inside = counts[:end]
-    level = (np.arange(end) * NUM_LEVELS) // end  # the code that each bin rounds to
-    starts = np.searchsorted(level, np.arange(NUM_LEVELS))
+    level = (np.arange(end) * num_levels) // end  # the code that each bin rounds to
+    starts = np.searchsorted(level, np.arange(num_levels))
     filled = inside > 0
     mass = np.add.reduceat(inside, starts)
     num_filled = np.add.reduceat(filled.astype(np.float64), starts)
@@ -100,6 +103,6 @@ def _divergence(counts: np.ndarray, end: int, total: float) -> float:
     return float(np.sum(p[seen] * np.log(p[seen] / q[seen])))
 
 
-CALIBRATORS: dict[str, Callable[[Histogram, CalibratorOptions], float]] = {
+CALIBRATORS: dict[str, Callable[[Histogram, CalibratorOptions, NumberFormat], float]] = {
     "max": max_amax, "percentile": percentile_amax, "entropy": entropy_amax, "mse": mse_amax,
 }  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from calib.histogram import Histogram, amax_range
 from calib.statistics import SiteStatistics
+from quant.formats import NumberFormat
 from quant.insert import Site
 from quant.recipe import SmoothQuantOptions
 from quant.tensor_quantizer import amax_to_scale, fake_quantize
@@ -89,13 +90,13 @@ def channel_importance(weights: list[Tensor], s: Tensor) -> Tensor:
 
 def choose_smoothing(
     statistics: SiteStatistics, weights: list[Tensor], options: SmoothQuantOptions, amax_of: AmaxOf,
-    constrain: Callable[[Tensor], Tensor] = lambda s: s,
+    formats: tuple[NumberFormat, list[NumberFormat]], constrain: Callable[[Tensor], Tensor] = lambda s: s,
 ) -> Smoothing | None:  # fmt: skip
     """Return the smoothing of one site, or None where leaving it alone is best (or nothing was active).
 
     Args:
         weights: of the consumers, each (out_features, in_features). amax_of: the calibrator's amax of x / s.
-        constrain: maps s to an s that the fold can carry.
+        formats: of x, and of each weight. constrain: maps s to an s that the fold can carry.
     """
     if statistics.channel_amax is None or not bool((statistics.channel_amax > 0).any()):
         return None
@@ -110,20 +111,24 @@ def choose_smoothing(
     if options.alpha != "search":
         return choices[0]
     targets = [statistics.sample.rows @ w.T for w in weights]
-    errors = [_output_error(statistics, weights, targets, choice) for choice in choices]
+    errors = [_output_error(statistics, weights, targets, choice, formats) for choice in choices]
     best = min(range(len(choices)), key=errors.__getitem__)
-    plain = _output_error(statistics, weights, targets, smoothing(0, torch.ones_like(act_amax)))
+    plain = _output_error(statistics, weights, targets, smoothing(0, torch.ones_like(act_amax)), formats)
     return choices[best] if errors[best] < plain else None
 
 
-def _output_error(stats: SiteStatistics, weights: list[Tensor], targets: list[Tensor], choice: Smoothing) -> float:
-    """Return the summed squared error of the consumers' outputs over the kept rows, activations and weights in INT8."""
-    s = choice.scale
-    x = fake_quantize(stats.sample.rows / s, amax_to_scale(torch.tensor([choice.amax])))
+def _output_error(
+    stats: SiteStatistics, weights: list[Tensor], targets: list[Tensor], choice: Smoothing,
+    formats: tuple[NumberFormat, list[NumberFormat]],
+) -> float:  # fmt: skip
+    """Return the summed squared error of the consumers' outputs over the kept rows, both operands in their formats."""
+    s, (x_format, weight_formats) = choice.scale, formats
+    x = fake_quantize(stats.sample.rows / s, amax_to_scale(torch.tensor([choice.amax]), x_format), x_format)
     error = 0.0
-    for weight, target in zip(weights, targets, strict=True):
+    for weight, target, weight_format in zip(weights, targets, weight_formats, strict=True):
         smoothed = weight * s
-        quantized = fake_quantize(smoothed, amax_to_scale(smoothed.abs().amax(1, keepdim=True)))
+        scale = amax_to_scale(smoothed.abs().amax(1, keepdim=True), weight_format)
+        quantized = fake_quantize(smoothed, scale, weight_format)
         error += float(((x @ quantized.T - target) ** 2).sum())
     return error
 

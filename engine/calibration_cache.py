@@ -26,6 +26,7 @@ from engine.source import read_onnx
 ALGORITHMS = ("EntropyCalibration2", "EntropyCalibration", "MinMaxCalibration", "LegacyCalibration")
 HEADER = re.compile(r"TRT-(\d+)-(\w+)")
 FEEDS_BATCH = 8
+LARGEST_CODE = int(np.iinfo(np.int8).max)  # implicit quantization knows INT8 alone
 TENSORS_A_PASS = 64  # intermediate tensors fetched in one pass: bounds the memory
 
 
@@ -118,7 +119,7 @@ def fill_scales(
             for batch in _batches(feeds, [each.name for each in session.get_inputs()]):
                 for name, x in zip(wanted, session.run(wanted, batch), strict=True):
                     amax[name] = max(amax.get(name, 0.0), float(np.abs(x).max(initial=0.0)))
-        scales.update({name: value / 127 for name, value in amax.items()})
+        scales.update({name: value / LARGEST_CODE for name, value in amax.items()})
     return scales
 
 
@@ -165,7 +166,7 @@ def _print_cache(cache: CalibrationCache, arguments: argparse.Namespace) -> None
         f"TensorRT {cache.version}, {cache.algorithm}, {len(cache.scales)} tensors",
         f"{'scale':>12} {'amax':>10}  tensor",
     ]
-    lines += [f"{scale:12.6g} {scale * 127:10.5g}  {name}" for name, scale in cache.scales.items()]
+    lines += [f"{scale:12.6g} {scale * LARGEST_CODE:10.5g}  {name}" for name, scale in cache.scales.items()]
     print_result(row, "\n".join(lines), arguments.json)
 
 

@@ -18,9 +18,8 @@ from engine.graph import (
     set_type,
     sweep,
 )
+from engine.integers import symmetric_zero
 from engine.lint_graph import MOVES, label
-
-SYMMETRIC_ZERO = {np.dtype(np.int8): 0, np.dtype(np.uint8): 128}
 
 
 def without_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -57,7 +56,7 @@ def activation_scales(model: onnx.ModelProto) -> dict[str, float]:
         zeros = constant(operand(node, 2)) if len(node.inputs) > 2 else np.zeros((), np.uint8)
         if scale is None or scale.size != 1 or not np.isfinite(scale).all() or not (scale > 0).all():
             raise ValueError(f"tensor {name} is not quantized by one positive constant scale; calibrate it per tensor")
-        if zeros is None or (zeros != SYMMETRIC_ZERO.get(zeros.dtype, -1)).any():
+        if zeros is None or (zeros != symmetric_zero(zeros.dtype)).any():
             raise ValueError(
                 f"tensor {name} has a zero point other than int8 0 or uint8 128; TensorRT's implicit quantization is "
                 "symmetric: calibrate it symmetrically"

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from engine.graph import constant, constant_shape, constant_tensor, int_attribute
+from engine.integers import symmetric_zero
 from engine.lint_findings import CONSUMERS, TENSORRT, Hit, Rule
 from engine.lint_graph import LintGraph, Operand, ProductSite, shape_of, weight_behind
 
@@ -47,8 +48,7 @@ def zero_point(graph: LintGraph, consumer: str) -> Iterator[Hit]:
         value = node.inputs[2] if len(node.inputs) > 2 else None
         zeros = constant(value)
         if zeros is not None and zeros.dtype in (np.int8, np.uint8):
-            middle = 128 if zeros.dtype == np.uint8 else 0
-            if (zeros.astype(np.int64) != middle).any():
+            if (zeros != symmetric_zero(zeros.dtype)).any():
                 yield Hit(node, "its zero point is not that of symmetric integers; TensorRT takes symmetric INT8 alone")
         elif value is not None and zeros is None:
             yield Hit(node, "its zero point is computed at run time; TensorRT needs a constant 0")

@@ -224,7 +224,7 @@ PLACEMENT_RULES = (
         "attention-softmax",
         "error",
         CONSUMERS,
-        "quantize the softmax output too (scale 1/127; recipe int8_attention), or leave Q, K and V float",
+        "quantize the softmax output too (its amax is 1; recipe int8_attention), or leave Q, K and V float",
         attention_softmax,
     ),
     Rule(

@@ -16,11 +16,13 @@ from engine.graph import (
     dequantizer,
     int_attribute,
     is_op,
+    only_user,
     operand,
     replace,
     set_type,
     users,
 )
+from engine.integers import symmetric_zero
 
 # Operators that move integers and leave them as they are: a Q before them and a DQ behind them change their type
 # together.
@@ -100,27 +102,27 @@ def gather_before_dequantize(model: ir.Model) -> int:
 
 
 def activations_to_uint8(model: ir.Model) -> int:
-    """Add 128 to every INT8 activation: uint8 with zero point 128, the same numbers; return how many Q nodes changed.
+    """Make every INT8 activation uint8 with its symmetric zero point, the same numbers; return how many Q changed.
 
     ONNX Runtime's x86 kernels are several times faster with it. Weights (Q/DQ of constants) stay int8.
     """
-    return _add_128(model, lambda dequantizers: True)
+    return _to_uint8(model, lambda dequantizers: True)
 
 
 def conv_inputs_to_uint8(model: ir.Model) -> int:
-    """Add 128 to the INT8 activations that a convolution reads; return how many Q nodes changed.
+    """Make the INT8 activations uint8 that a convolution reads; return how many Q nodes changed.
 
     OpenVINO 2026.4.1 convolves int8 wrongly behind a Concat (by a third of the output) and depthwise with a zero bias;
     uint8 it convolves rightly. `tests/engine/test_qdq.py` says when this can go.
     """
-    return _add_128(model, lambda dequantizers: any(_feeds_conv(each.outputs[0]) for each in dequantizers))
+    return _to_uint8(model, lambda dequantizers: any(_feeds_conv(each.outputs[0]) for each in dequantizers))
 
 
 def _feeds_conv(value: ir.Value) -> bool:
     return any(is_op(user, "Conv") or (is_op(user, *MOVES) and _feeds_conv(user.outputs[0])) for user in users(value))
 
 
-def _add_128(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int:
+def _to_uint8(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int:
     """Let the activations whose DequantizeLinear nodes are wanted be uint8; return how many Q nodes changed."""
     zero_point = None
     changed = 0
@@ -134,7 +136,8 @@ def _add_128(model: ir.Model, is_wanted: Callable[[list[ir.Node]], bool]) -> int
         if dequantizers is None or not is_wanted(dequantizers):
             continue
         if zero_point is None:
-            zero_point = add_constant(model.graph, "zero_point_uint8", np.array(128, dtype=np.uint8))
+            middle = np.array(symmetric_zero(np.dtype(np.uint8)), np.uint8)
+            zero_point = add_constant(model.graph, "zero_point_uint8", middle)
         for each in (node, *dequantizers):
             each.replace_input_with(2, zero_point)
         for value in (node.outputs[0], *between):
@@ -203,7 +206,8 @@ def split_gemms(model: ir.Model) -> int:
 def hoist_quantizers(model: ir.Model) -> int:
     """Move the Q/DQ of attention's Q, K and V before the Reshape and Transpose behind their linear layers.
 
-    T -> Q -> DQ becomes Q -> DQ -> T, and a product with one number passes T the same way: the same numbers to the bit.
+    T -> Q -> DQ becomes Q -> DQ -> T, and a product with one number and a narrow format's Clip pass T the same way: the
+    same numbers to the bit.
     OpenVINO then fuses the rounding into the linear layer and moves integers. Returns how many moves there were.
     """
     moves = 0
@@ -212,7 +216,7 @@ def hoist_quantizers(model: ir.Model) -> int:
         is_moving = False
         for node in list(model.graph):
             is_pair = is_op(node, "QuantizeLinear") and _hoist_pair(model, node)
-            if is_pair or (is_op(node, "Mul") and _hoist_factor(model, node)):
+            if is_pair or (is_op(node, "Mul", "Clip") and _hoist_numbers(model, node)):
                 moves, is_moving = moves + 1, True
     return moves
 
@@ -236,22 +240,28 @@ def _hoist_pair(model: ir.Model, quantize: ir.Node) -> bool:
     return True
 
 
-def _hoist_factor(model: ir.Model, product: ir.Node) -> bool:
-    """Turn T -> Mul(number) -> Q into Mul(number) -> T -> Q."""
-    mover, readers = _only_mover(operand(product, 0)), users(product.outputs[0])
-    if mover is None or len(readers) != 1 or not is_op(readers[0], "QuantizeLinear"):
+def _hoist_numbers(model: ir.Model, node: ir.Node) -> bool:
+    """Turn T -> Mul(number) -> Q into Mul(number) -> T -> Q, and T -> Clip(numbers) -> Q the same way."""
+    mover = _only_mover(operand(node, 0))
+    if mover is None or not _is_rounded_alone(node.outputs[0]):
         return False
-    factor = constant_shape(operand(product, 1))
-    if factor is None or any(size != 1 for size in factor) or len(factor) > 1:
+    shapes = [None if value is None else constant_shape(value) for value in node.inputs[1:]]
+    if any(shape not in ((), (1,)) for shape in shapes):
         return False
     source = operand(mover, 0)
-    first = ir.node("Mul", [source, operand(product, 1)], name=product.name)
+    first = ir.node(node.op_type, [source, *node.inputs[1:]], name=node.name)
     moved = ir.node(mover.op_type, [first.outputs[0], *mover.inputs[1:]], mover.attributes.copy(), name=mover.name)
     set_type(first.outputs[0], source.dtype, source.shape)
-    set_type(moved.outputs[0], product.outputs[0].dtype, product.outputs[0].shape)
-    model.graph.insert_before(product, [first, moved])
-    _take_over(model, product, moved, [mover])
+    set_type(moved.outputs[0], node.outputs[0].dtype, node.outputs[0].shape)
+    model.graph.insert_before(node, [first, moved])
+    _take_over(model, node, moved, [mover])
     return True
+
+
+def _is_rounded_alone(value: ir.Value) -> bool:
+    """Return whether one QuantizeLinear is all that reads `value`, maybe behind a Clip."""
+    reader = only_user(value)
+    return is_op(reader, "QuantizeLinear") or (is_op(reader, "Clip") and _is_rounded_alone(reader.outputs[0]))
 
 
 def _only_mover(value: ir.Value) -> ir.Node | None:

@@ -37,13 +37,15 @@ def quantize_attention_outputs(model: ir.Model) -> int:
     """Put the Q of an attention's output right behind its second product; the integers are moved to their linear.
 
     product → Transpose → Reshape → Q becomes product → Q → Transpose → Reshape: the same numbers to the bit, and the
-    place that INT8 fused attention asks for. The DQ stays right before its linear. Returns how many were moved.
+    place that INT8 fused attention asks for. The DQ stays right before its linear. A narrow format's Clip moves with
+    its Q. Returns how many were moved.
     """
     moved = 0
     for node in list(model.graph):
         if not is_op(node, "QuantizeLinear") or constant_tensor(operand(node, 0)) is not None:
             continue
-        movers, value = [], operand(node, 0)
+        clip = _clip_before(node)
+        movers, value = [], operand(node if clip is None else clip, 0)
         while len(users(value)) == 1 and is_op(mover := value.producer(), "Transpose", "Reshape"):
             if constant_tensor(operand(mover, 0)) is not None:
                 break
@@ -54,7 +56,7 @@ def quantize_attention_outputs(model: ir.Model) -> int:
             continue
         if any(constant_tensor(operand(product, i)) is not None or _is_weight(operand(product, i)) for i in (0, 1)):
             continue
-        _move_before(model, node, movers, value)
+        _move_before(model, node, clip, movers, value)
         moved += 1
     return moved
 
@@ -68,11 +70,27 @@ def _is_weight(value: ir.Value) -> bool:
     return False
 
 
-def _move_before(model: ir.Model, quantize: ir.Node, movers: list[ir.Node], value: ir.Value) -> None:
-    """Put `quantize` behind `value` and repeat the movers (last first) over its integers."""
-    first = ir.node("QuantizeLinear", [value, *quantize.inputs[1:]], name=quantize.name)
+def _clip_before(quantize: ir.Node) -> ir.Node | None:
+    """Return the Clip between constants that `quantize` alone reads, or None."""
+    clip = operand(quantize, 0).producer()
+    if not is_op(clip, "Clip") or len(users(clip.outputs[0])) != 1:
+        return None
+    ends = clip.inputs[1:]
+    return clip if all(end is not None and constant_tensor(end) is not None for end in ends) else None
+
+
+def _move_before(
+    model: ir.Model, quantize: ir.Node, clip: ir.Node | None, movers: list[ir.Node], value: ir.Value
+) -> None:
+    """Put `quantize`, and the Clip before it, behind `value` and repeat the movers (last first) over its integers."""
+    new = []
+    if clip is not None:
+        new.append(ir.node("Clip", [value, *clip.inputs[1:]], name=clip.name))
+        set_type(new[0].outputs[0], value.dtype, value.shape)
+    source = new[0].outputs[0] if new else value
+    first = ir.node("QuantizeLinear", [source, *quantize.inputs[1:]], name=quantize.name)
     set_type(first.outputs[0], ir.DataType.INT8, value.shape)
-    new, last = [first], first.outputs[0]
+    new, last = [*new, first], first.outputs[0]
     for mover in reversed(movers):
         copy = ir.node(mover.op_type, [last, *mover.inputs[1:]], mover.attributes.copy(), name=mover.name)
         set_type(copy.outputs[0], ir.DataType.INT8, mover.outputs[0].shape)
@@ -80,4 +98,4 @@ def _move_before(model: ir.Model, quantize: ir.Node, movers: list[ir.Node], valu
         last = copy.outputs[0]
     model.graph.insert_before(quantize, new)
     replace(quantize.outputs[0], last)
-    model.graph.remove([quantize, *movers], safe=True)
+    model.graph.remove([quantize, *([clip] if clip is not None else []), *movers], safe=True)

@@ -23,7 +23,9 @@ from engine.graph import (
 
 
 def quantize(w: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
-    """Return clamp(round_half_even(w / scale), -128, 127) as int8, in fp32 throughout.
+    """Return clamp(round_half_even(w / scale)) to int8's ends as int8, in fp32 throughout.
+
+    A narrower format's weights come clipped (`quant.onnx_export`), so that their codes lie within it.
 
     Args:
         w: the float weight, any shape.
@@ -41,7 +43,8 @@ def quantize(w: np.ndarray, scale: np.ndarray, axis: int) -> np.ndarray:
         shape[axis] = -1
     quotient = w / scale.reshape(shape)
     np.rint(quotient, out=quotient)
-    return np.clip(quotient, -128, 127, out=quotient).astype(np.int8)
+    ends = np.iinfo(np.int8)
+    return np.clip(quotient, ends.min, ends.max, out=quotient).astype(np.int8)
 
 
 def fold_weights(model: ir.Model) -> int:

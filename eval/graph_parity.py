@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from engine.integers import symmetric_zero
 from eval.onnx_constants import Constants
 from quant.modules import QuantLayer
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantize
@@ -40,13 +41,14 @@ class StoredWeight:
 class StoredSite:
     """One QuantizeLinear of an activation.
 
-    Scale and zero point, and the constant it is multiplied by before (SmoothQuant).
+    Scale and zero point, the constant it is multiplied by before (SmoothQuant), and the ends it is clipped to.
     """
 
     name: str
     scale: np.ndarray
     zero_point: np.ndarray
     multiplier: np.ndarray | None
+    limits: tuple[np.ndarray, np.ndarray] | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def check_sites(proto: onnx.ModelProto, model: nn.Module, folder: str | Path = "
             site = find_site(quantizer, stored_sites)
             if site is None:
                 problems.append(
-                    f"{name}: no QuantizeLinear has its scale {float(quantizer.scale):.9g}{_smooth(quantizer)}"
+                    f"{name}: no QuantizeLinear has its scale {float(quantizer.scale):.9g}{_before(quantizer)}"
                 )
             else:
                 pairs.append((quantizer, site))
@@ -112,7 +114,8 @@ def expected_weight(model: nn.Module, name: str, quantizer: TensorQuantizer) -> 
     owner: Any = model.get_submodule(name.rpartition(".")[0])
     with torch.no_grad():
         weight = owner.smoothed_weight() if isinstance(owner, QuantLayer) else owner.weight
-        integers = quantize(weight, quantizer.broadcast_scale(weight)).to(torch.int8)
+        codes = quantize(weight, quantizer.broadcast_scale(weight), quantizer.format)
+        integers = codes.to(getattr(torch, quantizer.format.torch_type))
         return channels_first(integers.cpu().numpy(), quantizer.axis or 0), quantizer.scale.detach().cpu().numpy()
 
 
@@ -186,7 +189,7 @@ def _dequantized(proto: onnx.ModelProto, constants: Mapping[str, np.ndarray]) ->
 
 
 def activation_sites_of(proto: onnx.ModelProto, constants: Mapping[str, np.ndarray]) -> Iterator[StoredSite]:
-    """Yield every QuantizeLinear whose input is computed, with the Mul by a constant before it."""
+    """Yield every QuantizeLinear whose input is computed, with the Mul by a constant and the Clip before it."""
     producers = {output: node for node in proto.graph.node for output in node.output}
     for node in proto.graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] in constants:
@@ -196,26 +199,47 @@ def activation_sites_of(proto: onnx.ModelProto, constants: Mapping[str, np.ndarr
             raise ValueError(f"QuantizeLinear {node.name} has a computed scale; export the checkpoint again")
         zero_point = constants[node.input[2]] if len(node.input) > 2 else np.zeros((), np.uint8)
         before = producers.get(node.input[0])
+        limits = _limits(before, constants)
+        if before is not None and limits is not None:
+            before = producers.get(before.input[0])
         factors = [constants[name] for name in before.input if name in constants] if before is not None else []
         is_scaled = before is not None and before.op_type == "Mul" and len(factors) == 1
-        yield StoredSite(node.name, scale, zero_point, factors[0] if is_scaled else None)
+        yield StoredSite(node.name, scale, zero_point, factors[0] if is_scaled else None, limits)
+
+
+def _limits(node: onnx.NodeProto | None, constants: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return both ends of a Clip node between constants; None of any other."""
+    if node is None or node.op_type != "Clip" or not all(name in constants for name in node.input[1:]):
+        return None
+    return (constants[node.input[1]], constants[node.input[2]]) if len(node.input) == 3 else None
 
 
 def find_site(quantizer: TensorQuantizer, stored: list[StoredSite]) -> StoredSite | None:
-    """Return a QuantizeLinear with this quantizer's scale and SmoothQuant factor, equal to the bit, or None.
+    """Return a QuantizeLinear with this quantizer's scale, SmoothQuant factor and Clip, equal to the bit, or None.
 
     Sites are found by value and not by name: exporters keep one of several equal constants.
     """
     scale = quantizer.scale.detach().cpu().numpy().reshape(-1)
     factor = None if quantizer.pre_quant_scale is None else quantizer.pre_quant_scale.detach().cpu().numpy()
     for site in stored:
-        if not np.array_equal(site.scale.reshape(-1), scale):
+        if not np.array_equal(site.scale.reshape(-1), scale) or not _is_clipped(site, quantizer):
             continue
         if factor is None:
             return site
         if site.multiplier is not None and np.array_equal(np.ravel(site.multiplier), np.ravel(factor)):
             return site
     return None
+
+
+def _is_clipped(site: StoredSite, quantizer: TensorQuantizer) -> bool:
+    """Return whether the Clip before a format narrower than its storage ends at its outermost codes.
+
+    The ends themselves are rounded where the file is half precision. Other formats need none; the model may have one.
+    """
+    if not quantizer.format.is_narrow:
+        return True
+    codes = [] if site.limits is None else [float(np.rint(end / site.scale).item()) for end in site.limits]
+    return codes == [quantizer.format.qmin, quantizer.format.qmax]
 
 
 def integer_parity(pairs: list[tuple[TensorQuantizer, StoredSite]]) -> list[tuple[float, int]]:
@@ -232,7 +256,7 @@ def integer_parity(pairs: list[tuple[TensorQuantizer, StoredSite]]) -> list[tupl
     for i, (quantizer, site) in enumerate(pairs):
         factor = quantizer.pre_quant_scale
         channels = DEFAULT_CHANNELS if factor is None else factor.numel()
-        sigma = float(quantizer.scale.max()) * 127 / SIGMAS_AT_AMAX
+        sigma = float(quantizer.scale.max()) * quantizer.format.qmax / SIGMAS_AT_AMAX
         x = generator.normal(size=(NUM_ROWS, channels)).astype(np.float32) * np.float32(sigma)
         feeds[f"x{i}"] = x / np.float32(1) if factor is None else x / factor.detach().cpu().numpy()
         is_uint8 = site.zero_point.dtype == np.uint8
@@ -243,6 +267,12 @@ def integer_parity(pairs: list[tuple[TensorQuantizer, StoredSite]]) -> list[tupl
             constants.append(numpy_helper.from_array(np.ravel(site.multiplier), f"m{i}"))
             nodes.append(helper.make_node("Mul", [source, f"m{i}"], [f"p{i}"]))
             source = f"p{i}"
+        if site.limits is not None and quantizer.format.is_narrow:
+            names = [f"low{i}", f"high{i}"]
+            constants += [numpy_helper.from_array(np.asarray(end, np.float32).reshape(()), name)
+                          for end, name in zip(site.limits, names, strict=True)]  # fmt: skip
+            nodes.append(helper.make_node("Clip", [source, *names], [f"c{i}"]))
+            source = f"c{i}"
         nodes.append(helper.make_node("QuantizeLinear", [source, f"s{i}", f"z{i}"], [f"q{i}"]))
         inputs.append(helper.make_tensor_value_info(f"x{i}", TensorProto.FLOAT, [NUM_ROWS, channels]))
         kind = TensorProto.UINT8 if is_uint8 else TensorProto.INT8
@@ -267,13 +297,10 @@ def _integers(quantizer: TensorQuantizer, x: np.ndarray) -> np.ndarray:
 
 
 def _zero_point_problems(stored: list[StoredSite]) -> list[str]:
-    """Return the sites whose zero point is neither int8 0 nor uint8 128.
-
-    Those two mean the same numbers, all others do not.
-    """
+    """Return the sites whose zero point is not the symmetric one: int8 0 and uint8 128 mean the same numbers."""
     problems = []
     for site in stored:
-        right = {np.dtype(np.int8): 0, np.dtype(np.uint8): 128}.get(site.zero_point.dtype)
+        right = symmetric_zero(site.zero_point.dtype)
         if right is None or (site.zero_point != right).any():
             problems.append(
                 f"{site.name}: zero point {site.zero_point.ravel()[:1].tolist()} of {site.zero_point.dtype}"
@@ -281,5 +308,7 @@ def _zero_point_problems(stored: list[StoredSite]) -> list[str]:
     return problems
 
 
-def _smooth(quantizer: TensorQuantizer) -> str:
-    return "" if quantizer.pre_quant_scale is None else " behind a Mul by its pre_quant_scale"
+def _before(quantizer: TensorQuantizer) -> str:
+    """Return what must stand before the QuantizeLinear of this quantizer, in words."""
+    smooth = "" if quantizer.pre_quant_scale is None else " behind a Mul by its pre_quant_scale"
+    return smooth + (f" behind a Clip to {quantizer.format.name}'s codes" if quantizer.format.is_narrow else "")

@@ -21,6 +21,7 @@ from eval.evaluate import ReplayRunner, Runner
 from eval.pytorch_runner import PyTorchRunner
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
 from quant.pretrained import LoadedModel, load_float_model
+from quant.site_formats import format_names
 
 META_KEY = "_eval"
 
@@ -71,7 +72,7 @@ def open_model(name: str, device: str = "cpu", trust_remote_code: bool = False) 
         description = read_description(name)
         provenance = description.get("provenance") or {}
         facts = {
-            "precision": "int8 (simulated)",
+            "precision": f"{format_names(loaded.model)} (simulated)",
             "recipe": description["recipe"].get("name"),
             "recipe_digest": description.get("recipe_digest"),
             "method": provenance.get("method"),
@@ -98,7 +99,9 @@ def open_engine(path: str, threads: int | None = None) -> Iterator[Subject]:
             runner=runner,
             model=str(path),
             backend=manifest.backend,
-            precision="int8" if manifest.recipe_digest else manifest.precision,
+            precision=(
+                manifest.metadata.get("int8kit.formats", "int8") if manifest.recipe_digest else manifest.precision
+            ),
             size_bytes=manifest.size_bytes,
             recipe=manifest.metadata.get("int8kit.recipe"),
             recipe_digest=manifest.recipe_digest,

@@ -19,6 +19,7 @@ from torch import nn
 from quant.insert import Quantization, Site, attach_sites, quantization_of
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
+from quant.site_formats import check_formats
 from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
 
 CHECKPOINT_FILE = "quantization.json"
@@ -89,7 +90,9 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     check_digests(folder, content)
     loaded = load_float_model(folder)
     sites = tuple(_site(fields) for fields in content["sites"])
-    attach_sites(loaded.model, Quantization(recipe_from_dict(content["recipe"]), sites))
+    recipe = recipe_from_dict(content["recipe"])
+    check_formats(sites, recipe, folder / CHECKPOINT_FILE)
+    attach_sites(loaded.model, Quantization(recipe, sites))
     load_quantizers(loaded.model, folder)
     check_calibrated(loaded.model)
     return loaded

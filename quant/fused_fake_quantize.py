@@ -16,18 +16,20 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra import libdevice
 
+from quant.formats import NumberFormat
+
 BLOCK = 2048  # values that a program holds at once
 MAX_PROGRAMS = 1024  # of a per-tensor backward: each leaves one partial sum
 MAX_SIZE = 2**31 - MAX_PROGRAMS * BLOCK  # offsets are int32
 
 
 @triton.jit
-def _scale_of(stored, IS_LOG2: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+def _scale_of(stored, QMAX: tl.constexpr, IS_LOG2: tl.constexpr, IS_INTERPRETED: tl.constexpr):
     if IS_LOG2:
         amax = tl.exp2(stored) if IS_INTERPRETED else libdevice.exp2(stored)  # tl.exp2 is an approximation on a GPU
     else:
         amax = tl.where(stored > 0, stored, 1.0)
-    return tl.div_rn(amax, 127.0)
+    return tl.div_rn(amax, QMAX)
 
 
 @triton.jit
@@ -37,23 +39,23 @@ def _round_half_even(x):
 
 
 @triton.jit
-def _forward(x_ptr, range_ptr, y_ptr, size, row_size, IS_LOG2: tl.constexpr, PER_ROW: tl.constexpr, BLOCK: tl.constexpr,
-             IS_INTERPRETED: tl.constexpr):  # fmt: skip
+def _forward(x_ptr, range_ptr, y_ptr, size, row_size, QMIN: tl.constexpr, QMAX: tl.constexpr, IS_LOG2: tl.constexpr,
+             PER_ROW: tl.constexpr, BLOCK: tl.constexpr, IS_INTERPRETED: tl.constexpr):  # fmt: skip
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     is_inside = offsets < size
     x = tl.load(x_ptr + offsets, is_inside, 0.0).to(tl.float32)
     stored = tl.load(range_ptr + offsets // row_size, is_inside, 1.0) if PER_ROW else tl.load(range_ptr)
-    scale = _scale_of(stored, IS_LOG2, IS_INTERPRETED)
+    scale = _scale_of(stored, QMAX, IS_LOG2, IS_INTERPRETED)
     steps = tl.div_rn(x, scale + tl.zeros_like(x))
-    codes = _round_half_even(tl.clamp(steps, -129.0, 128.0, propagate_nan=tl.PropagateNan.ALL))
-    codes = tl.clamp(codes, -128.0, 127.0, propagate_nan=tl.PropagateNan.ALL)
+    codes = _round_half_even(tl.clamp(steps, QMIN - 1, QMAX + 1, propagate_nan=tl.PropagateNan.ALL))
+    codes = tl.clamp(codes, QMIN, QMAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(y_ptr + offsets, (codes * scale).to(y_ptr.dtype.element_ty), is_inside)
 
 
 @triton.jit
 def _backward(x_ptr, range_ptr, gradient_ptr, to_x_ptr, to_range_ptr, size, row_size, num_blocks, damping,
-              IS_LOG2: tl.constexpr, PER_ROW: tl.constexpr, BLOCK: tl.constexpr,
-              IS_INTERPRETED: tl.constexpr):  # fmt: skip
+              QMIN: tl.constexpr, QMAX: tl.constexpr, IS_LOG2: tl.constexpr, PER_ROW: tl.constexpr,
+              BLOCK: tl.constexpr, IS_INTERPRETED: tl.constexpr):  # fmt: skip
     program = tl.program_id(0)
     if PER_ROW:  # this program's own row
         start, stop, stride = program * row_size, (program + 1) * row_size, BLOCK
@@ -61,7 +63,7 @@ def _backward(x_ptr, range_ptr, gradient_ptr, to_x_ptr, to_range_ptr, size, row_
     else:  # every n-th block of the tensor
         start, stop, stride = program * BLOCK, size, tl.num_programs(0) * BLOCK
         stored = tl.load(range_ptr)
-    scale = _scale_of(stored, IS_LOG2, IS_INTERPRETED)
+    scale = _scale_of(stored, QMAX, IS_LOG2, IS_INTERPRETED)
     total = tl.zeros([BLOCK], tl.float32)
     for block in range(num_blocks):
         offsets = start + block * stride + tl.arange(0, BLOCK)
@@ -69,12 +71,12 @@ def _backward(x_ptr, range_ptr, gradient_ptr, to_x_ptr, to_range_ptr, size, row_
         x = tl.load(x_ptr + offsets, is_inside, 0.0).to(tl.float32)
         gradient = tl.load(gradient_ptr + offsets, is_inside, 0.0).to(tl.float32)
         steps = tl.div_rn(x, scale + tl.zeros_like(x))
-        bounded = tl.clamp(steps, -129.0, 128.0)
+        bounded = tl.clamp(steps, QMIN - 1, QMAX + 1)
         codes = _round_half_even(bounded)
-        is_unclamped = (codes >= -128.0) & (codes <= 127.0)
+        is_unclamped = (codes >= QMIN) & (codes <= QMAX)
         tl.store(to_x_ptr + offsets, tl.where(is_unclamped, gradient, 0.0).to(to_x_ptr.dtype.element_ty), is_inside)
         if IS_LOG2:
-            slope = tl.where(is_unclamped, codes - steps, tl.clamp(codes, -128.0, 127.0))
+            slope = tl.where(is_unclamped, codes - steps, tl.clamp(codes, QMIN, QMAX))
             total += gradient * slope
     if IS_LOG2:  # d scale / d log2(amax) = scale ln 2
         tl.store(to_range_ptr + program, tl.sum(total) * scale * 0.6931471805599453 * damping)
@@ -87,36 +89,39 @@ class _FusedFakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored_range: Tensor, is_log2: bool, per_row: bool, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, stored_range: Tensor, codes: tuple[float, float], is_log2: bool, per_row: bool,
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
         y = torch.empty_like(x, dtype=dtype)
         size = x.numel()
         row_size = size // x.shape[0] if per_row else size
         ctx.save_for_backward(x, stored_range)
-        ctx.options = (size, row_size, is_log2, per_row)
+        ctx.options = (size, row_size, codes, is_log2, per_row)
         _forward[(-(-size // BLOCK),)](
-            x, stored_range, y, size, row_size, is_log2, per_row, BLOCK, INTERPRETED, num_warps=8
+            x, stored_range, y, size, row_size, *codes, is_log2, per_row, BLOCK, INTERPRETED, num_warps=8
         )
         return y
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
         x, stored_range = ctx.saved_tensors
-        size, row_size, is_log2, per_row = ctx.options
+        size, row_size, codes, is_log2, per_row = ctx.options
         if not (gradient.is_contiguous() and x.is_contiguous()) and gradient.stride() != x.stride():
             gradient = torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)  # the kernels walk both as stored
         to_x = torch.empty_like(x)
         num_programs = x.shape[0] if per_row else min(-(-size // BLOCK), MAX_PROGRAMS)
         partial = torch.empty(num_programs if is_log2 else 0, dtype=torch.float32, device=x.device)
-        damping = math.sqrt(stored_range.numel() / size / 127)  # LSQ's gradient scale, eq. 4
+        damping = math.sqrt(stored_range.numel() / size / codes[1])  # LSQ's gradient scale, eq. 4
         block = min(1 << (row_size - 1).bit_length(), BLOCK)
         num_blocks = -(-(row_size if per_row else -(-size // num_programs)) // block)
         _backward[(num_programs,)](
-            x, stored_range, gradient, to_x, partial, size, row_size, num_blocks, damping, is_log2, per_row, block,
-            INTERPRETED, num_warps=8 if block > 1024 else 4,
+            x, stored_range, gradient, to_x, partial, size, row_size, num_blocks, damping, *codes, is_log2, per_row,
+            block, INTERPRETED, num_warps=8 if block > 1024 else 4,
         )  # fmt: skip
         if not is_log2:
-            return to_x, None, None, None, None
-        return to_x, partial if per_row else partial.sum(0, keepdim=True), None, None, None
+            return to_x, None, None, None, None, None
+        return to_x, partial if per_row else partial.sum(0, keepdim=True), None, None, None, None
 
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: the tests' way to run the kernels on a CPU
@@ -129,9 +134,9 @@ def can_fuse(x: Tensor, stored_range: Tensor, axis: int | None) -> bool:
 
 
 def fused_fake_quantize(
-    x: Tensor, stored_range: Tensor, *, is_log2: bool, axis: int | None, dtype: torch.dtype
+    x: Tensor, stored_range: Tensor, number_format: NumberFormat, *, is_log2: bool, axis: int | None, dtype: torch.dtype
 ) -> Tensor:
-    """Return x on the INT8 grid of amax / 127, differentiable in x and, where it is log2(amax), in the range.
+    """Return x on the format's grid of amax / qmax, differentiable in x and, where it is log2(amax), in the range.
 
     Args:
         x: float tensor that `can_fuse` allows. stored_range: amax or log2(amax), float32, shape (1,) or (x.shape[0],).
@@ -140,7 +145,8 @@ def fused_fake_quantize(
     """
     if not x.is_contiguous() and torch.empty_like(x, device="meta").stride() != x.stride():
         x = x.contiguous()  # it has gaps or overlaps in storage
+    options = ((float(number_format.qmin), float(number_format.qmax)), is_log2, axis is not None, dtype)
     if x.is_cuda and x.device.index != torch.cuda.current_device():
         with torch.cuda.device(x.device):
-            return _FusedFakeQuantize.apply(x, stored_range, is_log2, axis is not None, dtype)
-    return _FusedFakeQuantize.apply(x, stored_range, is_log2, axis is not None, dtype)
+            return _FusedFakeQuantize.apply(x, stored_range, *options)
+    return _FusedFakeQuantize.apply(x, stored_range, *options)

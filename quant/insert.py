@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.encoder_decoder import encoder_prefix
+from quant.formats import INT8, get_format
 from quant.modules import QUANT_LAYERS, QuantEmbedding, is_norm, quant_norm_class
 from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
+from quant.site_formats import with_formats
 from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
 
@@ -47,6 +49,8 @@ class Site:
     """Which of its output channels (start, end) they are; None is all."""
     smoothing: str = ""
     """What SmoothQuant did here: empty, `explicit, alpha 0.85`, or `folded into <producer>, alpha 0.85`."""
+    format: str = INT8.name
+    """The number format it rounds to, by the recipe's rules; a checkpoint that does not say means int8."""
 
     @property
     def is_weight(self) -> bool:
@@ -99,6 +103,7 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
         *_attention_sites(model, trace, judged),
     ]
     judged.refuse_unmatched()
+    sites = with_formats(sites, recipe)
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     return sorted(sites, key=lambda site: (order.get(site.name.rpartition(".")[0], 0), site.name))
 
@@ -120,10 +125,12 @@ class _Judge:
         self.matched: set[Rule] = set()
 
     def __call__(self, name: str, kind: str) -> tuple[bool, str]:
-        """Return (enabled, reason) of the last rule that matches."""
+        """Return (enabled, reason) of the last rule that matches and says one of the two."""
         hits = [rule for rule in self.recipe.rules if rule.matches(name, kind)]
         self.matched.update(hits)
-        return hits[-1].enable, f"rule {hits[-1]}"
+        last = self.recipe.last_rule("enable", name, kind)
+        assert last is not None  # the first rule speaks of all
+        return bool(last.enable), f"rule {last}"
 
     def refuse_unmatched(self) -> None:
         """Raise ValueError for the rules that matched no quantizer of the model."""
@@ -256,7 +263,7 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
     for site in quantization.sites:
         if site.name.endswith("input_quantizer") and not site.enabled:
             continue  # attached last, so that a shared quantizer is never hidden by an idle one
-        quantizer = TensorQuantizer(site.axis, site.enabled, site.name)
+        quantizer = TensorQuantizer(site.axis, site.enabled, site.name, get_format(site.format))
         owner, _, attribute = site.name.rpartition(".")
         quantizer.num_readers = len(site.consumers) if attribute == "input_quantizer" else 1
         for layer in dict.fromkeys((owner, *site.consumers)) if attribute == "input_quantizer" else (owner,):
@@ -305,4 +312,5 @@ def summarize_sites(sites: list[Site] | tuple[Site, ...]) -> str:
             dict.fromkeys("another quantizer covers it" if s.reason.startswith("reads ") else s.reason for s in off)
         )
         lines.append(f"{kind:<12} {len(members) - len(off):>4} {len(off):>4}  {reasons}")
-    return "\n".join(lines)
+    others = Counter(site.format for site in sites if site.enabled and site.format != INT8.name)
+    return "\n".join(lines + [f"in {name}: {number} of those on" for name, number in others.items()])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quant.formats import FORMATS, INT8
 from quant.insert import Quantization, Site, quantization_of
 from quant.interop_files import ForeignCheckpoint, read_foreign
 from quant.interop_names import KeyResolver
@@ -138,17 +139,25 @@ def _plan_ranges(
     off = {site.name: site.reason for site in quantization.sites if not site.enabled}
     scalings = _scalings(model) if any(site.kind == "bmm" and site.enabled for site in quantization.sites) else {}
     groups: dict[str, list[tuple[str, dict[str, Tensor]]]] = defaultdict(list)
+    untold: list[str] = []
     for name, tensors in foreign.quantizer_tensors().items():
         settings = foreign.quantizers.get(name, {})
         if settings.get("_disabled"):
             continue  # it stands in the file and does nothing
         place = resolver.place_of(name)
         site, reason = places.get(place), _unfit(settings, tensors)
+        if site is not None and not reason and settings.get("_num_bits") is not None:
+            theirs = _format_of(settings)
+            reason = "" if theirs == site.format else f"{theirs} there, {site.format} by this recipe"
         if reason or site is None:
             named = f"off here: {off[place]}" if place in off else "int8kit has no quantizer there"
             plan.unmatched.append((name, reason or named))
         else:
             groups[site.name].append((name, tensors))
+            if site.format != INT8.name and "_num_bits" not in settings:
+                untold.append(site.name)
+    if untold:
+        plan.notes.append(f"{_named(untold)} are not INT8 by this recipe; the file does not say what they were")
     sites = {site.name: site for site in quantization.sites}
     for site_name, members in groups.items():
         _plan_site(model, sites[site_name], members, scalings, plan)
@@ -173,8 +182,8 @@ def _scalings(model: PreTrainedModel) -> dict[str, float]:
 
 
 def _unfit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str:
-    """Return why a quantizer computes something else than signed INT8 by one amax; empty where it does not."""
-    if settings.get("_num_bits", 8) != 8 or settings.get("_block_sizes") is not None:
+    """Return why a quantizer computes something else than a format of ours by one amax; empty where it does not."""
+    if ("_num_bits" in settings and _format_of(settings) is None) or settings.get("_block_sizes") is not None:
         return f"not INT8 by channel or tensor: {settings.get('_num_bits')} bits, blocks {settings.get('_block_sizes')}"
     if settings.get("_unsigned"):
         return "unsigned; int8kit's INT8 is signed"
@@ -184,6 +193,22 @@ def _unfit(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     if others:
         return f"it holds {', '.join(sorted(others))}, which is not plain INT8"
     return "" if _amax_of(tensors) is not None else "it holds no amax"
+
+
+def _format_of(settings: dict[str, Any]) -> str | None:
+    """Return the name of our format whose codes a quantizer of ModelOpt rounds to, None if there is none.
+
+    Theirs are -(2^(bits - 1) - 1) to 2^(bits - 1) - 1, and one code more below without `narrow_range`. That one code is
+    passed over at 8 bits, where it lies half a step outside the range; 7 bits with it are not int7.
+    """
+    bits = settings.get("_num_bits")
+    if bits == 8:
+        return INT8.name
+    if not isinstance(bits, int):
+        return None
+    bound = 2 ** (bits - 1) - 1
+    codes = (-bound if settings.get("_narrow_range") else -bound - 1, bound)
+    return next((name for name, each in FORMATS.items() if (each.qmin, each.qmax) == codes), None)
 
 
 def _amax_of(tensors: dict[str, Tensor]) -> Tensor | None:

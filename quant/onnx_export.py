@@ -21,9 +21,11 @@ from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
 from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
 from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
-from quant.modules import QUANT_LAYER_TYPES
+from quant.formats import INT8
+from quant.modules import QUANT_LAYER_TYPES, QuantEmbedding
 from quant.own_attention import set_attention
-from quant.tensor_quantizer import named_quantizers
+from quant.site_formats import format_names
+from quant.tensor_quantizer import along_axis, named_quantizers
 
 
 def export_onnx(
@@ -64,6 +66,8 @@ def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 
     assert program is not None  # only None for a function called with dynamo=False
     graph: Any = program.model
     _strip_metadata(graph)
+    if (formats := format_names(model)) != INT8.name:
+        graph.metadata_props["int8kit.formats"] = formats  # engines and rows name it from here
     return graph
 
 
@@ -109,26 +113,43 @@ def _dynamic_axes(name: str) -> dict[int, Any]:
 def _export_mode(model: PreTrainedModel) -> Iterator[None]:
     """Fix every scale as a constant and put SmoothQuant's factor into the weights; all is put back after."""
     quantizers = [quantizer for _, quantizer in named_quantizers(model) if quantizer.enabled]
-    smoothed = [
-        m for m in model.modules() if isinstance(m, QUANT_LAYER_TYPES) and m.input_quantizer.pre_quant_scale is not None
-    ]
-    saved = [layer.weight for layer in smoothed]
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, (*QUANT_LAYER_TYPES, QuantEmbedding))]
+    of_weights = {id(layer.weight_quantizer) for layer in layers}
+    saved = [(layer, layer.weight) for layer in layers]
     before = model.config._attn_implementation
     set_attention(model, ATTENTION_NAME)
-    for layer in smoothed:
-        layer.weight = nn.Parameter(layer.smoothed_weight().detach())  # a new one: an embedding may share the old
-        layer.is_weight_smoothed = True
+    for layer in layers:
+        weight = _export_weight(layer)
+        if weight is not layer.weight:
+            layer.weight = nn.Parameter(weight.detach())  # a new one: an embedding may share the old
+        layer.is_weight_smoothed = isinstance(layer, QUANT_LAYER_TYPES)
     for quantizer in quantizers:
-        quantizer.prepare_export()
+        quantizer.prepare_export(is_clipped=id(quantizer) in of_weights)
     try:
         yield
     finally:
         for quantizer in quantizers:
             quantizer.finish_export()
-        for layer, weight in zip(smoothed, saved, strict=True):
+        for layer, weight in saved:
             layer.weight = weight
             layer.is_weight_smoothed = False
         set_attention(model, before)
+
+
+def _export_weight(layer: Any) -> Tensor:
+    """Return the weight as the file's passes round it: smoothed, and clipped where a code would lie outside the format.
+
+    The layer's own tensor where neither changes it: a large model has no room for a copy of each.
+    """
+    weight = layer.weight if isinstance(layer, QuantEmbedding) else layer.smoothed_weight()
+    quantizer = layer.weight_quantizer
+    limits = quantizer.limits() if quantizer.is_active else None
+    if limits is None:
+        return weight
+    low, high = (along_axis(limit, weight, quantizer.axis) for limit in limits)
+    codes = torch.round(weight.detach().float() / quantizer.broadcast_scale(weight))
+    is_inside = codes.min() >= quantizer.format.qmin and codes.max() <= quantizer.format.qmax
+    return weight if is_inside else weight.detach().float().clamp(low, high)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from quant.formats import INT8, get_format
+
 KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding", "residual")
 METHODS = ("max", "percentile", "entropy", "mse")
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -20,16 +22,28 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a recipe: switches the quantizers it matches on or off; the last rule that matches wins."""
+    """One line of a recipe: switches the quantizers it matches on or off, or gives them a format, or both.
+
+    For each of the two the last rule that matches and speaks of it wins: `enable: false` leaves the format as it was,
+    and a rule with `format` that does not say `enable` leaves on what is on, and off what is off.
+    """
 
     match: str = "*"
     """Pattern over the quantizer's name, e.g. `*layer.0.*input_quantizer` (`*`, `?`, `[...]`)."""
     kind: str | None = None
     """Only quantizers of this kind: linear, conv, norm_output, bmm, softmax, embedding, residual."""
-    enable: bool = True
-    """Whether the matched quantizers are on."""
+    enable: bool | None = None
+    """Whether the matched quantizers are on; not said means yes, but in a rule with `format`: as they were."""
     optional: bool = False
     """Whether the rule may match nothing."""
+    format: str | None = None
+    """Number format of the matched quantizers (quant/formats.py); int8 where no rule gives one."""
+
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            get_format(self.format)
+        elif self.enable is None:
+            object.__setattr__(self, "enable", True)
 
     def matches(self, name: str, kind: str) -> bool:
         """Return whether this rule speaks of the quantizer `name` of `kind`."""
@@ -37,7 +51,9 @@ class Rule:
 
     def __str__(self) -> str:
         kind = f", kind: {self.kind}" if self.kind else ""
-        return f"{{match: '{self.match}'{kind}, enable: {str(self.enable).lower()}}}"
+        enable = f", enable: {str(self.enable).lower()}" if self.enable is not None else ""
+        number_format = f", format: {self.format}" if self.format else ""
+        return f"{{match: '{self.match}'{kind}{enable}{number_format}}}"
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,21 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved recipe as plain JSON types; `recipe_from_dict` reads it back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        content = json.loads(json.dumps(dataclasses.asdict(self)))
+        for rule in content["rules"]:
+            if rule["format"] is None:  # so recipes without formats keep the digest that checkpoints and rows bear
+                del rule["format"]
+        return content
+
+    def last_rule(self, option: str, name: str, kind: str) -> Rule | None:
+        """Return the last rule that matches the quantizer `name` of `kind` and speaks of `option`: enable or format."""
+        speaking = [rule for rule in self.rules if rule.matches(name, kind) and getattr(rule, option) is not None]
+        return speaking[-1] if speaking else None
+
+    def format_of(self, name: str, kind: str) -> str:
+        """Return the number format of the quantizer `name` of `kind`, by the last rule that gives it one."""
+        rule = self.last_rule("format", name, kind)
+        return INT8.name if rule is None else str(rule.format)
 
     def with_options(self, **options: Any) -> Recipe:
         """Return a copy with other calibrator options, e.g. `with_options(method="mse")`."""

@@ -1,4 +1,4 @@
-"""The one quantizer: simulates INT8 in training and evaluation, and becomes Q/DQ nodes at export."""
+"""The one quantizer: simulates integers in training and evaluation, and becomes Q/DQ nodes at export."""
 
 from __future__ import annotations
 
@@ -12,35 +12,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-QMIN, QMAX = -128, 127
+from quant.formats import INT8, NumberFormat
+
 HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def amax_to_scale(amax: Tensor) -> Tensor:
-    """Return scale = amax / 127 in float32; a channel that is all zero gets 1/127, which keeps its zeros exact."""
+def amax_to_scale(amax: Tensor, number_format: NumberFormat) -> Tensor:
+    """Return scale = amax / qmax in float32; a channel that is all zero gets 1 / qmax, which keeps its zeros exact."""
     amax = amax.float()
     # By a tensor: dividing by a number, CUDA multiplies by its reciprocal and the last bit differs from the CPU's.
-    return torch.where(amax > 0, amax, torch.ones_like(amax)) / torch.full_like(amax, QMAX)
+    return torch.where(amax > 0, amax, torch.ones_like(amax)) / torch.full_like(amax, number_format.qmax)
 
 
-def quantize(x: Tensor, scale: Tensor) -> Tensor:
-    """Return clamp(round_half_even(x / scale), -128, 127) as float32; the division is not replaced by a multiplication.
+def quantize(x: Tensor, scale: Tensor, number_format: NumberFormat) -> Tensor:
+    """Return clamp(round_half_even(x / scale), qmin, qmax) as float32; the division is no multiplication by 1 / scale.
 
     Args:
         x: any float tensor. scale: broadcastable to x, float32, positive.
     """
-    return (x.float() / scale).round_().clamp_(QMIN, QMAX)
+    return (x.float() / scale).round_().clamp_(number_format.qmin, number_format.qmax)
 
 
-def fake_quantize(x: Tensor, scale: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Return x rounded to the INT8 grid of `scale`, in x's dtype or `dtype`; the arithmetic is always float32.
+def fake_quantize(
+    x: Tensor, scale: Tensor, number_format: NumberFormat, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return x rounded to the format's grid of `scale`, in x's dtype or `dtype`; the arithmetic is always float32.
 
     The rounding passes gradients straight through, the clamp stops them outside the range; the gradient that reaches
     `scale` is that of LSQ (Esser et al. 2020, arXiv:1902.08153, eq. 3).
     """
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
-        return _FakeQuantize.apply(x, scale, dtype or x.dtype)
-    return quantize(x, scale).mul_(scale).to(dtype or x.dtype)
+        return _FakeQuantize.apply(x, scale, number_format, dtype or x.dtype)
+    return quantize(x, scale, number_format).mul_(scale).to(dtype or x.dtype)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -50,22 +53,24 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, number_format: NumberFormat, dtype: torch.dtype) -> Tensor:
         ctx.save_for_backward(x, scale)
-        return quantize(x, scale).mul_(scale).to(dtype)
+        ctx.range = (number_format.qmin, number_format.qmax)
+        return quantize(x, scale, number_format).mul_(scale).to(dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, scale = ctx.saved_tensors
+        qmin, qmax = ctx.range
         steps = x.float() / scale
         codes = torch.round(steps)
-        inside = (codes >= QMIN) & (codes <= QMAX)
+        inside = (codes >= qmin) & (codes <= qmax)
         to_x = (gradient * inside).to(x.dtype) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
-            return to_x, None, None
-        per_value = gradient.float() * torch.where(inside, codes - steps, codes.clamp(QMIN, QMAX))
+            return to_x, None, None, None
+        per_value = gradient.float() * torch.where(inside, codes - steps, codes.clamp(qmin, qmax))
         shared = [dim for dim in range(x.dim()) if scale.dim() != x.dim() or scale.shape[dim] == 1]
-        return to_x, per_value.sum(shared).reshape(scale.shape), None
+        return to_x, per_value.sum(shared).reshape(scale.shape), None, None
 
 
 @cache
@@ -89,6 +94,7 @@ class TensorQuantizer(nn.Module):
 
     `amax` has shape (1,) or (channels,) and is None until calibrated. `pre_quant_scale`, shape (last axis,),
     is SmoothQuant's 1/s: x is multiplied by it before rounding, and the layer that reads x multiplies its weight by s.
+    `format` says which integers it may become.
     """
 
     amax: Tensor | None
@@ -97,14 +103,18 @@ class TensorQuantizer(nn.Module):
     export_scale: Tensor | None
     export_zero_point: Tensor | None
 
-    def __init__(self, axis: int | None = None, enabled: bool = True, name: str = "") -> None:
+    def __init__(
+        self, axis: int | None = None, enabled: bool = True, name: str = "", number_format: NumberFormat = INT8
+    ) -> None:
         super().__init__()
         self.axis = axis
         self.enabled = enabled
         self.name = name
+        self.format = number_format
         self.is_bypassed = False
         self.retakes_range = False  # in training: the range is the maximum of each step's tensor
         self.num_readers = 1  # layers that read the same tensor through this quantizer, one after the other
+        self.export_limits: tuple[float, float] | None = None
         self._memo: tuple[Tensor, Tensor, int] | None = None
         self.register_buffer("amax", None)
         self.register_parameter("log2_amax", None)
@@ -138,8 +148,8 @@ class TensorQuantizer(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """amax / 127, float32, shape of amax. Raises: RuntimeError: no amax yet."""
-        return amax_to_scale(self.current_amax())
+        """amax / qmax, float32, shape of amax. Raises: RuntimeError: no amax yet."""
+        return amax_to_scale(self.current_amax(), self.format)
 
     def set_amax(self, amax: Tensor) -> None:
         """Store amax (shape (1,) or (channels,), float32). Raises: ValueError: negative, NaN or infinite values."""
@@ -155,9 +165,9 @@ class TensorQuantizer(nn.Module):
     def broadcast_scale(self, x: Tensor) -> Tensor:
         """Return the scale shaped to divide x: (1,) per tensor, or (1, .., channels, .., 1) along `axis`."""
         stored_range, is_log2 = self._stored_range(x)
-        scale = amax_to_scale(torch.exp2(stored_range) if is_log2 else stored_range)
+        scale = amax_to_scale(torch.exp2(stored_range) if is_log2 else stored_range, self.format)
         if is_log2:  # LSQ's gradient scale; the value of `scale` stays as it is, to the bit
-            damped = scale * (scale.numel() / x.numel() / QMAX) ** 0.5
+            damped = scale * (scale.numel() / x.numel() / self.format.qmax) ** 0.5
             scale = scale.detach() + (damped - damped.detach())
         return along_axis(scale, x, self.axis)
 
@@ -179,7 +189,7 @@ class TensorQuantizer(nn.Module):
         self.retakes_range = False
 
     def forward(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return x on the INT8 grid, in `dtype` (default: x's own); switched off or bypassed, x in that dtype."""
+        """Return x on the format's grid, in `dtype` (default: x's own); switched off or bypassed, x in that dtype."""
         if not self.is_active:
             return x if dtype is None else x.to(dtype)
         if self.num_readers == 1 or torch.compiler.is_compiling():  # a compiler finds the common expression itself
@@ -199,8 +209,10 @@ class TensorQuantizer(nn.Module):
         if kernels is not None:
             stored_range, is_log2 = self._stored_range(x)
             if kernels.can_fuse(x, stored_range, self.axis):
-                return kernels.fused_fake_quantize(x, stored_range, is_log2=is_log2, axis=self.axis, dtype=dtype)
-        return fake_quantize(x, self.broadcast_scale(x), dtype)
+                return kernels.fused_fake_quantize(
+                    x, stored_range, self.format, is_log2=is_log2, axis=self.axis, dtype=dtype
+                )
+        return fake_quantize(x, self.broadcast_scale(x), self.format, dtype)
 
     def _stored_range(self, x: Tensor) -> tuple[Tensor, bool]:
         """Return the range in force for x, shape (1,) or (channels,), and whether it is log2(amax) or amax."""
@@ -212,22 +224,36 @@ class TensorQuantizer(nn.Module):
         """Return x through QuantizeLinear and DequantizeLinear nodes of ONNX (opset 19 to 20's operators)."""
         attributes: dict[str, Any] = {} if self.axis is None else {"axis": self.axis}
         grid = (self.export_scale, self.export_zero_point)
-        codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), attributes, dtype=torch.int8, shape=x.shape)
+        if self.export_limits is not None:
+            x = x.clamp(*self.export_limits)
+        stored = getattr(torch, self.format.torch_type)
+        codes = torch.onnx.ops.symbolic("QuantizeLinear", (x, *grid), attributes, dtype=stored, shape=x.shape)
         return torch.onnx.ops.symbolic("DequantizeLinear", (codes, *grid), attributes, dtype=x.dtype, shape=x.shape)
 
-    def prepare_export(self, dtype: torch.dtype = torch.float32) -> None:
-        """Store the constants that the exported nodes read; scales per tensor are scalars there, as ONNX wants them."""
-        scale = self.scale.to(dtype)
-        self.export_scale = scale.reshape(()) if self.axis is None else scale
-        self.export_zero_point = torch.zeros_like(self.export_scale, dtype=torch.int8)
+    def limits(self) -> tuple[Tensor, Tensor] | None:
+        """Return the smallest and largest x that may be rounded, in scale's shape, where the format is narrower than
+        its storage: QuantizeLinear itself clips to the storage alone. fl(qmax x scale) / scale rounds to qmax."""
+        scale = self.scale.detach()
+        return (scale * self.format.qmin, scale * self.format.qmax) if self.format.is_narrow else None
+
+    def prepare_export(self, *, is_clipped: bool = False) -> None:
+        """Store the constants that the exported nodes read; scales per tensor are scalars there, as ONNX wants them.
+
+        Args: is_clipped: the tensor lies within `limits` already (a weight), so that no Clip is needed.
+        """
+        self.export_scale = self.scale.reshape(()) if self.axis is None else self.scale
+        self.export_zero_point = torch.zeros_like(self.export_scale, dtype=getattr(torch, self.format.torch_type))
+        limits = None if is_clipped else self.limits()
+        self.export_limits = None if limits is None else (float(limits[0]), float(limits[1]))
 
     def finish_export(self) -> None:
         """Drop the constants of `prepare_export`."""
-        self.export_scale = self.export_zero_point = None
+        self.export_scale = self.export_zero_point = self.export_limits = None
 
     def extra_repr(self) -> str:
         state = "off" if not self.enabled else "uncalibrated" if self.amax is None else f"amax {self.amax.max():.4g}"
-        return f"{state}, axis={self.axis}" + (", smoothed" if self.pre_quant_scale is not None else "")
+        named = "" if self.format == INT8 else f", {self.format.name}"
+        return f"{state}, axis={self.axis}{named}" + (", smoothed" if self.pre_quant_scale is not None else "")
 
 
 def channel_amax(x: Tensor, axis: int | None) -> Tensor:
@@ -274,15 +300,15 @@ def quantizers_disabled(model: nn.Module) -> Iterator[None]:
 def rounded_scales(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let every scale and SmoothQuant factor be a number of `dtype` (fp16, bf16) inside the block.
 
-    A scale below the type's smallest positive number becomes that number. scale = (scale x 127) / 127 is exact: a half
-    has at most 11 significant bits, times 127 at most 18 of fp32's 24.
+    A scale below the type's smallest positive number becomes that number. scale = (scale x qmax) / qmax is exact: a
+    half has at most 11 significant bits, times the 7 of INT8's 127 at most 18 of fp32's 24 (narrower formats: fewer).
     """
     smallest = 2.0**-24 if dtype == torch.float16 else 2.0**-126
     quantizers = [each for _, each in named_quantizers(model) if each.enabled and each.amax is not None]
     before = [(each.amax, each.pre_quant_scale) for each in quantizers]
     try:
         for each in quantizers:
-            each.amax = each.scale.to(dtype).float().clamp(min=smallest) * QMAX
+            each.amax = each.scale.to(dtype).float().clamp(min=smallest) * each.format.qmax
             if each.pre_quant_scale is not None:
                 each.pre_quant_scale = each.pre_quant_scale.to(dtype).float()
         yield

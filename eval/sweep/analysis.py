@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import logging
 import subprocess
@@ -19,6 +20,8 @@ from eval.sweep.grid import QAT, System, systems_of
 from eval.sweep.run_folder import ANALYSIS, RunFolder
 from eval.sweep.store import check_disk
 from eval.sweep.workshop import ROOT, STATISTICS_FILE, Workshop
+from quant.formats import NumberFormat, get_format
+from quant.insert import plan_sites
 from quant.recipe import CalibratorOptions, load_recipe
 
 logger = logging.getLogger(__name__)
@@ -113,25 +116,27 @@ def _sites(workshop: Workshop) -> list[dict[str, Any]]:
         return []
     recipe = load_recipe(workshop.options.recipes[0])
     statistics = Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE)
+    kinds = {site.name: site.kind for site in plan_sites(copy.deepcopy(workshop.loaded.model), recipe)}
     found: list[dict[str, Any]] = []
     for name, site in statistics.sites.items():
         options = {m: CalibratorOptions(m, recipe.calibrator.percentile) for m in methods}
-        amax = {m: compute_amax(site.histogram, each) for m, each in options.items()}
-        errors = {m: rounding_error(site.histogram, value) for m, value in amax.items()}
+        number_format = get_format(recipe.format_of(name, kinds[name]))
+        amax = {m: compute_amax(site.histogram, each, number_format) for m, each in options.items()}
+        errors = {m: rounding_error(site.histogram, value, number_format) for m, value in amax.items()}
         found.append({"name": name, "amax": amax, "error": errors, "top": site.histogram.top,
                       "max": site.histogram.amax, "recipe": recipe.name, "counts": _shown(site.histogram)})  # fmt: skip
     return sorted(found, key=lambda each: -min(each["error"].values()))[:NUM_WORST]
 
 
-def rounding_error(histogram: Histogram, amax: float) -> float:
+def rounding_error(histogram: Histogram, amax: float, number_format: NumberFormat) -> float:
     """Return sqrt(sum (q(x) - x)² / sum x²) of rounding and clipping at `amax`, each bin standing for its centre."""
     counts = histogram.to_numpy().astype(np.float64)
     centers = (np.arange(len(counts)) + 0.5) * histogram.top / len(counts)
     power = float(counts @ centers**2)
     if amax == 0 or power == 0:
         return 0.0
-    scale = amax / 127
-    rounded = np.minimum(np.rint(centers / scale), 127) * scale
+    scale = amax / number_format.qmax
+    rounded = np.minimum(np.rint(centers / scale), number_format.qmax) * scale
     return float(np.sqrt(counts @ (rounded - centers) ** 2 / power))
 
 

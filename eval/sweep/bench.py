@@ -33,6 +33,7 @@ from eval.sweep.references import (
 )
 from eval.sweep.workshop import Workshop
 from eval.tasks import Task, get_task
+from quant.site_formats import format_names
 
 MAX_SCORE_BATCH = 32
 MAX_REMEMBERED_BYTES = 1 << 29
@@ -168,7 +169,8 @@ class Bench:
         size = sum(p.numel() * p.element_size() for p in loaded.model.parameters())
         return Opened(
             system, TorchRunner(loaded, self.options.device, dtype, is_compiled),
-            {"source": source, "backend": PYTORCH, "dtype": dtype}, "int8 (simulated)" if is_quantized else dtype,
+            {"source": source, "backend": PYTORCH, "dtype": dtype},
+            f"{format_names(loaded.model)} (simulated)" if is_quantized else dtype,
             None if is_quantized else size, is_timed=not is_quantized, is_scored=not is_compiled,
             details={"digests": {"source": source}},
         )  # fmt: skip
@@ -196,7 +198,7 @@ class Bench:
                    "engine": manifest.engine_sha256}  # fmt: skip
         details = {"digests": digests, "products": dataclasses.asdict(manifest.products), "onnx_path": str(
             onnx_path.relative_to(self.workshop.store.folder))}  # fmt: skip
-        precision = "int8" if system.is_int8 else manifest.precision
+        precision = manifest.metadata.get("int8kit.formats", "int8") if system.is_int8 else manifest.precision
         return Opened(system, runner, identity, precision, manifest.size_bytes, details=details)
 
     def score(self, opened: Opened, shape: Shape) -> ResultRow:

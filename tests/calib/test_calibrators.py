@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from calib.calibrators import CALIBRATORS, compute_amax
+from calib.calibrators import CALIBRATORS, ENTROPY_STRIDE, compute_amax
 from calib.histogram import Histogram
+from quant.formats import INT7, INT8
 from quant.recipe import METHODS, CalibratorOptions
 
 
@@ -15,8 +16,9 @@ def histogram_of(x: torch.Tensor) -> Histogram:
     return histogram
 
 
-def amax_of(x, method, **options):
-    return compute_amax(histogram_of(torch.as_tensor(x, dtype=torch.float32)), CalibratorOptions(method, **options))
+def amax_of(x, method, number_format=INT8, **options):
+    histogram = histogram_of(torch.as_tensor(x, dtype=torch.float32))
+    return compute_amax(histogram, CalibratorOptions(method, **options), number_format)
 
 
 def test_every_method_of_a_recipe_has_a_calibrator():
@@ -55,16 +57,17 @@ def test_histograms_are_not_changed_and_zeros_give_zero():
     histogram = histogram_of(torch.randn(10_000))
     before = histogram.counts.clone()
     for method in METHODS:
-        assert 0 < compute_amax(histogram, CalibratorOptions(method)) <= histogram.amax
-        assert compute_amax(histogram_of(torch.zeros(10)), CalibratorOptions(method)) == 0
+        assert 0 < compute_amax(histogram, CalibratorOptions(method), INT8) <= histogram.amax
+        assert compute_amax(histogram_of(torch.zeros(10)), CalibratorOptions(method), INT8) == 0
     assert torch.equal(histogram.counts, before)
     with pytest.raises(ValueError, match="no values were counted"):
-        compute_amax(Histogram(), CalibratorOptions())
+        compute_amax(Histogram(), CalibratorOptions(), INT8)
 
 
 @pytest.mark.parametrize("kind", ["normal", "relu", "laplace", "mixture"])
 @pytest.mark.parametrize("method", ["entropy", "percentile", "mse"])
-def test_agrees_with_pytorch_quantization(kind, method):
+@pytest.mark.parametrize(("number_format", "num_bits"), [(INT8, 8), (INT7, 7)], ids=["int8", "int7"])
+def test_agrees_with_pytorch_quantization(kind, method, number_format, num_bits):
     pytest.importorskip("pytorch_quantization", reason="pytorch-quantization 2.1.3 is not installed")
     from pytorch_quantization.calib import HistogramCalibrator
 
@@ -73,15 +76,38 @@ def test_agrees_with_pytorch_quantization(kind, method):
         "normal": rng.normal(size=400_000), "relu": np.maximum(rng.normal(size=400_000), 0),
         "laplace": rng.laplace(size=400_000), "mixture": np.r_[rng.normal(size=400_000), rng.normal(size=400) * 8],
     }[kind].astype(np.float32)  # fmt: skip
-    theirs = HistogramCalibrator(8, None, False, num_bins=2048)
+    theirs = HistogramCalibrator(num_bits, None, False, num_bins=2048)
     theirs.collect(torch.from_numpy(x))
     if method == "mse":  # theirs calls a CUDA kernel: the same search by numpy, over its 2,048 bin edges
         edges = theirs._calib_bin_edges[1:].numpy()
-        errors = [((np.clip(np.rint(x / (e / 127)), -128, 127) * (e / 127) - x) ** 2).sum() for e in edges[128::16]]
+        qmin, qmax = number_format.qmin, number_format.qmax
+        errors = [((np.clip(np.rint(x / (e / qmax)), qmin, qmax) * (e / qmax) - x) ** 2).sum() for e in edges[128::16]]
         expected = edges[128::16][int(np.argmin(errors))]
     else:
         options = {"percentile": 99.9} if method == "percentile" else {}
         expected = float(theirs.compute_amax(method, **options))
-    ours = amax_of(x, method, percentile=99.9)
+    ours = amax_of(x, method, number_format, percentile=99.9)
     # Bins of another width; the minimum of the divergence is flat and noisy, so that its place moves by up to 20 %.
     assert ours == pytest.approx(expected, rel=0.2 if method == "entropy" else 0.05)
+
+
+@pytest.mark.parametrize(("number_format", "num_bits"), [(INT8, 8), (INT7, 7)], ids=["int8", "int7"])
+def test_entropy_of_the_same_counts_is_theirs(number_format, num_bits):
+    """On pytorch-quantization's own histogram and candidates the two searches choose the same bin."""
+    pytest.importorskip("pytorch_quantization", reason="pytorch-quantization 2.1.3 is not installed")
+    from pytorch_quantization.calib import HistogramCalibrator
+
+    theirs = HistogramCalibrator(num_bits, None, False, num_bins=2048)
+    theirs.collect(torch.from_numpy(np.random.default_rng(1).laplace(size=100_000).astype(np.float32)))
+    expected = float(theirs.compute_amax("entropy", stride=ENTROPY_STRIDE, start_bin=number_format.num_levels))
+    top = float(theirs._calib_bin_edges[-1])
+    ours = compute_amax(
+        Histogram.from_counts(theirs._calib_hist.numpy(), top, top), CalibratorOptions("entropy"), number_format
+    )
+    assert ours == pytest.approx(expected, rel=1e-6)  # theirs keeps its edges in float32
+
+
+def test_fewer_levels_clip_more():
+    x = np.random.default_rng(0).normal(size=400_000)
+    assert amax_of(x, "mse", INT7) < 0.97 * amax_of(x, "mse", INT8)
+    assert amax_of(x, "max", INT7) == amax_of(x, "max", INT8)

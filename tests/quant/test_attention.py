@@ -13,6 +13,7 @@ from transformers.masking_utils import (
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from quant.attention import additive_mask, explicit_attention, quantized_attention
+from quant.formats import INT8
 from quant.tensor_quantizer import TensorQuantizer, fake_quantize
 
 
@@ -53,10 +54,10 @@ def test_each_side_is_rounded_right_before_its_product():
         getattr(module, name).set_amax(torch.tensor([amax]))
     output, weights = quantized_attention(module, q, k, v, None, scaling=0.25)
     step = torch.tensor([1 / 127])
-    scores = fake_quantize(q * 0.25, step) @ fake_quantize(k, 3 * step).transpose(2, 3)
-    expected_weights = fake_quantize(scores.softmax(-1), step)
+    scores = fake_quantize(q * 0.25, step, INT8) @ fake_quantize(k, 3 * step, INT8).transpose(2, 3)
+    expected_weights = fake_quantize(scores.softmax(-1), step, INT8)
     torch.testing.assert_close(weights, expected_weights)
-    torch.testing.assert_close(output, (expected_weights @ fake_quantize(v, 2 * step)).transpose(1, 2))
+    torch.testing.assert_close(output, (expected_weights @ fake_quantize(v, 2 * step, INT8)).transpose(1, 2))
 
 
 def test_position_bias_is_added_and_what_is_not_computed_is_refused():

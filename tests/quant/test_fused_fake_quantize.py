@@ -7,6 +7,7 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
+from quant.formats import INT7, INT8
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe
 from quant.tensor_quantizer import TensorQuantizer, fake_quantize, fused_kernels
@@ -28,11 +29,11 @@ CASES = {
 }
 
 
-def prepared(shape, axis, transposed, dtype=torch.float32):
+def prepared(shape, axis, transposed, dtype=torch.float32, number_format=INT8):
     torch.manual_seed(0)
     x = (torch.randn(shape, device=DEVICE) * 2).to(dtype)
     x = x.transpose(-1, -2) if transposed else x
-    quantizer = TensorQuantizer(axis=axis)
+    quantizer = TensorQuantizer(axis=axis, number_format=number_format)
     quantizer.set_amax(torch.rand(x.shape[0]) * 3 + 0.1 if axis == 0 else torch.tensor([2.5]))
     quantizer.to(DEVICE).start_learning()
     return x.requires_grad_(), quantizer
@@ -40,15 +41,18 @@ def prepared(shape, axis, transposed, dtype=torch.float32):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_values_and_gradients_equal_the_plain_formula(case, dtype):
+@pytest.mark.parametrize("number_format", [INT8, INT7], ids=["int8", "int7"])
+def test_values_and_gradients_equal_the_plain_formula(case, dtype, number_format):
     kernels = fused_kernels()
-    x, quantizer = prepared(*CASES[case], dtype)
-    expected = fake_quantize(x, quantizer.broadcast_scale(x), dtype)
+    x, quantizer = prepared(*CASES[case], dtype, number_format)
+    expected = fake_quantize(x, quantizer.broadcast_scale(x), number_format, dtype)
     upstream = torch.randn_like(expected)
     expected.backward(upstream)
     to_x, to_range, x.grad, quantizer.log2_amax.grad = x.grad, quantizer.log2_amax.grad, None, None
     assert kernels.can_fuse(x, quantizer.log2_amax, quantizer.axis)
-    fused = kernels.fused_fake_quantize(x, quantizer.log2_amax, is_log2=True, axis=quantizer.axis, dtype=dtype)
+    fused = kernels.fused_fake_quantize(
+        x, quantizer.log2_amax, number_format, is_log2=True, axis=quantizer.axis, dtype=dtype
+    )
     fused.backward(upstream)
     # exp2 may differ by one bit between the two, which moves a value at a rounding border and the last bit of others.
     assert ((fused - expected).abs() > 1e-5 * expected.abs() + 1e-6).float().mean() < 1e-3 or dtype == torch.bfloat16
@@ -60,8 +64,8 @@ def test_values_and_gradients_equal_the_plain_formula(case, dtype):
 def test_a_stored_amax_gives_the_values_of_evaluation_to_the_bit():
     x, quantizer = prepared((33, 70), 0, False)
     quantizer.finish_learning()
-    fused = fused_kernels().fused_fake_quantize(x, quantizer.amax, is_log2=False, axis=0, dtype=torch.float32)
-    assert torch.equal(fused, fake_quantize(x.detach(), quantizer.broadcast_scale(x)))
+    fused = fused_kernels().fused_fake_quantize(x, quantizer.amax, INT8, is_log2=False, axis=0, dtype=torch.float32)
+    assert torch.equal(fused, fake_quantize(x.detach(), quantizer.broadcast_scale(x), INT8))
     fused.sum().backward()
     assert set(x.grad.unique().tolist()) <= {0.0, 1.0}
 
@@ -69,7 +73,7 @@ def test_a_stored_amax_gives_the_values_of_evaluation_to_the_bit():
 def test_nan_stays_nan_and_an_all_zero_channel_stays_zero():
     x = torch.tensor([[float("nan"), 1.0], [0.0, 0.0]], device=DEVICE, requires_grad=True)
     amax = torch.tensor([1.0, 0.0], device=DEVICE)
-    fused = fused_kernels().fused_fake_quantize(x, amax, is_log2=False, axis=0, dtype=torch.float32)
+    fused = fused_kernels().fused_fake_quantize(x, amax, INT8, is_log2=False, axis=0, dtype=torch.float32)
     assert torch.isnan(fused[0, 0]) and fused[0, 1] == 1 and torch.equal(fused[1], torch.zeros(2, device=DEVICE))
 
 

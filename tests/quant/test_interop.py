@@ -1,6 +1,7 @@
 """Ranges of pytorch-quantization and ModelOpt, from checkpoints that the two packages write here."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from quant.formats import INT8
 from quant.insert import insert_quantizers
 from quant.interop import import_amax
 from quant.interop_files import read_foreign
@@ -113,7 +115,7 @@ def test_integers_equal_those_of_pytorch_quantization():
 
     x, amax = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0)), torch.tensor(3.7)
     theirs = tensor_quant(x, amax, 8, False, False)[0]
-    difference = (quantize(x, amax / 127) - theirs).abs()
+    difference = (quantize(x, amax / 127, INT8) - theirs).abs()
     assert (difference == 0).float().mean() >= 0.9999 and difference.max() <= 1
 
 
@@ -322,6 +324,39 @@ def test_the_default_preset_is_partial_and_a_folder_of_save_pretrained_is_read(m
 
 
 @needs_modelopt
+@pytest.mark.parametrize(
+    ("settings", "recipe_format", "reason"),
+    [
+        ({"_num_bits": 7, "_narrow_range": True}, "int7", None),
+        ({"_num_bits": 8, "_narrow_range": True}, "int8", None),  # the code -128 lies half a step outside the range
+        ({"_num_bits": 7, "_narrow_range": True}, "int8", "int7 there, int8 by this recipe"),
+        ({"_num_bits": 8}, "int7", "int8 there, int7 by this recipe"),
+        ({"_num_bits": 7, "_narrow_range": False}, "int7", "not INT8 by channel or tensor: 7 bits"),  # -64 to 63
+        ({"_num_bits": (4, 3)}, "int8", "not INT8 by channel or tensor"),
+    ],
+)
+def test_bits_are_kept_as_our_format_or_refused(settings, recipe_format, reason):
+    ours = quantized(peer_model("bert"), "int8_linear", Rule(match="*", format=recipe_format))
+    names = [site.name for site in ours.quantization.sites if site.enabled]
+    state = {f"{name}._amax": torch.tensor(2.0) for name in names}
+    metadata = {"metadata": {"quantizer_state": dict.fromkeys(names, settings)}}
+    state["modelopt_state"] = {"modelopt_state_dict": [("quantize", metadata)]}
+    if reason is None:
+        assert len(import_amax(ours, state).matched) == len(names)
+    else:
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            import_amax(ours, state)
+
+
+def test_a_file_that_does_not_tell_its_bits_gives_ranges_alone_and_that_is_said():
+    ours = quantized(peer_model("bert"), "int8_linear", Rule(match="*weight_quantizer", format="int7"))
+    names = [site.name for site in ours.quantization.sites if site.enabled]
+    report = import_amax(ours, {f"{name}._amax": torch.tensor(2.0) for name in names})
+    assert any("weight_quantizer" in note and "the file does not say what they were" in note for note in report.notes)
+    quantizer = ours.bert.encoder.layer[0].intermediate.dense.weight_quantizer
+    assert torch.equal(quantizer.scale, quantizer.amax / 63)
+
+
 def test_trained_weights_are_taken_or_kept(modelopt_folder):
     path, batch = modelopt_folder / "bert_trained.pt", batch_for(peer_model("bert"), seed=9)
     ours = quantized(peer_model("bert"))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from quant.formats import INT8
 from quant.tensor_quantizer import TensorQuantizer, amax_to_scale, fake_quantize, quantize, quantizers_disabled
 
 FLOATS = arrays(np.float32, 16, elements=st.floats(-1e4, 1e4, width=32))
@@ -21,14 +22,14 @@ def reference(x: np.ndarray, amax: float) -> np.ndarray:
 @settings(max_examples=200, deadline=None)
 @given(x=FLOATS, amax=st.floats(2**-10, 2**13, width=32))
 def test_fake_quantize_equals_hand_written_round_and_clamp(x, amax):
-    scale = amax_to_scale(torch.tensor([amax]))
-    assert np.array_equal(fake_quantize(torch.from_numpy(x), scale).numpy(), reference(x, amax))
+    scale = amax_to_scale(torch.tensor([amax]), INT8)
+    assert np.array_equal(fake_quantize(torch.from_numpy(x), scale, INT8).numpy(), reference(x, amax))
 
 
 def test_halves_round_to_even_and_the_range_is_minus_128_to_127():
     scale = torch.ones(1)
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 126.5, 127.4, 500.0, -127.6, -128.4, -500.0])
-    assert quantize(x, scale).tolist() == [0, 2, 2, 0, -2, 126, 127, 127, -128, -128, -128]
+    assert quantize(x, scale, INT8).tolist() == [0, 2, 2, 0, -2, 126, 127, 127, -128, -128, -128]
 
 
 def test_per_channel_scales_lie_along_the_axis():
@@ -50,7 +51,7 @@ def test_a_channel_of_zeros_stays_zero():
 def test_gradients_are_straight_through_inside_and_lsq_for_the_scale():
     x = torch.tensor([0.3, 1.4, 300.0, -300.0], requires_grad=True)
     scale = torch.ones(1, requires_grad=True)
-    fake_quantize(x, scale).sum().backward()
+    fake_quantize(x, scale, INT8).sum().backward()
     assert x.grad.tolist() == [1, 1, 0, 0]
     expected = (round(0.3) - 0.3) + (round(1.4) - 1.4) + 127 - 128  # Esser et al. 2020, eq. 3
     assert scale.grad.item() == pytest.approx(expected, abs=1e-5)
