@@ -162,6 +162,25 @@ def test_distillation_of_equal_models_is_zero_and_hidden_states_and_attention_co
         distillation_loss({"logits": outputs["logits"]}, {"logits": outputs["logits"]}, None, QatOptions())
 
 
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_padding_counts_neither_as_a_token_nor_as_an_answer(loss):
+    """A padded batch costs what the same samples cost one by one without padding."""
+    options = QatOptions(logit_loss=loss, distill_hidden=0.0, temperature=2.0)
+    torch.manual_seed(0)
+    lengths, names = (6, 4, 2), ("start_logits", "end_logits")
+    mask = torch.tensor([[i < length for i in range(6)] for length in lengths]).long()
+    student, teacher = ({name: torch.randn(3, 6, requires_grad=True) for name in names} for _ in range(2))
+    loss_padded = distillation_loss(student, teacher, mask, options)
+    alone = [
+        distillation_loss(*({k: x[i : i + 1, :n] for k, x in out.items()} for out in (student, teacher)), None, options)
+        for i, n in enumerate(lengths)
+    ]
+    assert float(loss_padded.detach()) == pytest.approx(float(torch.stack(alone).detach().mean()), rel=1e-5)
+    loss_padded.backward()
+    gradient = student["start_logits"].grad
+    assert torch.isfinite(gradient).all() and not gradient[mask == 0].any() and gradient[0].any()
+
+
 def test_distillation_brings_the_student_closer_to_its_teacher(tmp_path):
     model, teacher, batch = calibrated(), tiny_bert(), text_batch(batch_size=32, padded=False)
     for name, quantizer in named_quantizers(model):  # a student that has drifted: ranges far too narrow
