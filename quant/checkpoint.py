@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from quant.dropout import own_configuration
 from quant.insert import Quantization, Site, attach_sites, quantization_of
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
@@ -63,7 +64,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     transformers.utils.logging.disable_progress_bar()
     state = model.state_dict() if state_dict is None else state_dict
-    with disk_errors(folder):
+    with disk_errors(folder), own_configuration(model):
         model.save_pretrained(folder, state_dict=float_state_dict(model, state))
         save_file(_quantizer_tensors(model, state), folder / QUANTIZER_FILE)
     if processor is not None:

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
 from quant.distillation import Teacher, distillation_loss, extra_outputs
+from quant.dropout import freeze_statistics, release_statistics, switch_dropout_back, switch_dropout_off
 from quant.insert import quantization_of
 from quant.modules import QuantLayer
 from quant.recipe import QatOptions
@@ -22,7 +23,12 @@ from quant.tensor_quantizer import named_quantizers
 
 
 def start_qat(model: nn.Module, options: QatOptions) -> None:
-    """Put the calibrated model's ranges into training as the options say (in place)."""
+    """Put the calibrated model's ranges into training as the options say (in place).
+
+    From here to `finish_qat` a forward in training mode computes what is exported: batch norms go by their running
+    statistics, and unless `dropout` is on nothing in the model is random.
+    """
+    freeze_statistics(model)
     if not options.dropout:
         switch_dropout_off(model)
     for name, quantizer in named_quantizers(model):
@@ -35,18 +41,10 @@ def start_qat(model: nn.Module, options: QatOptions) -> None:
         quantizer.retakes_range = ranges == "retaken"
 
 
-def switch_dropout_off(model: nn.Module) -> None:
-    """Set every dropout probability of the model to 0, also those that attention modules keep as a number."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
 def finish_qat(model: nn.Module) -> None:
-    """Store the trained ranges as amax (in place): the model is then like any calibrated one."""
+    """Store the trained ranges as amax (in place): the model is then like any calibrated one, dropout included."""
+    switch_dropout_back(model)
+    release_statistics(model)
     for name, quantizer in named_quantizers(model):
         layer: Any = model.get_submodule(name.rpartition(".")[0])
         retaken = quantizer.retakes_range and isinstance(layer, QuantLayer)
