@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from calib.calibrators import compute_amax
@@ -23,9 +23,9 @@ from calib.smoothquant import (
 from calib.statistics import SiteStatistics, Statistics
 from quant.formats import NumberFormat, get_format
 from quant.insert import Quantization, Site, quantization_of
-from quant.modules import QuantLayer
+from quant.modules import QuantLayer, weight_range
 from quant.recipe import CalibratorOptions, Recipe
-from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 
 def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
@@ -43,16 +43,9 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
     sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in quantization.sites]
     for site in sites:
         if site.enabled and site.is_weight:
-            set_weight_amax(model, site, quantizers[site.name])
+            quantizers[site.name].set_amax(weight_range(model.get_submodule(site.consumers[0])))
     model.quantization = Quantization(recipe, tuple(sites))  # type: ignore[assignment]
     return recipe
-
-
-def set_weight_amax(model: nn.Module, site: Site, quantizer: TensorQuantizer) -> None:
-    """Store the exact maximum of |weight| for each channel, SmoothQuant's factor included."""
-    layer: Any = model.get_submodule(site.consumers[0])
-    weight = layer.smoothed_weight() if isinstance(layer, QuantLayer) else layer.weight
-    quantizer.set_amax(channel_amax(weight.detach(), site.axis))
 
 
 def _calibrate_site(

@@ -18,10 +18,11 @@ from torch import nn
 
 from quant.dropout import own_configuration
 from quant.insert import Quantization, Site, attach_sites, quantization_of
+from quant.modules import weight_range
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
 from quant.site_formats import check_formats
-from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 CHECKPOINT_FILE = "quantization.json"
 QUANTIZER_FILE = "quantizers.safetensors"
@@ -151,8 +152,8 @@ def _quantizer_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> dict
         if f"{name}/log2_amax" in tensors:
             tensors[f"{name}/amax"] = torch.exp2(tensors[f"{name}/log2_amax"])
         elif quantizer.retakes_range:
-            weight = model.get_submodule(name.rpartition(".")[0]).smoothed_weight()  # type: ignore[operator]
-            tensors[f"{name}/amax"] = channel_amax(weight.detach(), quantizer.axis).cpu()
+            layer = name.rpartition(".")[0]
+            tensors[f"{name}/amax"] = weight_range(model.get_submodule(layer), state[f"{layer}.weight"]).cpu()
     return tensors
 
 

@@ -180,11 +180,9 @@ class TensorQuantizer(nn.Module):
         amax = self.current_amax().detach()
         self.log2_amax = nn.Parameter(torch.log2(torch.where(amax > 0, amax, torch.ones_like(amax))))
 
-    def finish_learning(self, x: Tensor | None = None) -> None:
-        """Store the learned range as amax, or where it was retaken that of `x`, and stop training it."""
-        if self.retakes_range and x is not None:
-            self.set_amax(channel_amax(x.detach(), self.axis))
-        elif self.log2_amax is not None:
+    def finish_learning(self) -> None:
+        """Store the learned range as amax, and train or retake it no more."""
+        if self.log2_amax is not None:
             self.set_amax(self.current_amax())
         self.log2_amax = None
         self.retakes_range = False
