@@ -21,11 +21,13 @@ from calib.smoothquant import (
     smoothed_histogram,
 )
 from calib.statistics import SiteStatistics, Statistics
+from calib.unfolding import apply_fold
 from quant.formats import NumberFormat, get_format
 from quant.insert import Quantization, Site, quantization_of
 from quant.modules import QuantLayer, weight_range
 from quant.recipe import CalibratorOptions, Recipe
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
+from quant.weights_digest import weights_digest
 
 
 def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
@@ -33,19 +35,37 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
 
     Args:
         method: max, percentile, entropy or mse in place of the recipe's.
-    No pass over samples is needed: any calibrator works from the same statistics.
-    Raises: ValueError: statistics of another model or recipe.
+    No pass over samples is needed: any calibrator works from the same statistics, one after the other. What SmoothQuant
+    folded into the weights is undone first.
+    Raises: ValueError: statistics of another model (other weights) or recipe; the model is unchanged then.
     """
     quantization = quantization_of(model)
     recipe = quantization.recipe if method is None else quantization.recipe.with_options(method=method)
     _check_match(quantization, statistics)
+    _restore_weights(model, quantization, statistics)
     quantizers = dict(named_quantizers(model))
     sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in quantization.sites]
     for site in sites:
         if site.enabled and site.is_weight:
             quantizers[site.name].set_amax(weight_range(model.get_submodule(site.consumers[0])))
-    model.quantization = Quantization(recipe, tuple(sites))  # type: ignore[assignment]
+    model.quantization = Quantization(recipe, tuple(sites), quantization_of(model).folds)  # type: ignore[assignment]
     return recipe
+
+
+def _restore_weights(model: PreTrainedModel, quantization: Quantization, statistics: Statistics) -> None:
+    """Undo the folds of an earlier call where the statistics are of the weights before them; refuse other weights."""
+    if statistics.weights != weights_digest(model):
+        for fold in reversed(quantization.folds):
+            fold.undo()
+        if statistics.weights != weights_digest(model):
+            for fold in quantization.folds:
+                fold.redo()
+            raise ValueError(
+                f"the statistics were taken from other weights ({statistics.weights[:12] or 'unknown'}) than this "
+                "model's: another model, or these before they were trained or SmoothQuant was folded into them. Give "
+                "the --model that they were collected from, or collect again: python -m calib --samples ..."
+            )
+    model.quantization = dataclasses.replace(quantization, folds=())  # type: ignore[assignment]
 
 
 def _calibrate_site(
@@ -55,7 +75,7 @@ def _calibrate_site(
     if not site.enabled or site.is_weight or site.kind == "softmax":
         return site
     seen = statistics.sites[site.name]
-    quantizer = quantizers[site.name]
+    quantizer, site = quantizers[site.name], dataclasses.replace(site, smoothing="")
     quantizer.set_pre_quant_scale(None)
     smoothing = None
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
@@ -105,7 +125,8 @@ def smooth_site(
         return dataclasses.replace(site, smoothing="none: no alpha lowers the error"), None
     how = "explicit"
     if fold is not None:
-        fold.apply(smoothing.scale)
+        done = (*quantization_of(model).folds, apply_fold(fold, smoothing.scale))
+        model.quantization = dataclasses.replace(quantization_of(model), folds=done)  # type: ignore[assignment]
         how = f"folded into {site.producer}"
     return dataclasses.replace(site, smoothing=f"{how}, alpha {smoothing.alpha:g}"), smoothing
 

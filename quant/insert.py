@@ -64,6 +64,8 @@ class Quantization:
 
     recipe: Recipe
     sites: tuple[Site, ...]
+    folds: tuple[Any, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """SmoothQuant's folds that the weights bear, in order, while they can be undone (calib.unfolding.AppliedFold)."""
 
 
 def insert_quantizers(

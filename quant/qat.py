@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -29,6 +30,8 @@ def start_qat(model: nn.Module, options: QatOptions) -> None:
     From here to `finish_qat` a forward in training mode computes what is exported: batch norms go by their running
     statistics, and unless `dropout` is on nothing in the model is random.
     """
+    if (quantization := getattr(model, "quantization", None)) is not None:  # trained weights cannot be unfolded
+        model.quantization = dataclasses.replace(quantization, folds=())  # type: ignore[assignment]
     freeze_statistics(model)
     if not options.dropout:
         switch_dropout_off(model)
