@@ -21,6 +21,7 @@ from quant.insert import Quantization, Site, attach_sites, quantization_of
 from quant.modules import weight_range
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
+from quant.site_check import check_sites
 from quant.site_formats import check_formats
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
@@ -79,6 +80,7 @@ def save_checkpoint(
         "digests": {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))},
         "sites": [dataclasses.asdict(site) for site in quantization.sites],
     }
+    content["sites_digest"] = _sites_digest(content)
     (folder / CHECKPOINT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -91,19 +93,39 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     content = read_description(folder)
     check_digests(folder, content)
     loaded = load_float_model(folder)
-    sites = tuple(_site(fields) for fields in content["sites"])
-    recipe = recipe_from_dict(content["recipe"])
-    check_formats(sites, recipe, folder / CHECKPOINT_FILE)
-    attach_sites(loaded.model, Quantization(recipe, sites))
+    quantization = _quantization(folder / CHECKPOINT_FILE, content)
+    check_formats(quantization.sites, quantization.recipe, folder / CHECKPOINT_FILE)
+    check_sites(loaded.model, quantization, folder / CHECKPOINT_FILE, is_as_saved(content))
+    attach_sites(loaded.model, quantization)
     load_quantizers(loaded.model, folder)
     check_calibrated(loaded.model)
     return loaded
+
+
+def _quantization(path: Path, content: dict[str, Any]) -> Quantization:
+    """Return recipe and sites as `path` tells them. Raises: ValueError: fields of another kind."""
+    try:
+        sites = tuple(_site(fields) for fields in content["sites"])
+        return Quantization(recipe_from_dict(content["recipe"]), sites)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; calibrate again") from error
 
 
 def _site(fields: dict[str, Any]) -> Site:
     channels = fields.get("producer_channels")
     channels = None if channels is None else tuple(channels)
     return Site(**{**fields, "consumers": tuple(fields["consumers"]), "producer_channels": channels})
+
+
+def _sites_digest(content: dict[str, Any]) -> str:
+    """Return the sha256 of recipe and sites: that no one changed them since insertion planned them."""
+    return hashlib.sha256(json.dumps([content["recipe"], content["sites"]], sort_keys=True).encode()).hexdigest()
+
+
+def is_as_saved(content: dict[str, Any]) -> bool | None:
+    """Return whether a quantization.json holds the recipe and sites that were saved; None where it does not say."""
+    digest = content.get("sites_digest")
+    return None if digest is None else digest == _sites_digest(content)
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -117,8 +139,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}; calibrate again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping; calibrate again")
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}; calibrate again")
+    if missing := [key for key in ("recipe", "sites", "digests") if key not in content]:
+        raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}; calibrate again")
     return content
 
 
