@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -29,6 +30,9 @@ from quant.recipe import CalibratorOptions, Recipe
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 from quant.weights_digest import weights_digest
 
+logger = logging.getLogger(__name__)
+UNSEEN = "no calibration sample reached this layer"
+
 
 def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
     """Give every enabled quantizer of `model` its amax (in place) and return the recipe that was followed.
@@ -44,12 +48,40 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
     _check_match(quantization, statistics)
     _restore_weights(model, quantization, statistics)
     quantizers = dict(named_quantizers(model))
-    sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in quantization.sites]
+    planned = _leave_unseen(quantization.sites, quantizers, statistics)
+    sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in planned]
     for site in sites:
         if site.enabled and site.is_weight:
             quantizers[site.name].set_amax(weight_range(model.get_submodule(site.consumers[0])))
     model.quantization = Quantization(recipe, tuple(sites), quantization_of(model).folds)  # type: ignore[assignment]
     return recipe
+
+
+def _leave_unseen(
+    sites: tuple[Site, ...], quantizers: dict[str, TensorQuantizer], statistics: Statistics
+) -> tuple[Site, ...]:
+    """Return the sites with those off that no sample reached (a router's experts), each with its layers' weights.
+
+    Raises: ValueError: no site saw a value.
+    """
+    seen = {name for name, site in statistics.sites.items() if site.histogram.num_values}
+    needed = [site for site in sites if _reads_samples(site)]
+    unseen = [site for site in needed if site.name not in seen]
+    if needed and len(unseen) == len(needed):
+        raise ValueError(f"{unseen[0].name} and all other sites saw no value; were all samples padding?")
+    layers = {layer for site in unseen for layer in site.consumers}
+    weights = {s.name for s in sites if s.is_weight and s.enabled and s.consumers[0] in layers}
+    off = {site.name for site in unseen} | weights
+    for name in off:
+        quantizers[name].enabled = False
+    if unseen:
+        shown = ", ".join(site.name for site in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+        logger.warning("no sample reached %d sites: %s They stay float; give more samples", len(unseen), shown)
+    return tuple(dataclasses.replace(s, enabled=False, reason=UNSEEN) if s.name in off else s for s in sites)
+
+
+def _reads_samples(site: Site) -> bool:
+    return site.enabled and not site.is_weight and site.kind != "softmax"
 
 
 def _restore_weights(model: PreTrainedModel, quantization: Quantization, statistics: Statistics) -> None:
@@ -72,7 +104,7 @@ def _calibrate_site(
     model: PreTrainedModel, site: Site, quantizers: dict[str, TensorQuantizer], statistics: Statistics, recipe: Recipe
 ) -> Site:
     """Set the amax of one activation site; return the site, with what SmoothQuant did."""
-    if not site.enabled or site.is_weight or site.kind == "softmax":
+    if not _reads_samples(site):
         return site
     seen = statistics.sites[site.name]
     quantizer, site = quantizers[site.name], dataclasses.replace(site, smoothing="")
@@ -80,12 +112,7 @@ def _calibrate_site(
     smoothing = None
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
         site, smoothing = smooth_site(model, site, seen, recipe)
-    try:
-        amax = (
-            compute_amax(seen.histogram, recipe.calibrator, quantizer.format) if smoothing is None else smoothing.amax
-        )
-    except ValueError as error:
-        raise ValueError(f"{site.name}: {error}; were all samples padding?") from error
+    amax = smoothing.amax if smoothing else compute_amax(seen.histogram, recipe.calibrator, quantizer.format)
     if smoothing is not None and site.smoothing.startswith("explicit"):
         quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
     quantizer.set_amax(torch.tensor([amax], device=model.device))
@@ -153,7 +180,7 @@ def _head_dim(model: PreTrainedModel) -> int:
 
 
 def _check_match(quantization: Quantization, statistics: Statistics) -> None:
-    needed = {s.name for s in quantization.sites if s.enabled and not s.is_weight and s.kind != "softmax"}
+    needed = {site.name for site in quantization.sites if _reads_samples(site)}
     missing = sorted(needed - set(statistics.sites))
     if missing:
         raise ValueError(

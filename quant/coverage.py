@@ -24,7 +24,7 @@ def unquantizable(model: PreTrainedModel, names: tuple[str, ...]) -> str:
 
 def unreached(model: PreTrainedModel, layers: list[str]) -> str:
     """Return what is said of layers that the recipe wants and the example inputs do not reach (experts of a router)."""
-    share = sum(model.get_submodule(layer).weight.numel() for layer in layers) / model.num_parameters()
+    share = sum(model.get_parameter(f"{layer}.weight").numel() for layer in layers) / model.num_parameters()
     shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
     return (f"{len(layers)} layers ({100 * share:.0f} % of the parameters) stay float, as the example inputs do not "
             f"reach them: {shown}. Give insert_quantizers inputs that do")  # fmt: skip

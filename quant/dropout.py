@@ -98,7 +98,8 @@ def freeze_statistics(model: nn.Module) -> None:
     """Let every batch norm of the model compute by its running statistics also in training (in place)."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not isinstance(module, FrozenStatistics):
-            module.__class__ = _frozen_class(type(module))
+            float_class: Any = type(module)
+            module.__class__ = _frozen_class(float_class)
 
 
 def release_statistics(model: nn.Module) -> None:

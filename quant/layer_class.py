@@ -16,7 +16,7 @@ from quant.modules import QUANT_LAYERS, QuantEmbedding
 TOLERANCE = 1e-4
 
 
-def quant_class(module: nn.Module) -> Any:
+def quant_class(module: Any) -> Any:
     """Return the class that carries quantizers in place of the module's own; None where the module takes none.
 
     A subclass counts as its base (a linear layer or convolution) if both give the same on a random input, in training
@@ -27,11 +27,13 @@ def quant_class(module: nn.Module) -> Any:
     if type(module) in QUANT_LAYERS:
         return QUANT_LAYERS[type(module)]
     if isinstance(module, nn.Embedding):
-        return None if type(module).forward is not nn.Embedding.forward else _subclass(QuantEmbedding, type(module))
+        float_class: Any = type(module)
+        return _subclass(QuantEmbedding, float_class) if float_class.forward is nn.Embedding.forward else None
     base = next((each for each in QUANT_LAYERS if isinstance(module, each)), None)
     if base is None or isinstance(module, QUANT_LAYERS[base]) or not _computes_as(module, base):
         return None
-    return _subclass(QUANT_LAYERS[base], type(module))
+    float_class = type(module)
+    return _subclass(QUANT_LAYERS[base], float_class)
 
 
 @cache

@@ -31,7 +31,7 @@ def start_qat(model: nn.Module, options: QatOptions) -> None:
     statistics, and unless `dropout` is on nothing in the model is random.
     """
     if (quantization := getattr(model, "quantization", None)) is not None:  # trained weights cannot be unfolded
-        model.quantization = dataclasses.replace(quantization, folds=())  # type: ignore[assignment]
+        model.quantization = dataclasses.replace(quantization, folds=())
     freeze_statistics(model)
     if not options.dropout:
         switch_dropout_off(model)

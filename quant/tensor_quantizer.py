@@ -196,7 +196,7 @@ class TensorQuantizer(nn.Module):
         if x.is_inference() or torch.is_inference_mode_enabled():
             return self._quantize(x, dtype or x.dtype)  # such tensors count no versions: a change would go unseen
         made_of = (x, self.amax, self.log2_amax, self.pre_quant_scale)
-        source, memo = Source(made_of, (dtype or x.dtype, self.retakes_range)), self._memo
+        source, memo = Source(made_of, (dtype or x.dtype, self.retakes_range, self.format)), self._memo
         if memo is None or not memo.is_of(source):
             memo = Memo(source, self._quantize(x, dtype or x.dtype), self.num_readers)
         memo.left -= 1

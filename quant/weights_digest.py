@@ -23,6 +23,6 @@ def weights_digest(model: nn.Module) -> str:
         place = (tensor.device, tensor.data_ptr(), tensor.stride(), tensor.numel())
         if place not in seen:
             plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            seen[place] = hashlib.sha256(plain.numpy()).hexdigest()
+            seen[place] = hashlib.sha256(plain.numpy().data).hexdigest()
         total.update(seen[place].encode())
     return total.hexdigest()

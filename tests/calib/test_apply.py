@@ -8,7 +8,9 @@ import torch
 from calib.apply import apply_statistics
 from calib.collect import collect
 from calib.folding import Fold
+from calib.histogram import Histogram
 from calib.unfolding import apply_fold
+from quant.checkpoint import load_checkpoint, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.modules import QuantLinear
 from quant.qat import start_qat
@@ -125,3 +127,22 @@ def test_a_fold_is_undone_to_the_bit_also_where_a_product_leaves_the_normal_floa
     done.undo()
     after = (producer.weight, producer.bias, consumer.weight)
     assert all(torch.equal(a.view(torch.int32), b.view(torch.int32)) for a, b in zip(before, after, strict=True))
+
+
+def test_layers_that_no_sample_reaches_stay_float_and_are_named(caplog, tmp_path):
+    model, statistics = prepared("int8_linear")
+    name = "bert.encoder.layer.1.intermediate.dense"
+    statistics.sites[f"{name}.input_quantizer"].histogram = Histogram()  # as an expert's that no token went to
+    apply_statistics(model, statistics)
+    assert f"no sample reached 1 sites: {name}.input_quantizer They stay float" in caplog.text
+    off = {s.name for s in model.quantization.sites if s.reason == "no calibration sample reached this layer"}
+    assert off == {f"{name}.input_quantizer", f"{name}.weight_quantizer"}
+    layer, x = model.get_submodule(name), torch.randn(2, 32)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+    save_checkpoint(model, tmp_path / "c")
+    with torch.no_grad():
+        assert torch.equal(load_checkpoint(tmp_path / "c").model(**text_batch()).logits, model(**text_batch()).logits)
+    for site in statistics.sites.values():
+        site.histogram = Histogram()
+    with pytest.raises(ValueError, match=r"and all other sites saw no value; were all samples padding\?"):
+        apply_statistics(model, statistics)
