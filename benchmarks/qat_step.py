@@ -23,8 +23,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from benchmarks.rows import append_row
 from calib.apply import apply_statistics
 from calib.collect import collect
+from quant.dropout import switch_dropout_off
 from quant.insert import insert_quantizers
-from quant.qat import start_qat, switch_dropout_off
+from quant.qat import start_qat
 from quant.recipe import QatOptions, load_recipe
 
 

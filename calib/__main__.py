@@ -140,6 +140,8 @@ def _share(samples: Samples) -> Any:
 
 
 def _load_statistics(paths: list[str]) -> Statistics:
+    if len({Path(path).resolve() for path in paths}) < len(paths):
+        raise ValueError("a file of --statistics is given twice: its samples would count double; name each once")
     statistics = Statistics.load(paths[0])
     for path in paths[1:]:
         statistics.merge(Statistics.load(path))

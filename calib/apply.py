@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from calib.calibrators import compute_amax
@@ -21,11 +22,16 @@ from calib.smoothquant import (
     smoothed_histogram,
 )
 from calib.statistics import SiteStatistics, Statistics
+from calib.unfolding import apply_fold
 from quant.formats import NumberFormat, get_format
 from quant.insert import Quantization, Site, quantization_of
-from quant.modules import QuantLayer
+from quant.modules import QuantLayer, weight_range
 from quant.recipe import CalibratorOptions, Recipe
-from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
+from quant.weights_digest import weights_digest
+
+logger = logging.getLogger(__name__)
+UNSEEN = "no calibration sample reached this layer"
 
 
 def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
@@ -33,46 +39,80 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
 
     Args:
         method: max, percentile, entropy or mse in place of the recipe's.
-    No pass over samples is needed: any calibrator works from the same statistics.
-    Raises: ValueError: statistics of another model or recipe.
+    No pass over samples is needed: any calibrator works from the same statistics, one after the other. What SmoothQuant
+    folded into the weights is undone first.
+    Raises: ValueError: statistics of another model (other weights) or recipe; the model is unchanged then.
     """
     quantization = quantization_of(model)
     recipe = quantization.recipe if method is None else quantization.recipe.with_options(method=method)
     _check_match(quantization, statistics)
+    _restore_weights(model, quantization, statistics)
     quantizers = dict(named_quantizers(model))
-    sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in quantization.sites]
+    planned = _leave_unseen(quantization.sites, quantizers, statistics)
+    sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in planned]
     for site in sites:
         if site.enabled and site.is_weight:
-            set_weight_amax(model, site, quantizers[site.name])
-    model.quantization = Quantization(recipe, tuple(sites))  # type: ignore[assignment]
+            quantizers[site.name].set_amax(weight_range(model.get_submodule(site.consumers[0])))
+    model.quantization = Quantization(recipe, tuple(sites), quantization_of(model).folds)  # type: ignore[assignment]
     return recipe
 
 
-def set_weight_amax(model: nn.Module, site: Site, quantizer: TensorQuantizer) -> None:
-    """Store the exact maximum of |weight| for each channel, SmoothQuant's factor included."""
-    layer: Any = model.get_submodule(site.consumers[0])
-    weight = layer.smoothed_weight() if isinstance(layer, QuantLayer) else layer.weight
-    quantizer.set_amax(channel_amax(weight.detach(), site.axis))
+def _leave_unseen(
+    sites: tuple[Site, ...], quantizers: dict[str, TensorQuantizer], statistics: Statistics
+) -> tuple[Site, ...]:
+    """Return the sites with those off that no sample reached (a router's experts), each with its layers' weights.
+
+    Raises: ValueError: no site saw a value.
+    """
+    seen = {name for name, site in statistics.sites.items() if site.histogram.num_values}
+    needed = [site for site in sites if _reads_samples(site)]
+    unseen = [site for site in needed if site.name not in seen]
+    if needed and len(unseen) == len(needed):
+        raise ValueError(f"{unseen[0].name} and all other sites saw no value; were all samples padding?")
+    layers = {layer for site in unseen for layer in site.consumers}
+    weights = {s.name for s in sites if s.is_weight and s.enabled and s.consumers[0] in layers}
+    off = {site.name for site in unseen} | weights
+    for name in off:
+        quantizers[name].enabled = False
+    if unseen:
+        shown = ", ".join(site.name for site in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
+        logger.warning("no sample reached %d sites: %s They stay float; give more samples", len(unseen), shown)
+    return tuple(dataclasses.replace(s, enabled=False, reason=UNSEEN) if s.name in off else s for s in sites)
+
+
+def _reads_samples(site: Site) -> bool:
+    return site.enabled and not site.is_weight and site.kind != "softmax"
+
+
+def _restore_weights(model: PreTrainedModel, quantization: Quantization, statistics: Statistics) -> None:
+    """Undo the folds of an earlier call where the statistics are of the weights before them; refuse other weights."""
+    if statistics.weights != weights_digest(model):
+        for fold in reversed(quantization.folds):
+            fold.undo()
+        if statistics.weights != weights_digest(model):
+            for fold in quantization.folds:
+                fold.redo()
+            raise ValueError(
+                f"the statistics were taken from other weights ({statistics.weights[:12] or 'unknown'}) than this "
+                "model's: another model, or these before they were trained or SmoothQuant was folded into them. Give "
+                "the --model that they were collected from, or collect again: python -m calib --samples ..."
+            )
+    model.quantization = dataclasses.replace(quantization, folds=())  # type: ignore[assignment]
 
 
 def _calibrate_site(
     model: PreTrainedModel, site: Site, quantizers: dict[str, TensorQuantizer], statistics: Statistics, recipe: Recipe
 ) -> Site:
     """Set the amax of one activation site; return the site, with what SmoothQuant did."""
-    if not site.enabled or site.is_weight or site.kind == "softmax":
+    if not _reads_samples(site):
         return site
     seen = statistics.sites[site.name]
-    quantizer = quantizers[site.name]
+    quantizer, site = quantizers[site.name], dataclasses.replace(site, smoothing="")
     quantizer.set_pre_quant_scale(None)
     smoothing = None
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
         site, smoothing = smooth_site(model, site, seen, recipe)
-    try:
-        amax = (
-            compute_amax(seen.histogram, recipe.calibrator, quantizer.format) if smoothing is None else smoothing.amax
-        )
-    except ValueError as error:
-        raise ValueError(f"{site.name}: {error}; were all samples padding?") from error
+    amax = smoothing.amax if smoothing else compute_amax(seen.histogram, recipe.calibrator, quantizer.format)
     if smoothing is not None and site.smoothing.startswith("explicit"):
         quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
     quantizer.set_amax(torch.tensor([amax], device=model.device))
@@ -112,7 +152,8 @@ def smooth_site(
         return dataclasses.replace(site, smoothing="none: no alpha lowers the error"), None
     how = "explicit"
     if fold is not None:
-        fold.apply(smoothing.scale)
+        done = (*quantization_of(model).folds, apply_fold(fold, smoothing.scale))
+        model.quantization = dataclasses.replace(quantization_of(model), folds=done)  # type: ignore[assignment]
         how = f"folded into {site.producer}"
     return dataclasses.replace(site, smoothing=f"{how}, alpha {smoothing.alpha:g}"), smoothing
 
@@ -139,7 +180,7 @@ def _head_dim(model: PreTrainedModel) -> int:
 
 
 def _check_match(quantization: Quantization, statistics: Statistics) -> None:
-    needed = {s.name for s in quantization.sites if s.enabled and not s.is_weight and s.kind != "softmax"}
+    needed = {site.name for site in quantization.sites if _reads_samples(site)}
     missing = sorted(needed - set(statistics.sites))
     if missing:
         raise ValueError(

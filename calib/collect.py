@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
 
+from calib.folding import evaluation_mode
 from calib.statistics import SiteStatistics, Statistics
 from quant.encoder_decoder import encoder_prefix, is_encoder_decoder, write_greedily
 from quant.insert import Site, quantization_of
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantizers_disabled
+from quant.weights_digest import weights_digest
 
 MASK, DECODER_MASK = "attention_mask", "decoder_attention_mask"
 ROW_KINDS = ("linear", "norm_output")  # the sites that SmoothQuant can reach: their last axis is a layer's inputs
@@ -29,11 +31,13 @@ def collect(
         batches: inputs as `model(**batch)` takes them; positions where `attention_mask` is 0 are not counted. Where an
             encoder-decoder gets no decoder_input_ids, its decoder reads what the float model writes, greedily.
         seed: of the row sample.
-    The model computes in float meanwhile. Under torchrun each rank passes its own batches and all ranks get the sum.
+    The model computes in float and in evaluation mode meanwhile. Under torchrun each rank passes its own batches, and
+    all ranks get the sum.
     Raises: ValueError: no batches, or NaN or infinite activations (the site is named).
     """
     collector = _Collector(model, seed)
-    with collector, quantizers_disabled(model), torch.no_grad():
+    collector.statistics.weights = weights_digest(model)
+    with collector, quantizers_disabled(model), evaluation_mode(model), torch.no_grad():
         for batch in tqdm(batches, desc="collect", unit="batch", disable=not progress):
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
             if is_encoder_decoder(model) and "decoder_input_ids" not in inputs:

@@ -77,16 +77,21 @@ class Fold:
 
     def apply(self, s: Tensor) -> None:
         """Divide the producer's channels by a constrained s and multiply the consumers' input channels, in place."""
+        with torch.no_grad():
+            for part, factor, is_divided in self.parts(s):
+                part.div_(factor) if is_divided else part.mul_(factor)
+
+    def parts(self, s: Tensor) -> list[tuple[Tensor, Tensor, bool]]:
+        """Return (view of a parameter, factor that broadcasts to it, whether it is divided) for all that s changes."""
         producer, axis, (start, end) = self.producer, self._axis, self._range
         own = s if len(s) == self.width else s.reshape(-1, self._num_readers, self.head_dim)[:, 0].reshape(-1)
         own, s = own.to(producer.weight), s.to(producer.weight)
-        with torch.no_grad():
-            weight = producer.weight.narrow(axis, start, end - start)
-            weight.div_(along_axis(own, weight, axis))
-            if getattr(producer, "bias", None) is not None:
-                producer.bias[start:end].div_(own)
-            for consumer in self.consumers:
-                consumer.weight.mul_(along_axis(s, consumer.weight, consumer.input_axis))
+        weight = producer.weight.detach().narrow(axis, start, end - start)
+        parts = [(weight, along_axis(own, weight, axis), True)]
+        if getattr(producer, "bias", None) is not None:
+            parts.append((producer.bias.detach()[start:end], own, True))
+        weights = [(consumer.weight.detach(), consumer.input_axis) for consumer in self.consumers]
+        return parts + [(each, along_axis(s, each, input_axis), False) for each, input_axis in weights]
 
     def is_exact(self, model: Any) -> bool:
         """Return whether folding some s leaves the float model as it is: tried on the model, then undone.
@@ -102,7 +107,7 @@ class Fold:
         saved = [p.detach().clone() for p in parameters]
         s = self.constrain(torch.linspace(0.5, 2.0, self.num_channels))
         inputs = example_inputs(model)
-        with torch.no_grad(), quantizers_disabled(model), _evaluation(model):
+        with torch.no_grad(), quantizers_disabled(model), evaluation_mode(model):
             before = self._seen(model, inputs)
             self.apply(s)
             after = self._seen(model, inputs)
@@ -133,8 +138,8 @@ def _is_close(x: Tensor, y: Tensor) -> bool:
 
 
 @contextmanager
-def _evaluation(model: Any) -> Iterator[None]:
-    """Switch dropout off, which would make two forwards differ."""
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Let the model compute as in evaluation inside the block: dropout would make two forwards differ."""
     was_training = model.training
     model.eval()
     try:

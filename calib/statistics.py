@@ -15,6 +15,8 @@ from calib.histogram import Histogram
 from quant.checkpoint import disk_errors
 
 NUM_ROWS = 256
+FORMAT = "int8kit-statistics-2"
+UNBOUND_FORMAT = "int8kit-statistics-1"  # without the weights' digest: whether it fits a model nobody can tell
 
 
 class RowSample:
@@ -73,9 +75,16 @@ class Statistics:
 
     sites: dict[str, SiteStatistics] = field(default_factory=dict)
     num_samples: int = 0
+    weights: str = ""
+    """`weights_digest` of the model whose activations these are."""
 
     def merge(self, other: Statistics) -> None:
-        """Take in statistics over other samples. Raises: ValueError: the sites differ."""
+        """Take in statistics over other samples. Raises: ValueError: the sites or the model's weights differ."""
+        if self.weights != other.weights:
+            raise ValueError(
+                f"statistics of different models cannot be added: one was taken from weights {self.weights[:12]}, the "
+                f"other from {other.weights[:12]}; collect both from one --model"
+            )
         if set(self.sites) != set(other.sites):
             odd = sorted(set(self.sites) ^ set(other.sites))
             raise ValueError(
@@ -105,7 +114,8 @@ class Statistics:
             save_file(
                 tensors,
                 path,
-                {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "format": "int8kit-statistics-1"},
+                {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "weights": self.weights,
+                 "format": FORMAT},
             )
 
     @classmethod
@@ -117,9 +127,11 @@ class Statistics:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise ValueError(f"{path} is no statistics file: {error}") from error
-        if header.get("format") != "int8kit-statistics-1":
-            raise ValueError(f"{path} is no statistics file of this version; collect again with 'python -m calib'")
-        statistics = cls(num_samples=int(header["num_samples"]))
+        if header.get("format") != FORMAT:
+            told = "does not say from which weights it was taken (an older version's)" if header.get(
+                "format") == UNBOUND_FORMAT else "is no statistics file of this version"  # fmt: skip
+            raise ValueError(f"{path} {told}; collect again: python -m calib --model M --samples S --out CKPT")
+        statistics = cls(num_samples=int(header["num_samples"]), weights=header["weights"])
         for name, meta in json.loads(header["sites"]).items():
             site = SiteStatistics(Histogram.from_counts(tensors[f"{name}/counts"], meta["top"], meta["amax"]))
             if f"{name}/rows" in tensors:

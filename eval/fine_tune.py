@@ -6,6 +6,7 @@ The Trainer and the quantizers are quant's; the samples and scores are calib's a
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,10 +27,10 @@ from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task
 from eval.tasks.base import Task
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
-from quant.insert import insert_quantizers
+from quant.insert import insert_quantizers, quantization_of
 from quant.pretrained import LoadedModel, has_head, load_float_model
 from quant.qat import QatTrainer, finish_qat, start_qat
-from quant.recipe import Recipe, load_recipe
+from quant.recipe import Recipe, load_recipe, recipe_from_dict
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def prepare(
 ) -> Prepared:
     """Load model, data and quantizers; calibrate where neither --init nor a run to resume brings the ranges.
 
-    Raises: ValueError: a checkpoint of another recipe, or labels that do not fit the head.
+    Raises: ValueError: a checkpoint of other rules, or labels that do not fit the head.
     """
     task = get_task(arguments.task)
     loaded = load_float_model(arguments.model, head=None)
@@ -118,8 +119,8 @@ def prepare(
     teacher = start if recipe is not None and arguments.teach and recipe.qat.distills else None
     source = resume or arguments.init
     if recipe is not None and source:
-        loaded = _take_checkpoint(source, recipe, arguments.model, loaded.model)
-        recipe = loaded.model.quantization.recipe  # type: ignore[union-attr, assignment]
+        loaded = _take_checkpoint(source, recipe, arguments, loaded.model)
+        recipe = quantization_of(loaded.model).recipe
     loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not source:
         insert_quantizers(loaded.model, recipe)
@@ -130,22 +131,33 @@ def prepare(
     return Prepared(loaded, start, teacher, task, train, validation, recipe, seq_length)
 
 
-def _take_checkpoint(source: str, recipe: Recipe, model_name: str, model: Any) -> LoadedModel:
-    """Return the checkpoint to start from.
+def _take_checkpoint(source: str, recipe: Recipe, arguments: FineTuneArguments, model: Any) -> LoadedModel:
+    """Return the checkpoint to start from, under the given recipe's options of QAT.
 
-    Raises: ValueError: it was made by a recipe of another name, or from a model with other layers than `model`.
+    Raises: ValueError: it was made by other rules, or from a model with other layers than `model`; or a flag of the
+        calibration that it has behind it.
     """
-    name = read_description(source)["recipe"]["name"]
-    if name != recipe.name:
-        raise ValueError(f"{source} was made by recipe '{name}', not '{recipe.name}'; give --recipe {name}")
+    if arguments.init and arguments.method:
+        raise ValueError(f"--method {arguments.method} beside --init {source}, which brings its ranges; leave one out")
+    theirs = recipe_from_dict(read_description(source)["recipe"])
+    other = [name for name in ("rules", "smoothquant") if getattr(theirs, name) != getattr(recipe, name)]
+    if other:
+        raise ValueError(
+            f"{source} was made by recipe '{theirs.name}', whose {' and '.join(other)} are not those of "
+            f"'{recipe.name}'; give --recipe {theirs.name}, or a file that extends it and changes its qat alone"
+        )
+    if theirs.qat != recipe.qat:
+        logger.warning("the qat options are those of recipe '%s', not those that %s bears", recipe.name, source)
     taken = load_checkpoint(source)
-    theirs, ours = ({key: x.shape for key, x in each.state_dict().items()} for each in (taken.model, model))
-    other = [key for key, shape in ours.items() if theirs.get(key) != shape]
+    found, wanted = ({key: x.shape for key, x in each.state_dict().items()} for each in (taken.model, model))
+    other = [key for key, shape in wanted.items() if found.get(key) != shape]
     if type(taken.model) is not type(model) or other:
         raise ValueError(
-            f"{source} is of another model, a {type(taken.model).__name__}; --model {model_name} is a "
+            f"{source} is of another model, a {type(taken.model).__name__}; --model {arguments.model} is a "
             f"{type(model).__name__}{f' with another {other[0]}' if other else ''}. Give the --model it was made from"
         )
+    used = dataclasses.replace(recipe, calibrator=theirs.calibrator)
+    taken.model.quantization = dataclasses.replace(quantization_of(taken.model), recipe=used)  # type: ignore[assignment]
     return taken
 
 

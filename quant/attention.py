@@ -66,9 +66,9 @@ def explicit_attention(
     if mask is not None:
         scores = scores + mask[..., : key.shape[2]]
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)
-    if dropout and module.training:
-        weights = nn.functional.dropout(weights, p=dropout)
     weights = softmax(weights, query.dtype)
+    if dropout and module.training:  # after the quantizer: its range ends at 1, and what is kept becomes p / (1 - rate)
+        weights = nn.functional.dropout(weights, p=dropout)
     output = torch.matmul(weights, v_bmm(value))  # (B, H, S, D)
     return output.transpose(1, 2).contiguous(), weights
 

@@ -16,11 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from quant.dropout import own_configuration
 from quant.insert import Quantization, Site, attach_sites, quantization_of
+from quant.modules import weight_range
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
+from quant.site_check import check_sites
 from quant.site_formats import check_formats
-from quant.tensor_quantizer import TensorQuantizer, channel_amax, named_quantizers
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 CHECKPOINT_FILE = "quantization.json"
 QUANTIZER_FILE = "quantizers.safetensors"
@@ -63,7 +66,7 @@ def save_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     transformers.utils.logging.disable_progress_bar()
     state = model.state_dict() if state_dict is None else state_dict
-    with disk_errors(folder):
+    with disk_errors(folder), own_configuration(model):
         model.save_pretrained(folder, state_dict=float_state_dict(model, state))
         save_file(_quantizer_tensors(model, state), folder / QUANTIZER_FILE)
     if processor is not None:
@@ -77,6 +80,7 @@ def save_checkpoint(
         "digests": {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))},
         "sites": [dataclasses.asdict(site) for site in quantization.sites],
     }
+    content["sites_digest"] = _sites_digest(content)
     (folder / CHECKPOINT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -89,19 +93,39 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
     content = read_description(folder)
     check_digests(folder, content)
     loaded = load_float_model(folder)
-    sites = tuple(_site(fields) for fields in content["sites"])
-    recipe = recipe_from_dict(content["recipe"])
-    check_formats(sites, recipe, folder / CHECKPOINT_FILE)
-    attach_sites(loaded.model, Quantization(recipe, sites))
+    quantization = _quantization(folder / CHECKPOINT_FILE, content)
+    check_formats(quantization.sites, quantization.recipe, folder / CHECKPOINT_FILE)
+    check_sites(loaded.model, quantization, folder / CHECKPOINT_FILE, is_as_saved(content))
+    attach_sites(loaded.model, quantization)
     load_quantizers(loaded.model, folder)
     check_calibrated(loaded.model)
     return loaded
+
+
+def _quantization(path: Path, content: dict[str, Any]) -> Quantization:
+    """Return recipe and sites as `path` tells them. Raises: ValueError: fields of another kind."""
+    try:
+        sites = tuple(_site(fields) for fields in content["sites"])
+        return Quantization(recipe_from_dict(content["recipe"]), sites)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; calibrate again") from error
 
 
 def _site(fields: dict[str, Any]) -> Site:
     channels = fields.get("producer_channels")
     channels = None if channels is None else tuple(channels)
     return Site(**{**fields, "consumers": tuple(fields["consumers"]), "producer_channels": channels})
+
+
+def _sites_digest(content: dict[str, Any]) -> str:
+    """Return the sha256 of recipe and sites: that no one changed them since insertion planned them."""
+    return hashlib.sha256(json.dumps([content["recipe"], content["sites"]], sort_keys=True).encode()).hexdigest()
+
+
+def is_as_saved(content: dict[str, Any]) -> bool | None:
+    """Return whether a quantization.json holds the recipe and sites that were saved; None where it does not say."""
+    digest = content.get("sites_digest")
+    return None if digest is None else digest == _sites_digest(content)
 
 
 def read_description(folder: str | Path) -> dict[str, Any]:
@@ -115,8 +139,12 @@ def read_description(folder: str | Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}; calibrate again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no mapping; calibrate again")
     if content.get("schema") != SCHEMA:
         raise ValueError(f"{path} has schema {content.get('schema')}, this version reads {SCHEMA}; calibrate again")
+    if missing := [key for key in ("recipe", "sites", "digests") if key not in content]:
+        raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}; calibrate again")
     return content
 
 
@@ -150,8 +178,8 @@ def _quantizer_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> dict
         if f"{name}/log2_amax" in tensors:
             tensors[f"{name}/amax"] = torch.exp2(tensors[f"{name}/log2_amax"])
         elif quantizer.retakes_range:
-            weight = model.get_submodule(name.rpartition(".")[0]).smoothed_weight()  # type: ignore[operator]
-            tensors[f"{name}/amax"] = channel_amax(weight.detach(), quantizer.axis).cpu()
+            layer = name.rpartition(".")[0]
+            tensors[f"{name}/amax"] = weight_range(model.get_submodule(layer), state[f"{layer}.weight"]).cpu()
     return tensors
 
 

@@ -13,6 +13,8 @@ from transformers.utils import ModelOutput
 from quant.example_inputs import OUTPUT_NAMES
 from quant.recipe import QatOptions
 
+TOKEN_CLASSES = ("start_logits", "end_logits")  # outputs whose last axis is the tokens of the sample
+
 
 class Teacher:
     """A frozen float model that answers each batch once."""
@@ -49,7 +51,7 @@ def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: 
     losses = []
     if options.distill_logits:
         names = [name for name in OUTPUT_NAMES if teacher.get(name) is not None]
-        losses += [options.distill_logits * _logit_loss(student[name], teacher[name], mask, options) for name in names]
+        losses += [options.distill_logits * _logit_loss(name, student, teacher, mask, options) for name in names]
     if options.distill_hidden:
         pairs = _layers(student, teacher, "hidden_states", "distill_hidden")
         losses.append(options.distill_hidden * torch.stack([_relative_error(s, t, mask) for s, t in pairs]).mean())
@@ -74,17 +76,23 @@ def _found(output: Any, name: str) -> list[Tensor]:
     return own + [x for part in output.values() if isinstance(part, ModelOutput) for x in _found(part, name)]
 
 
-def _logit_loss(student: Tensor, teacher: Tensor, mask: Tensor | None, options: QatOptions) -> Tensor:
-    student, teacher = student.float(), teacher.float()
-    if student.shape[-1] == 1 or options.logit_loss == "mse":
-        per_row = (student - teacher).square().mean(-1)
-        return _mean_of_real(per_row, mask)
+def _logit_loss(name: str, student: Any, teacher: Any, mask: Tensor | None, options: QatOptions) -> Tensor:
+    x, y = student[name].float(), teacher[name].float()
+    # (B, S) of question answering: the classes are the tokens, and padding is none of them.
+    no_class = ~mask.bool() if mask is not None and name in TOKEN_CLASSES else None
+    if x.shape[-1] == 1 or options.logit_loss == "mse":
+        squares = (x - y).square()
+        return _mean_of_real(squares.mean(-1) if no_class is None else _mean_of_row(squares, ~no_class), mask)
     t = options.temperature
-    divergence = F.kl_div(
-        F.log_softmax(student / t, -1), F.log_softmax(teacher / t, -1), log_target=True, reduction="none"
-    )
-    per_row = divergence.sum(-1) * t * t  # (B,) or (B, S)
-    return _mean_of_real(per_row, mask)
+    x, y = x / t, y / t
+    if no_class is not None:
+        x, y = (z.masked_fill(no_class, torch.finfo(z.dtype).min) for z in (x, y))
+    divergence = F.kl_div(F.log_softmax(x, -1), F.log_softmax(y, -1), log_target=True, reduction="none")
+    return _mean_of_real(divergence.sum(-1) * t * t, mask)  # of (B,) or (B, S)
+
+
+def _mean_of_row(values: Tensor, is_counted: Tensor) -> Tensor:
+    return (values * is_counted).sum(-1) / is_counted.sum(-1)
 
 
 def _mean_of_real(per_row: Tensor, mask: Tensor | None) -> Tensor:
@@ -104,4 +112,4 @@ def _attention_loss(student: Tensor, teacher: Tensor, mask: Tensor | None) -> Te
     """Return the mean divergence of the rows (B, H, S, T) of real queries."""
     student, teacher = student.float().clamp_min(1e-8), teacher.float().clamp_min(1e-8)
     per_query = (teacher * (teacher.log() - student.log())).sum(-1).mean(1)  # (B, S)
-    return per_query[mask.bool()].mean() if mask is not None else per_query.mean()
+    return _mean_of_real(per_query, mask)

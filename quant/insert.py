@@ -13,9 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
+from quant.coverage import refuse_float, unquantizable, unreached
 from quant.encoder_decoder import encoder_prefix
 from quant.formats import INT8, get_format
-from quant.modules import QUANT_LAYERS, QuantEmbedding, is_norm, quant_norm_class
+from quant.layer_class import quant_class
+from quant.modules import is_norm, quant_norm_class
 from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
 from quant.site_formats import with_formats
@@ -23,6 +25,7 @@ from quant.tensor_quantizer import TensorQuantizer
 from quant.trace import ModelTrace, trace_model
 
 logger = logging.getLogger(__name__)
+UNREACHED = "the traced forward did not reach this layer"
 UNREAD_NORM = "no quantized product reads it"
 LEAVING_NORM = "the decoder reads it and rounds it for itself"
 SPOILED_NORM = "a layer that reads it also reads a tensor of another making and rounds both itself"
@@ -64,6 +67,8 @@ class Quantization:
 
     recipe: Recipe
     sites: tuple[Site, ...]
+    folds: tuple[Any, ...] = dataclasses.field(default=(), compare=False, repr=False)
+    """SmoothQuant's folds that the weights bear, in order, while they can be undone (calib.unfolding.AppliedFold)."""
 
 
 def insert_quantizers(
@@ -74,9 +79,10 @@ def insert_quantizers(
     Args:
         inputs: example inputs for the traced forward; made from the model's configuration where none are given.
     The quantizers hold no amax yet: collect statistics and apply them, or load a checkpoint.
-    Raises: ValueError: a rule that matches nothing. RuntimeError: the model already has quantizers.
+    Raises: ValueError: a rule that matches nothing, or none is on. RuntimeError: the model already has quantizers.
     """
     sites = plan_sites(model, recipe, inputs)
+    refuse_float(model, recipe, sites)
     attach_sites(model, Quantization(recipe, tuple(sites)))
     return sites
 
@@ -87,7 +93,7 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
         raise RuntimeError("the model already has quantizers; load the float model again, or a checkpoint, instead")
     trace = trace_model(model, inputs)
     if trace.bare_weights:
-        logger.warning(_unquantizable(model, trace.bare_weights))
+        logger.warning(unquantizable(model, trace.bare_weights))
     judged = _Judge(recipe)
     norms = _norm_sites(trace, judged)
     norm_of = {key: site.name for site in norms for key in trace.norms[site.name.removesuffix(".output_quantizer")]}
@@ -104,17 +110,11 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     ]
     judged.refuse_unmatched()
     sites = with_formats(sites, recipe)
+    missed = [site.consumers[0] for site in sites if site.is_weight and site.reason == UNREACHED]
+    if missed:
+        logger.warning(unreached(model, missed))
     order = {name: position for position, (name, _) in enumerate(model.named_modules())}
     return sorted(sites, key=lambda site: (order.get(site.name.rpartition(".")[0], 0), site.name))
-
-
-def _unquantizable(model: PreTrainedModel, names: tuple[str, ...]) -> str:
-    """Return what is said of weights that no site stands for: a model is never silently quantized less."""
-    owners = dict.fromkeys(type(model.get_submodule(name.rpartition(".")[0])).__name__ for name in names)
-    share = sum(model.get_parameter(name).numel() for name in names) / sum(p.numel() for p in model.parameters())
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    return (f"{len(names)} weights ({100 * share:.0f} % of the parameters) stay float: {shown}. No layer that "
-            f"takes quantizers multiplies them, but {' and '.join(owners)} (quant/modules.py)")  # fmt: skip
 
 
 class _Judge:
@@ -166,7 +166,7 @@ def _covering_norms(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, no
     while True:
         spoiled = set()
         for layer, keys in trace.layer_inputs.items():
-            kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
+            kind = trace.layer_classes[layer].kind
             if judge(f"{layer}.input_quantizer", kind)[0] and not all(key in covering for key in keys):
                 spoiled |= {covering[key] for key in keys if key in covering}
         if not spoiled:
@@ -204,7 +204,7 @@ def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, cover
     """Return one site for each tensor that linear or conv layers read; the enabled readers of one tensor share it."""
     sites, groups = [], defaultdict(list)
     for layer, keys in trace.layer_inputs.items():
-        kind = QUANT_LAYERS[type(model.get_submodule(layer))].kind
+        kind = trace.layer_classes[layer].kind
         enabled, reason = judge(f"{layer}.input_quantizer", kind)
         if enabled and all(key in covering for key in keys):
             names = " and ".join(dict.fromkeys(covering[key] for key in keys))
@@ -227,12 +227,14 @@ def _input_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge, cover
 def _weight_sites(model: PreTrainedModel, trace: ModelTrace, judge: _Judge) -> list[Site]:
     sites = []
     for name, module in model.named_modules():
-        layer_class: Any = QUANT_LAYERS.get(type(module)) or (QuantEmbedding if type(module) is nn.Embedding else None)
+        layer_class: Any = trace.layer_classes.get(name) or (
+            quant_class(module) if isinstance(module, nn.Embedding) else None
+        )
         if layer_class is None:
             continue
         enabled, reason = judge(f"{name}.weight_quantizer", layer_class.kind)
-        if enabled and layer_class is not QuantEmbedding and name not in trace.layer_inputs:
-            enabled, reason = False, "the traced forward did not reach this layer"
+        if enabled and name in trace.layer_classes and name not in trace.layer_inputs:
+            enabled, reason = False, UNREACHED
         sites.append(
             Site(f"{name}.weight_quantizer", layer_class.kind, enabled, reason, (name,), layer_class.weight_axis)
         )
@@ -276,6 +278,9 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         owner, _, attribute = site.name.rpartition(".")
         if attribute == "input_quantizer" and not site.enabled:
             _attach(model.get_submodule(owner), attribute, TensorQuantizer(site.axis, False, site.name))
+        if attribute == "weight_quantizer" and site.reason == UNREACHED:  # other inputs may reach it: it runs as float
+            name = f"{owner}.input_quantizer"
+            _attach(model.get_submodule(owner), "input_quantizer", TensorQuantizer(None, False, name))
     nn.Module.to(model, next(model.parameters()).device)
     set_attention(model, ATTENTION_NAME)
     model.quantization = quantization  # type: ignore[assignment]  # a plain attribute of the module
@@ -283,10 +288,8 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
 
 def _attach(module: nn.Module, attribute: str, quantizer: TensorQuantizer) -> None:
     """Give `module` the quantizer; its class becomes the quantized subclass, so identity, parameters and hooks stay."""
-    if type(module) in QUANT_LAYERS:
-        module.__class__ = QUANT_LAYERS[type(module)]
-    elif type(module) is nn.Embedding:
-        module.__class__ = QuantEmbedding
+    if (layer_class := quant_class(module)) is not None:
+        module.__class__ = layer_class
     elif is_norm(module) and not hasattr(module, "output_quantizer"):
         module.__class__ = quant_norm_class(cast(Any, type(module)))
     setattr(module, attribute, quantizer)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from quant.tensor_quantizer import TensorQuantizer, along_axis, product_dtype
+from quant.tensor_quantizer import TensorQuantizer, along_axis, channel_amax, product_dtype
 
 
 class QuantLayer:
@@ -24,12 +24,17 @@ class QuantLayer:
     input_axis = 1  # the axis of the input channels in `weight`, along which SmoothQuant's s is multiplied
     is_weight_smoothed = False  # whether `weight` holds the product already (during export)
 
-    def smoothed_weight(self) -> Tensor:
-        """Return weight x s where SmoothQuant multiplies the input by 1/s, else the weight itself."""
+    def smoothed_weight(self, weight: Tensor | None = None) -> Tensor:
+        """Return weight x s where SmoothQuant multiplies the input by 1/s, else the weight itself.
+
+        Args:
+            weight: the whole weight where the layer itself holds a shard of it (FSDP).
+        """
+        weight = self.weight if weight is None else weight
         quantizer = self.input_quantizer
         if not quantizer.is_active or quantizer.pre_quant_scale is None or self.is_weight_smoothed:
-            return self.weight
-        return self.weight.float() * along_axis(1 / quantizer.pre_quant_scale, self.weight, self.input_axis)
+            return weight
+        return weight.float() * along_axis(1 / quantizer.pre_quant_scale.to(weight.device), weight, self.input_axis)
 
     def operands(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return input and weight as the product sees them: smoothed, on the INT8 grid, in the product's dtype."""
@@ -81,7 +86,7 @@ class QuantEmbedding(nn.Embedding):
     weight_axis = -1
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or self.weight_quantizer.retakes_range:  # its maximum is the whole table's
             return F.embedding(input, self.weight_quantizer(self.weight), self.padding_idx)
         return self.weight_quantizer(F.embedding(input, self.weight, self.padding_idx))  # only the rows looked up
 
@@ -94,6 +99,17 @@ class QuantNorm:
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         return self.output_quantizer(super().forward(*args, **kwargs))  # type: ignore[misc]
+
+
+def weight_range(layer: Any, weight: Tensor | None = None) -> Tensor:
+    """Return the exact maximum of |weight| for each of a layer's scales, SmoothQuant's factor included, (channels,).
+
+    Args:
+        layer: one with a `weight_quantizer`. weight: its whole weight where it holds a shard (FSDP).
+    """
+    whole = layer.weight if weight is None else weight
+    product = layer.smoothed_weight(whole) if isinstance(layer, QuantLayer) else whole
+    return channel_amax(product.detach(), layer.weight_quantizer.axis)
 
 
 QUANT_LAYERS: dict[type, Any] = {

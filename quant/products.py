@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from quant.modules import QUANT_LAYERS
-
 PRODUCTS = frozenset({
     "linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "tensordot",
     "grouped_mm", "_grouped_mm", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
@@ -19,14 +17,17 @@ PRODUCTS = frozenset({
 class WatchProducts(TorchFunctionMode):
     """While it is entered, notes in `found` the names of the bare weights that products read, in order.
 
-    A bare weight is a parameter of two axes or more whose module is none of QUANT_LAYERS. A view of one (an expert's
+    A bare weight is a parameter of two axes or more whose module is none of `layers`. A view of one (an expert's
     slice) counts as the weight itself; a copy is not recognized.
+
+    Args:
+        layers: names of the modules that can carry quantizers.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
         super().__init__()
         self.found: dict[str, None] = {}
-        covered = {id(p) for m in model.modules() if type(m) in QUANT_LAYERS for p in m.parameters(recurse=False)}
+        covered = {id(p) for name in layers for p in model.get_submodule(name).parameters(recurse=False)}
         self._names = {
             p.untyped_storage().data_ptr(): name for name, p in model.named_parameters()
             if p.dim() >= 2 and id(p) not in covered and p.untyped_storage().data_ptr()  # 0: on the meta device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -9,20 +10,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
 from quant.distillation import Teacher, distillation_loss, extra_outputs
+from quant.dropout import freeze_statistics, release_statistics, switch_dropout_back, switch_dropout_off
 from quant.insert import quantization_of
-from quant.modules import QuantLayer
+from quant.modules import weight_range
 from quant.recipe import QatOptions
 from quant.resume import last_whole_checkpoint
 from quant.tensor_quantizer import named_quantizers
 
 
 def start_qat(model: nn.Module, options: QatOptions) -> None:
-    """Put the calibrated model's ranges into training as the options say (in place)."""
+    """Put the calibrated model's ranges into training as the options say (in place).
+
+    From here to `finish_qat` a forward in training mode computes what is exported: batch norms go by their running
+    statistics, and unless `dropout` is on nothing in the model is random.
+    """
+    if (quantization := getattr(model, "quantization", None)) is not None:  # trained weights cannot be unfolded
+        model.quantization = dataclasses.replace(quantization, folds=())
+    freeze_statistics(model)
     if not options.dropout:
         switch_dropout_off(model)
     for name, quantizer in named_quantizers(model):
@@ -35,22 +45,14 @@ def start_qat(model: nn.Module, options: QatOptions) -> None:
         quantizer.retakes_range = ranges == "retaken"
 
 
-def switch_dropout_off(model: nn.Module) -> None:
-    """Set every dropout probability of the model to 0, also those that attention modules keep as a number."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "activation_dropout", "dropout_prob"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
 def finish_qat(model: nn.Module) -> None:
-    """Store the trained ranges as amax (in place): the model is then like any calibrated one."""
+    """Store the trained ranges as amax (in place): the model is then like any calibrated one, dropout included."""
+    switch_dropout_back(model)
+    release_statistics(model)
     for name, quantizer in named_quantizers(model):
-        layer: Any = model.get_submodule(name.rpartition(".")[0])
-        retaken = quantizer.retakes_range and isinstance(layer, QuantLayer)
-        quantizer.finish_learning(layer.smoothed_weight() if retaken else getattr(layer, "weight", None))
+        if quantizer.retakes_range:
+            quantizer.set_amax(weight_range(model.get_submodule(name.rpartition(".")[0])))
+        quantizer.finish_learning()
 
 
 class LogOnStderr(TrainerCallback):
@@ -167,13 +169,14 @@ class QatTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _refuse_bad_loss(self) -> None:
-        step = -1 if self._bad_step is None else int(self._bad_step)
+        if self._bad_step is None:
+            return
+        steps = self.accelerator.gather(self._bad_step.reshape(1))  # a loss is its rank's own; all must stop at once
+        step = min((step for step in steps.tolist() if step >= 0), default=-1)
         if step < 0:
             return
-        moved = {
-            n: float((q.current_amax().detach() / self._start[n].to(q.current_amax())).log2().abs().max())
-            for n, q in self._ranges()
-        }
+        now = {name: _whole(quantizer.current_amax().detach()) for name, quantizer in self._ranges()}
+        moved = {name: float((amax / self._start[name].to(amax)).log2().abs().max()) for name, amax in now.items()}
         unknown = {name: float("inf") if change != change else change for name, change in moved.items()}
         site = max(unknown, key=unknown.__getitem__, default=None)
         worst = f"; the range that moved most is {site}'s, by a factor of {2 ** unknown[site]:.3g}" if site else ""
@@ -219,6 +222,11 @@ class QatTrainer(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
         else:
             super()._load_best_model()
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return the tensor, gathered where it is a shard; all ranks must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _fit_fsdp(plugin: Any, model: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from quant.formats import INT8, get_format
+from quant.recipe_fields import check_choice, check_fields, shown
 
 KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding", "residual")
 METHODS = ("max", "percentile", "entropy", "mse")
@@ -66,7 +67,7 @@ class CalibratorOptions:
     """Share of |x| kept inside the range by `percentile`, in percent."""
 
     def __post_init__(self) -> None:
-        _check_choice("calibrator method", self.method, METHODS)
+        check_choice("calibrator method", self.method, METHODS)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"calibrator percentile is {self.percentile}; allowed: above 50, up to 100")
 
@@ -82,7 +83,7 @@ class SmoothQuantOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, str):
-            _check_choice("smoothquant alpha", self.alpha, ("search",))
+            check_choice("smoothquant alpha", self.alpha, ("search",))
         elif self.alpha is not None and not 0 <= self.alpha <= 1:
             raise ValueError(f"smoothquant alpha is {self.alpha}; allowed: 0 to 1, 'search', or null for off")
 
@@ -116,9 +117,9 @@ class QatOptions:
     """Whether the model's dropout stays on: off, the student can meet its teacher exactly."""
 
     def __post_init__(self) -> None:
-        _check_choice("qat activation_ranges", self.activation_ranges, ("learned", "frozen"))
-        _check_choice("qat weight_ranges", self.weight_ranges, RANGES)
-        _check_choice("qat logit_loss", self.logit_loss, ("mse", "kl"))
+        check_choice("qat activation_ranges", self.activation_ranges, ("learned", "frozen"))
+        check_choice("qat weight_ranges", self.weight_ranges, RANGES)
+        check_choice("qat logit_loss", self.logit_loss, ("mse", "kl"))
         negative = [f.name for f in dataclasses.fields(self) if not isinstance(getattr(self, f.name), str)
                     and getattr(self, f.name) < 0]  # fmt: skip
         if negative or self.temperature == 0:
@@ -128,6 +129,9 @@ class QatOptions:
     def distills(self) -> bool:
         """Whether the float model teaches."""
         return self.distill_logits + self.distill_hidden + self.distill_attention > 0
+
+
+SECTIONS: dict[str, Any] = {"calibrator": CalibratorOptions, "smoothquant": SmoothQuantOptions, "qat": QatOptions}
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,7 @@ class Recipe:
         return dataclasses.replace(self, calibrator=dataclasses.replace(self.calibrator, **options))
 
 
-def load_recipe(source: str | Path) -> Recipe:
+def load_recipe(source: str | Path, _extending: tuple[Path, ...] = ()) -> Recipe:
     """Return the recipe named `source` (a shipped one) or read from the YAML file `source`.
 
     Raises: FileNotFoundError: neither a shipped name nor a file. ValueError: unknown keys or values, all named.
@@ -187,20 +191,36 @@ def load_recipe(source: str | Path) -> Recipe:
         near = difflib.get_close_matches(str(source), shipped, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise FileNotFoundError(f"no recipe '{source}'{hint} Shipped: {', '.join(shipped)}; or give a .yaml file")
+    content = _read(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no recipe: expected keys such as 'rules:'")
-    base = content.pop("extends", None)
-    if base is not None:
-        content = _extend(load_recipe(base).to_dict(), content)
-    content["name"] = content.get("name", path.stem)
-    try:
+        base = content.pop("extends", None)
+        if base is not None:
+            content = _extend(_base(base, (*_extending, path)), content)
+        content["name"] = content.get("name") or path.stem
         return recipe_from_dict(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise
+    except Exception as error:  # beside YAMLError: what int(), float() and datetime raise of a scalar, RecursionError
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no recipe: expected keys such as 'rules:'")
+    return content
+
+
+def _base(name: Any, extending: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the recipe that another one extends, as a mapping."""
+    if not isinstance(name, str):
+        raise ValueError(f"extends is {shown(name)}; expected the name of a recipe or a .yaml file")
+    if Path(name).resolve() in [path.resolve() for path in extending]:
+        raise ValueError(f"extends {name!r} comes back to itself; name another recipe")
+    return load_recipe(name, extending).to_dict()
 
 
 def shipped_recipes() -> list[str]:
@@ -210,43 +230,37 @@ def shipped_recipes() -> list[str]:
 
 def recipe_from_dict(content: dict[str, Any]) -> Recipe:
     """Return the recipe of a parsed YAML or JSON mapping; unknown keys are refused with near matches."""
-    _check_keys("recipe", content, Recipe)
-    rules = content.get("rules") or []
+    check_fields("recipe", content, Recipe)
+    if not content.get("name"):
+        raise ValueError("the recipe has no name")
+    rules = _rules(content)
     for rule in rules:
-        _check_keys("rule", rule, Rule)
+        check_fields("rule", rule, Rule)
         if rule.get("kind") is not None:
-            _check_choice("rule kind", rule["kind"], KINDS)
-    sections: dict[str, Any] = {"calibrator": CalibratorOptions, "smoothquant": SmoothQuantOptions, "qat": QatOptions}
+            check_choice("rule kind", rule["kind"], KINDS)
     options = {}
-    for key, section in sections.items():
+    for key, section in SECTIONS.items():
         if content.get(key) is not None:
-            _check_keys(key, content[key], section)
+            check_fields(key, content[key], section)
             options[key] = section(**content[key])
     return Recipe(name=content["name"], rules=tuple(Rule(**rule) for rule in rules), **options)
 
 
+def _rules(content: dict[str, Any]) -> list[Any]:
+    rules = content.get("rules")
+    if rules is not None and not isinstance(rules, list):
+        raise ValueError(f"rules is {shown(rules)}; expected a list such as - {{kind: linear}}")
+    return rules or []
+
+
 def _extend(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """Return `base` with the rules of `content` appended and its options put in place of the base's."""
-    merged = {**base, **{key: value for key, value in content.items() if key != "rules"}}
-    merged["rules"] = base["rules"] + list(content.get("rules") or [])
-    merged["name"] = content.get("name")
-    return {key: value for key, value in merged.items() if value is not None}
+    """Return `base` with the rules of `content` appended and its options put in place of the base's, key by key.
 
-
-def _check_keys(where: str, content: Any, section: type) -> None:
-    allowed = [f.name for f in dataclasses.fields(section)]
-    if not isinstance(content, dict):
-        raise ValueError(f"{where} is {content!r}; expected a mapping with the keys {', '.join(allowed)}")
-    unknown = [_near(str(key), allowed) for key in content if key not in allowed]
-    if unknown:
-        raise ValueError(f"unknown {where} key {', '.join(unknown)}. Allowed: {', '.join(allowed)}")
-
-
-def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"unknown {what} {_near(str(value), list(allowed))}. Allowed: {', '.join(allowed)}")
-
-
-def _near(word: str, allowed: list[str]) -> str:
-    near = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"'{word}' (did you mean '{near[0]}'?)" if near else f"'{word}'"
+    A section that is null goes back to its defaults.
+    """
+    merged = {**base, "name": content.get("name"), **{key: x for key, x in content.items() if key not in SECTIONS}}
+    merged["rules"] = base["rules"] + _rules(content)
+    for key in SECTIONS.keys() & content.keys():
+        own = content[key]
+        merged[key] = {**base[key], **own} if isinstance(own, dict) else own
+    return merged

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from quant.formats import INT8, NumberFormat
+from quant.memo import Memo, Source
 
 HALF_TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -115,7 +116,7 @@ class TensorQuantizer(nn.Module):
         self.retakes_range = False  # in training: the range is the maximum of each step's tensor
         self.num_readers = 1  # layers that read the same tensor through this quantizer, one after the other
         self.export_limits: tuple[float, float] | None = None
-        self._memo: tuple[Tensor, Tensor, int] | None = None
+        self._memo: Memo | None = None
         self.register_buffer("amax", None)
         self.register_parameter("log2_amax", None)
         self.register_buffer("pre_quant_scale", None)
@@ -179,11 +180,9 @@ class TensorQuantizer(nn.Module):
         amax = self.current_amax().detach()
         self.log2_amax = nn.Parameter(torch.log2(torch.where(amax > 0, amax, torch.ones_like(amax))))
 
-    def finish_learning(self, x: Tensor | None = None) -> None:
-        """Store the learned range as amax, or where it was retaken that of `x`, and stop training it."""
-        if self.retakes_range and x is not None:
-            self.set_amax(channel_amax(x.detach(), self.axis))
-        elif self.log2_amax is not None:
+    def finish_learning(self) -> None:
+        """Store the learned range as amax, and train or retake it no more."""
+        if self.log2_amax is not None:
             self.set_amax(self.current_amax())
         self.log2_amax = None
         self.retakes_range = False
@@ -194,11 +193,19 @@ class TensorQuantizer(nn.Module):
             return x if dtype is None else x.to(dtype)
         if self.num_readers == 1 or torch.compiler.is_compiling():  # a compiler finds the common expression itself
             return self._quantize(x, dtype or x.dtype)
-        source, output, left = self._memo or (None, None, 0)
-        if source is not x or output is None:
-            output, left = self._quantize(x, dtype or x.dtype), self.num_readers
-        self._memo = (x, output, left - 1) if left > 1 else None  # dropped after the last reader
-        return output
+        if x.is_inference() or torch.is_inference_mode_enabled():
+            return self._quantize(x, dtype or x.dtype)  # such tensors count no versions: a change would go unseen
+        made_of = (x, self.amax, self.log2_amax, self.pre_quant_scale)
+        source, memo = Source(made_of, (dtype or x.dtype, self.retakes_range, self.format)), self._memo
+        if memo is None or not memo.is_of(source):
+            memo = Memo(source, self._quantize(x, dtype or x.dtype), self.num_readers)
+        memo.left -= 1
+        self._memo = memo if memo.left else None  # dropped after the last reader
+        return memo.output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: the memo stays, as activations are neither copied nor stored."""
+        return {**self.__dict__, "_memo": None}
 
     def _quantize(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if self.pre_quant_scale is not None:

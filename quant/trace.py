@@ -13,7 +13,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from quant.attention import additive_mask, explicit_attention
 from quant.example_inputs import example_inputs, without_cache
-from quant.modules import QUANT_LAYERS, is_norm
+from quant.layer_class import quant_class
+from quant.modules import QuantEmbedding, is_norm
 from quant.own_attention import set_attention, traced_attention
 from quant.products import WatchProducts
 
@@ -48,6 +49,8 @@ class ModelTrace:
     """Norm name → its outputs, one for each call."""
     last_layers: dict[str, str] = field(default_factory=dict)
     """Layer → the layer that ran last before it with as many output channels as this one has input channels."""
+    layer_classes: dict[str, Any] = field(default_factory=dict)
+    """Every layer that can carry quantizers, reached or not → the class that does."""
     bare_weights: tuple[str, ...] = ()
     """Parameters that are multiplied by something else than a layer that takes quantizers."""
 
@@ -88,7 +91,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
     """
     inputs = example_inputs(model) if inputs is None else inputs
     names = {module: name for name, module in model.named_modules()}
-    trace, alive = ModelTrace(), []
+    trace, alive = ModelTrace(layer_classes=_layer_classes(model)), []
     last_of_width: dict[int, str] = {}
     recent: deque[tuple[str, Tensor]] = deque(maxlen=3)  # Q, K and V, in whatever order
 
@@ -117,7 +120,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
         return output, weights
 
     hooks = [m.register_forward_hook(see_norm if is_norm(m) else see_layer)
-             for m in model.modules() if is_norm(m) or type(m) in QUANT_LAYERS]  # fmt: skip
+             for m in model.modules() if is_norm(m) or names[m] in trace.layer_classes]  # fmt: skip
     AttentionInterface.register(TRACE_ATTENTION, see_attention)
     AttentionMaskInterface.register(TRACE_ATTENTION, additive_mask)
     before = model.config._attn_implementation
@@ -127,7 +130,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
         with torch.no_grad(), traced_attention(model, see_attention):
             set_attention(model, TRACE_ATTENTION)
             try:
-                with WatchProducts(model) as products:
+                with WatchProducts(model, trace.layer_classes) as products:
                     model(**inputs, **without_cache(model))  # a cache copies V, which hides who made it
             except Exception as error:  # a model of a family that nobody tried raises what it likes
                 raise ValueError(_does_not_run(model, inputs, error)) from error
@@ -139,6 +142,11 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
             hook.remove()
     trace.bare_weights = tuple(products.found)
     return trace
+
+
+def _layer_classes(model: nn.Module) -> dict[str, Any]:
+    classes = {name: quant_class(module) for name, module in model.named_modules()}
+    return {name: each for name, each in classes.items() if each and not issubclass(each, QuantEmbedding)}
 
 
 def _does_not_run(model: PreTrainedModel, inputs: dict[str, Tensor], error: Exception) -> str:

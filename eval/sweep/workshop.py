@@ -21,7 +21,7 @@ import torch
 from calib.apply import apply_statistics
 from calib.collect import collect
 from calib.samples import Samples, load_samples
-from calib.statistics import Statistics
+from calib.statistics import FORMAT, Statistics
 from engine.backend import Backend, BuildOptions, get_backend
 from engine.cli import CommandParser, near_matches
 from engine.hardware import cpu_flags
@@ -101,7 +101,7 @@ class Workshop:
         """Return the statistics of every site that the recipe needs; recipes with the same sites share them."""
         sites = plan_sites(copy.deepcopy(self.loaded.model), recipe)
         needed = sorted(s.name for s in sites if s.enabled and not s.is_weight and s.kind != "softmax")
-        inputs = {"model": self.model_digest, "samples": self.samples.digest, "sites": needed,
+        inputs = {"model": self.model_digest, "samples": self.samples.digest, "sites": needed, "format": FORMAT,
                   "seed": self.options.seed, "max_length": list(self.options.seq_lengths)}  # fmt: skip
 
         def build(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import distributed as dist
 
 from calib.collect import collect
@@ -74,6 +76,17 @@ def test_statistics_of_other_sites_or_files_of_other_kinds_are_refused(tmp_path)
     a = collect(inserted("int8_linear"), [text_batch()], progress=False)
     with pytest.raises(ValueError, match="statistics of different models or recipes: 6 sites are in one only"):
         a.merge(collect(inserted("int8_attention"), [text_batch()], progress=False))
+    other = tiny_bert(seed=1)
+    insert_quantizers(other, load_recipe("int8_linear"))
+    with pytest.raises(ValueError, match="statistics of different models cannot be added: one was taken from weights"):
+        a.merge(collect(other, [text_batch()], progress=False))
+    a.save(tmp_path / "a.safetensors")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        tensors, header = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    header = {key: value for key, value in header.items() if key != "weights"} | {"format": "int8kit-statistics-1"}
+    save_file(tensors, tmp_path / "old.safetensors", header)
+    with pytest.raises(ValueError, match=r"does not say from which weights it was taken.*again: python -m calib"):
+        Statistics.load(tmp_path / "old.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is no statistics file"):
         Statistics.load(tmp_path / "x.safetensors")
@@ -86,6 +99,13 @@ def test_nan_activations_name_the_site():
         ValueError, match=r"layer\.1\.output\.dense\.input_quantizer: NaN or infinite values in the act"
     ):
         collect(model, [text_batch()], progress=False)
+
+
+def test_a_model_in_training_is_observed_as_in_evaluation_and_goes_on_training():
+    model = inserted().train()
+    statistics = collect(model, [text_batch()], progress=False)
+    assert model.training
+    assert_equal(statistics, collect(inserted(), [text_batch()], progress=False))
 
 
 def test_no_batches_are_refused():

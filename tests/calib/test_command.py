@@ -66,3 +66,23 @@ def test_its_flags_need_it(files, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--model", "digits", "--samples", "digits", "--allow-partial", "--out", str(files / "ckpt")])
     assert ended.value.code == 2 and "--allow-partial is for --import-amax" in capsys.readouterr().err
+
+
+def calibrate(*flags):
+    with pytest.raises(SystemExit) as ended:
+        main([*flags])
+    return ended.value.code
+
+
+def test_statistics_serve_their_model_and_are_refused_by_the_one_that_smoothquant_changed(tmp_path, capsys):
+    first, statistics = tmp_path / "first", str(tmp_path / "first" / "statistics.safetensors")
+    model = ["--model", "digits"]
+    assert calibrate(*model, "--samples", "digits", "--num-samples", "8", "--out", str(first)) == 0
+    again = ["--statistics", statistics, "--method", "mse", "--out", str(tmp_path / "again")]
+    assert calibrate(*model, *again) == 0
+    capsys.readouterr()
+    assert calibrate("--model", str(first), *again, "--force") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search("statistics were taken from other weights .* or SmoothQuant was folded into them. Give the", error)
+    assert calibrate(*model, "--statistics", statistics, statistics, "--out", str(tmp_path / "twice")) == 1
+    assert "is given twice" in capsys.readouterr().err

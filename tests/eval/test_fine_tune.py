@@ -217,6 +217,29 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, finished, capsys):
     assert "Give the --model it was made from" in err.splitlines()[-1]
 
 
+def test_the_qat_options_of_the_given_recipe_hold_also_from_a_checkpoint(tmp_path, finished, capsys, caplog):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: int8_linear\nqat: {weight_ranges: frozen, distill_hidden: 0.5}\n")
+    flags = ["--recipe", str(recipe), "--init", str(finished), "--out", str(tmp_path / "run")]
+    code, _, _ = short_run(capsys, *flags)
+    assert code == 0 and "the qat options are those of recipe 'mine', not those that" in caplog.text
+    qat = json.loads((tmp_path / "run" / "quantization.json").read_text())["recipe"]["qat"]
+    assert (qat["weight_ranges"], qat["distill_hidden"]) == ("frozen", 0.5)
+    before, after = (load_file(folder / "quantizers.safetensors") for folder in (finished, tmp_path / "run"))
+    moved = {name.rpartition(".")[2] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"input_quantizer/amax"}
+
+
+def test_what_contradicts_the_checkpoint_that_a_run_starts_from_is_refused(tmp_path, finished, capsys):
+    flags = ["--init", str(finished), "--out", str(tmp_path / "run")]
+    code, _, err = short_run(capsys, *flags, "--recipe", "int8_full")
+    assert code == 1 and "was made by recipe 'int8_linear', whose rules are not those of 'int8_full'" in err
+    code, _, err = short_run(capsys, *flags, "--recipe", "int8_smoothquant")
+    assert code == 1 and "whose smoothquant are not those of 'int8_smoothquant'; give --recipe int8_linear" in err
+    code, _, err = short_run(capsys, *flags, "--method", "mse")
+    assert code == 1 and "--method mse beside --init" in err and "which brings its ranges; leave one out" in err
+
+
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_line(tmp_path, finished, capsys, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")

@@ -77,3 +77,57 @@ def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*No space left on device"):
         save_checkpoint(calibrated(tiny_bert()), tmp_path / "c")
     assert not is_checkpoint(tmp_path / "c")
+
+
+def rewritten(folder, change):
+    """Write a checkpoint's description as `change` leaves it."""
+    path = folder / "quantization.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def keep_three(content):
+    del content["sites"][3:]
+
+
+def switch_one_off(content):
+    next(site for site in content["sites"] if site["enabled"] and site["kind"] == "bmm")["enabled"] = False
+
+
+def other_recipe(content):
+    content["recipe"]["rules"].append({"match": "*layer.0*", "enable": False})
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (keep_three, r"was changed: \d+ sites \(bert\.\S+, bert\.\S+, .*\.\.\.\) are not what recipe 'int8_full'"),
+        (switch_one_off, r"was changed: the site bert\.\S+_bmm_quantizer is not what recipe 'int8_full'"),
+        (other_recipe, r"was changed: \d+ sites"),
+        (lambda content: content["sites"][0].update(name="bert.x.input_quantizer"), "the site bert.x.* of no layer of"),
+        (lambda content: content["sites"][0].pop("consumers"), "is damaged: 'consumers'; calibrate again"),
+        (lambda content: content["sites"][0].update(colour=1), "is damaged: .*colour"),
+        (lambda content: content.pop("digests"), "is damaged: it has no digests; calibrate again"),
+        (lambda content: content.update(sites=5), "is damaged: 'int' object is not iterable"),
+    ],
+)  # fmt: skip
+def test_sites_that_are_not_those_of_recipe_and_model_are_refused(tmp_path, change, message, is_old):
+    save_checkpoint(calibrated(tiny_bert(), "int8_full"), tmp_path / "c")
+    rewritten(tmp_path / "c", change)
+    if is_old:
+        rewritten(tmp_path / "c", lambda content: content.pop("sites_digest"))
+    with pytest.raises(ValueError, match=message) as raised:
+        load_checkpoint(tmp_path / "c")
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("recipe", ["int8_smoothquant", "int8_full"])
+def test_a_checkpoint_of_the_first_version_still_loads(tmp_path, tiny_model, recipe):
+    batch = batch_for(tiny_model)
+    save_checkpoint(calibrated(tiny_model, recipe), tmp_path / "c")
+    rewritten(tmp_path / "c", lambda content: content.pop("sites_digest"))
+    loaded = load_checkpoint(tmp_path / "c").model
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, tiny_model(**batch).logits)

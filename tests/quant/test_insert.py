@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from transformers import (
+    FalconConfig,
+    FalconForCausalLM,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
 
+from calib.apply import apply_statistics
+from calib.collect import collect
+from quant.checkpoint import load_checkpoint, save_checkpoint
 from quant.insert import insert_quantizers, plan_sites, quantization_of, summarize_sites
-from quant.modules import QuantConv1D, QuantConv2d, QuantLinear
+from quant.layer_class import quant_class
+from quant.modules import QUANT_LAYER_TYPES, QuantConv1D, QuantConv2d, QuantLinear
 from quant.recipe import load_recipe, recipe_from_dict, shipped_recipes
 from quant.tensor_quantizer import quantizers_disabled
 from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2, tiny_vit
@@ -116,3 +126,89 @@ def test_summary_counts_every_kind():
     table = summarize_sites(plan_sites(tiny_vit(), load_recipe("int8_full")))
     assert table.splitlines()[0].startswith("kind")
     assert {line.split()[0] for line in table.splitlines()[1:]} == {"linear", "conv", "norm_output", "bmm", "softmax"}
+
+
+class OwnLinear(torch.nn.Linear):
+    """Falcon's: the same product by another formula."""
+
+    def forward(self, input):
+        return input @ self.weight.T if self.bias is None else input @ self.weight.T + self.bias
+
+
+class Doubled(torch.nn.Linear):
+    """The same name and parameters, another function."""
+
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Noisy(torch.nn.Linear):
+    """A linear layer in evaluation alone."""
+
+    def forward(self, input):
+        return super().forward(input * 0.5 if self.training else input)
+
+
+class Standardized(torch.nn.Conv2d):
+    """A convolution of another weight than its parameter."""
+
+    def _conv_forward(self, input, weight, bias):
+        return super()._conv_forward(input, weight / weight.std(), bias)
+
+
+class Padded(torch.nn.Conv2d):
+    """Whose forward is torch's own."""
+
+
+def test_a_subclass_counts_as_its_base_where_it_computes_the_same():
+    for layer in (OwnLinear(6, 4), OwnLinear(6, 4, bias=False), Padded(3, 8, 3, stride=2, dilation=2, padding=1)):
+        assert issubclass(quant_class(layer), type(layer)) and issubclass(quant_class(layer), QUANT_LAYER_TYPES)
+    own = OwnLinear(4, 4)
+    own.forward = lambda x: x
+    others = (Doubled(4, 4), Noisy(4, 4), Standardized(3, 8, 3), own, torch.nn.LayerNorm(4), torch.nn.Linear(4, 4))
+    assert [quant_class(layer) for layer in others] == [None, None, None, None, None, QuantLinear]
+    assert all(layer.training for layer in others)
+    conv = Standardized(3, 8, 3)
+    conv.__class__._conv_forward = torch.nn.Conv2d._conv_forward  # as a control: nothing but the weight was another
+    assert quant_class(conv) is not None
+
+
+def falcon():
+    torch.manual_seed(0)
+    config = FalconConfig(vocab_size=99, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    return FalconForCausalLM(config).eval()
+
+
+def test_falcons_own_linear_layers_are_quantized_and_come_back_from_a_checkpoint(tmp_path):
+    model, batch = falcon(), text_batch(padded=False)
+    with torch.no_grad():
+        before = model(**batch).logits
+        sites = insert_quantizers(model, load_recipe("int8_linear"))
+        assert len([site for site in on(sites, "linear") if site.is_weight]) == 2 * 4
+        with quantizers_disabled(model):
+            torch.testing.assert_close(model(**batch).logits, before, rtol=1e-5, atol=1e-6)
+        apply_statistics(model, collect(model, [batch], progress=False))
+        save_checkpoint(model, tmp_path / "c")
+        assert torch.equal(load_checkpoint(tmp_path / "c").model(**batch).logits, model(**batch).logits)
+
+
+def test_layers_that_the_example_does_not_reach_are_named_and_run_as_float(caplog):
+    torch.manual_seed(0)
+    config = SwitchTransformersConfig(vocab_size=99, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+                                      num_experts=8, decoder_start_token_id=0)  # fmt: skip
+    model = SwitchTransformersForConditionalGeneration(config).eval()
+    sites = insert_quantizers(model, load_recipe("int8_linear"))
+    missed = [s.consumers[0] for s in sites if s.reason == "the traced forward did not reach this layer"]
+    assert missed and f"{len(missed)} layers (" in caplog.text
+    assert f"stay float, as the example inputs do not reach them: {missed[0]}" in caplog.text
+    for name in missed:
+        layer = model.get_submodule(name)
+        x = torch.randn(2, layer.in_features)
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_a_model_of_which_nothing_is_quantized_is_refused(bert):
+    recipe = recipe_from_dict({"name": "r", "rules": [OFF]})
+    with pytest.raises(ValueError, match=r"recipe 'r' switches on none of the \d+ quantizers of Bert.*: rule .*Switch"):
+        insert_quantizers(bert, recipe)
+    assert not hasattr(bert, "quantization")

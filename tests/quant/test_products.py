@@ -29,7 +29,7 @@ class Fused(nn.Module):
 
 def test_a_slice_of_a_bare_weight_is_seen_and_a_layers_own_weight_and_a_table_are_not():
     model = Fused()
-    with WatchProducts(model) as products, torch.no_grad():
+    with WatchProducts(model, ["layer"]) as products, torch.no_grad():
         model(torch.randn(2, 4))
     assert list(products.found) == ["experts"]
 

@@ -1,9 +1,11 @@
 """QAT: ranges that learn, one for a shared tensor; a resume that changes no bit; a NaN loss stops the run."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from transformers import TrainingArguments
@@ -44,7 +46,7 @@ def calibrated(recipe="int8_full", **options):
 def trainer_of(model, folder, steps=6, teacher=None, **changes):
     fixed = {"save_steps": 3, "per_device_train_batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, "seed": 5}
     plain = {"report_to": "none", "use_cpu": True, "disable_tqdm": True, "remove_unused_columns": False}
-    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **fixed, **plain, **changes)
+    arguments = TrainingArguments(output_dir=str(folder), max_steps=steps, **{**fixed, **plain, **changes})
     options = model.quantization.recipe.qat
     start_qat(model, options)
     return QatTrainer(model=model, args=arguments, train_dataset=Sentences(), options=options, teacher=teacher)
@@ -162,6 +164,25 @@ def test_distillation_of_equal_models_is_zero_and_hidden_states_and_attention_co
         distillation_loss({"logits": outputs["logits"]}, {"logits": outputs["logits"]}, None, QatOptions())
 
 
+@pytest.mark.parametrize("loss", ["mse", "kl"])
+def test_padding_counts_neither_as_a_token_nor_as_an_answer(loss):
+    """A padded batch costs what the same samples cost one by one without padding."""
+    options = QatOptions(logit_loss=loss, distill_hidden=0.0, temperature=2.0)
+    torch.manual_seed(0)
+    lengths, names = (6, 4, 2), ("start_logits", "end_logits")
+    mask = torch.tensor([[i < length for i in range(6)] for length in lengths]).long()
+    student, teacher = ({name: torch.randn(3, 6, requires_grad=True) for name in names} for _ in range(2))
+    loss_padded = distillation_loss(student, teacher, mask, options)
+    alone = [
+        distillation_loss(*({k: x[i : i + 1, :n] for k, x in out.items()} for out in (student, teacher)), None, options)
+        for i, n in enumerate(lengths)
+    ]
+    assert float(loss_padded.detach()) == pytest.approx(float(torch.stack(alone).detach().mean()), rel=1e-5)
+    loss_padded.backward()
+    gradient = student["start_logits"].grad
+    assert torch.isfinite(gradient).all() and not gradient[mask == 0].any() and gradient[0].any()
+
+
 def test_distillation_brings_the_student_closer_to_its_teacher(tmp_path):
     model, teacher, batch = calibrated(), tiny_bert(), text_batch(batch_size=32, padded=False)
     for name, quantizer in named_quantizers(model):  # a student that has drifted: ranges far too narrow
@@ -222,3 +243,72 @@ def test_fsdp_takes_learned_ranges(tmp_path):
     assert set(sharded) == set(expected) and any(key.endswith("log2_amax") for key in sharded)
     for key, value in expected.items():
         torch.testing.assert_close(sharded[key], value, rtol=1e-4, atol=1e-5)
+
+
+EMBEDDED = {"extends": "int8_full", "rules": [{"kind": "embedding"}]}
+
+
+def with_embeddings(tmp_path, **options):
+    """Return a calibrated model whose tables are quantized too."""
+    path = tmp_path / "embedded.yaml"
+    path.write_text(yaml.safe_dump(EMBEDDED))
+    return calibrated(path, **options)
+
+
+def test_a_retaken_range_of_an_embedding_is_that_of_its_whole_table(tmp_path):
+    model = with_embeddings(tmp_path, weight_ranges="retaken", activation_ranges="frozen")
+    start_qat(model, model.quantization.recipe.qat)
+    table = model.bert.embeddings.word_embeddings
+    table.weight.data[0, 0] = 7.0  # a row that the batch does not look up
+    with torch.no_grad():
+        trained = model.eval()(**text_batch(padded=False)).logits
+        save_checkpoint(model, tmp_path / "c")
+        assert torch.equal(load_checkpoint(tmp_path / "c").model(**text_batch(padded=False)).logits, trained)
+        finish_qat(model)
+        assert torch.equal(table.weight_quantizer.amax, table.weight.abs().amax(0))
+        assert torch.equal(model(**text_batch(padded=False)).logits, trained)
+
+
+def _save_shards_on(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo")
+    model = with_embeddings(Path(folder) / str(rank), weight_ranges="retaken")
+    start_qat(model, model.quantization.recipe.qat)
+    for layer in model.bert.encoder.layer:
+        fully_shard(layer)
+    fully_shard(model)
+    _steps(model)
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        save_checkpoint(model, f"{folder}/c", state_dict=whole)
+
+
+def test_fsdp_saves_retaken_ranges_of_whole_weights(tmp_path):
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    run_ranks(_save_shards_on, str(tmp_path))
+    saved = load_checkpoint(tmp_path / "c").model
+    layers = [module for module in saved.modules() if hasattr(module, "weight_quantizer")]
+    assert any(isinstance(layer, torch.nn.Embedding) for layer in layers)
+    for layer in layers:
+        if layer.weight_quantizer.enabled:
+            dim = 0 if isinstance(layer, torch.nn.Embedding) else 1
+            assert torch.equal(layer.weight_quantizer.amax, layer.weight.abs().amax(dim))
+
+
+def _stop_on(rank: int, folder: str) -> None:
+    model = calibrated(distill_logits=0.0)
+    config = {"fsdp_version": 2, "transformer_layer_cls_to_wrap": ["BertLayer"]}
+    sharding = {"fsdp": "full_shard", "fsdp_config": config}
+    trainer = trainer_of(model, f"{folder}/run", save_strategy="no", **sharding)
+
+    def bad_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = model(**inputs)["loss"]
+        return loss * float("nan") if rank == 1 and trainer.state.global_step + 1 == 2 else loss
+
+    trainer.compute_loss = bad_loss.__get__(trainer)
+    with pytest.raises(RuntimeError, match=r"NaN or infinite at step 2; the range that moved most is .*'s, by a"):
+        trainer.train()
+
+
+def test_a_bad_loss_on_one_rank_stops_all_under_fsdp(tmp_path):
+    run_ranks(_stop_on, str(tmp_path))

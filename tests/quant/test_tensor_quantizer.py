@@ -1,5 +1,7 @@
 """The quantizer against hand-written round and clamp, its gradients against LSQ's, and its errors."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -101,3 +103,76 @@ def test_errors_name_the_quantizer_and_the_next_step():
     for bad in (float("nan"), float("inf"), -1.0):
         with pytest.raises(ValueError, match="amax must be finite and not negative"):
             quantizer.set_amax(torch.tensor([bad]))
+
+
+def shared():
+    quantizer = TensorQuantizer(name="q")
+    quantizer.num_readers = 3
+    quantizer.set_amax(torch.tensor([2.0]))
+    return quantizer
+
+
+def test_readers_of_one_tensor_get_one_output():
+    quantizer, x = shared(), torch.randn(50)
+    first = quantizer(x)
+    assert quantizer(x) is first and quantizer(x) is first
+    assert quantizer(x) is not first  # the three readers are served: the next forward
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, x: q.set_amax(torch.tensor([0.5])),
+        lambda q, x: q.amax.mul_(0.25),
+        lambda q, x: x.mul_(3),
+        lambda q, x: q.set_pre_quant_scale(torch.full((50,), 2.0)),
+        lambda q, x: (q.start_learning(), q.log2_amax.data.sub_(1)),
+        lambda q, x: setattr(q, "retakes_range", True),
+        lambda q, x: q(x).zero_(),
+    ],
+    ids=["set_amax", "amax in place", "x in place", "SmoothQuant", "learning", "retaken", "output in place"],
+)
+def test_a_shared_quantizer_never_gives_what_was_made_of_something_else(change):
+    quantizer, x = shared(), torch.randn(50)
+    quantizer(x)
+    change(quantizer, x)
+    got = quantizer(x)
+    quantizer._memo = None
+    assert torch.equal(got, quantizer(x))
+
+
+def test_a_learned_range_that_took_a_step_is_another_range():
+    quantizer, x = shared(), torch.randn(50)
+    quantizer.start_learning()
+    quantizer(x)
+    with torch.no_grad():
+        quantizer.log2_amax.sub_(1)
+    got = quantizer(x)
+    quantizer._memo = None
+    assert torch.equal(got, quantizer(x))
+
+
+def test_a_first_reader_without_gradients_does_not_take_them_from_the_next():
+    quantizer, x = shared(), torch.randn(50, requires_grad=True)
+    with torch.no_grad():
+        quantizer(x)
+    assert quantizer(x).requires_grad
+
+
+def test_inference_tensors_count_no_versions_and_are_rounded_anew():
+    quantizer = shared()
+    with torch.inference_mode():
+        x = torch.randn(50)
+        quantizer(x)
+        x.mul_(3)
+        assert torch.equal(quantizer(x), TensorQuantizer.forward(quantizer, x.clone()))
+    plain = torch.randn(50, requires_grad=True)
+    with torch.inference_mode():
+        quantizer(plain)
+    quantizer(plain).sum().backward()  # not the inference tensor of before
+
+
+def test_a_copy_of_a_quantizer_holds_no_activations():
+    quantizer = shared()
+    quantizer(torch.randn(50, requires_grad=True) * 2)
+    assert copy.deepcopy(quantizer)._memo is None
