@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from eval.sweep.grid import System, primary_shape, shapes_of, systems_of
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder, SweepRow, claim
 from eval.sweep.store import ArtifactStore, check_disk
+from tests.forks import fork_context
 
 BAD_RECIPE = "extends: int8_linear\nrules:\n  - {match: '*no_such_layer*', enable: false}\n"
 ABSENT = """
@@ -149,12 +149,9 @@ def stripped(rows: list[SweepRow]) -> list[tuple]:
     return sorted(out)
 
 
-def test_ten_kills_at_random_moments_leave_the_rows_of_an_undisturbed_run(model_and_data, tmp_path, monkeypatch):
+def test_ten_kills_at_random_moments_leave_the_rows_of_an_undisturbed_run(model_and_data, tmp_path):
     options = sweep_options(*model_and_data, references=())
-    here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}:{here.parents[1]}")  # the server of forks imports torch once for all
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sweeps"])
+    context = fork_context()
     num_killed = 0
     for seed in range(10):
         child = context.Process(target=sweeps.run_and_die, args=(options, tmp_path / "killed", seed))
