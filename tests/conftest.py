@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+# One thread of torch in each of the two test processes, and in what they start: on two cores four would fight. Read at
+# torch's first import. No expected number depends on it: tolerances cover other orders of a sum.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a GPU Triton's kernels run in its interpreter. Triton reads this at its own first import, by transformers.
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
+
 import pytest
 import torch
 from transformers import (
