@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from transformers import (
 )
 
 from engine.backend import Backend, get_backend
+
+# torch notes every step of an export for a log that nobody reads here; pytest would keep it all, a tenth of the time.
+logging.getLogger("torch.__trace").handlers.clear()
 
 
 def tiny_bert(seed: int = 0, **changes) -> PreTrainedModel:
