@@ -96,6 +96,7 @@ QUICK = {("bert", "int8_full"), ("bert", "int8_linear"), ("vit", "int8_full"), (
          ("llama", "int8_full"), ("llama", "int8_attention")}  # fmt: skip
 CASES = [(family, recipe) for family in ("bert", "vit", "llama") for recipe in shipped_recipes()]
 CASES += [("minilm", "int8_smoothquant"), ("minilm", "int8_full")]
+assert set(CASES) >= QUICK and {recipe for _, recipe in QUICK} == set(shipped_recipes())
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ MIN_EXACT_SHARE = 0.5
 
 # One of each kind of graph; the others are their near relatives, and exporting a family takes seconds.
 QUICK = {"bert", "albert", "deberta_v2", "modernbert", "vit", "swin", "segformer", "clip", "gpt2", "llama"}
+assert FAMILIES.keys() >= QUICK
 EXPORTED = [
     pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
     for name, family in FAMILIES.items() if not family.is_slow
