@@ -86,4 +86,4 @@ def test_a_linear_layer_takes_its_operands_in_autocasts_dtype():
 def test_on_a_cpu_the_plain_formula_runs_though_triton_is_there(monkeypatch):
     x, quantizer = prepared((5, 7), None, False)
     monkeypatch.setattr(fused_kernels(), "fused_fake_quantize", None)  # a call would fail
-    assert torch.equal(quantizer(x), fake_quantize(x, quantizer.broadcast_scale(x)))
+    assert torch.equal(quantizer(x), fake_quantize(x, quantizer.broadcast_scale(x), INT8))
