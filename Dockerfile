@@ -14,7 +14,7 @@ RUN apt-get update \
 WORKDIR /workspace/int8kit
 
 # The pins first, so that a change of code does not install them again. --system-site-packages keeps the image's tensorrt.
-COPY requirements.txt requirements-dev.txt ./
+COPY requirements*.txt ./
 RUN python3 -m venv --system-site-packages .venv \
     && .venv/bin/python -m pip install --no-cache-dir -r requirements-dev.txt \
     && touch .venv/.installed

@@ -3,19 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# worksteal: neighbours stay in one process, which makes their module's fixtures once, and no process waits for the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help setup demo test families lint clean
+.PHONY: help setup demo test test-all families lint clean
 
 help:  ## what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 8
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP)  ## make .venv with the pinned requirements
 
 demo: $(STAMP)  ## train, quantize, export, build, score and report the digits ViT; no network, under 4 minutes on 2 cores
 	@$(BIN)/python -m eval.demo
 
-test: $(STAMP)  ## run the tests; skips are printed with their reasons
-	@$(BIN)/python -m pytest
+test: $(STAMP)  ## run the tests but the slow ones, in two processes; skips are printed with their reasons
+	@$(PYTEST) -m "not slow"
+
+test-all: $(STAMP)  ## run all tests, as the CI does
+	@$(PYTEST)
 
 families: $(STAMP)  ## run every family of transformers through every step: benchmarks/results/families.jsonl, about 20 minutes
 	@$(BIN)/python -m benchmarks.families
@@ -29,7 +34,7 @@ clean:  ## remove .venv and the tools' caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # The stamp is touched last, so that an interrupted installation is done again.
-$(STAMP): requirements.txt requirements-dev.txt requirements-tensorrt.txt
+$(STAMP): requirements.txt requirements-dev.txt requirements-ray.txt requirements-tensorrt.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
 	"int8kit needs Python 3.11 to 3.13; $(PYTHON) is %d.%d. Name another one: make setup PYTHON=python3.12" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from pathlib import Path
+
+# One thread of torch in each of the two test processes, and in what they start: on two cores four would fight. Read at
+# torch's first import. No expected number depends on it: tolerances cover other orders of a sum.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a GPU Triton's kernels run in its interpreter. Triton reads this at its own first import, by transformers.
+os.environ.setdefault("TRITON_INTERPRET", "0" if Path("/dev/nvidiactl").exists() else "1")
+
 import pytest
 import torch
 from transformers import (
@@ -17,6 +27,9 @@ from transformers import (
 )
 
 from engine.backend import Backend, get_backend
+
+# torch notes every step of an export for a log that nobody reads here; pytest would keep it all, a tenth of the time.
+logging.getLogger("torch.__trace").handlers.clear()
 
 
 def tiny_bert(seed: int = 0, **changes) -> PreTrainedModel:

@@ -1,8 +1,8 @@
 """Every family of transformers that is tested, as a tiny random model: the one list that tests and tables go by.
 
-A family is one entry: the model's class and a small configuration. Nothing is downloaded. `make test` runs each once
-(`tests/quant/test_families.py`), `make families` the whole matrix (`benchmarks/families.py`); CONTRIBUTING.md has the
-page "Add a family".
+A family is one entry: the model's class and a small configuration. Nothing is downloaded. `make test` quantizes and
+saves each once, `make test-all` exports each too (`tests/quant/test_families.py`), `make families` runs the whole
+matrix (`benchmarks/families.py`); CONTRIBUTING.md has the page "Add a family".
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import multiprocessing
 import os
 import socket
 import sys
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests.forks import fork_context
 
 
 def run_ranks(function: Callable[..., None], *args: Any, world_size: int = 2, seconds: float = 150) -> None:
@@ -22,7 +23,7 @@ def run_ranks(function: Callable[..., None], *args: Any, world_size: int = 2, se
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
+    context = fork_context()
     ranks = [
         context.Process(target=_run, args=(rank, world_size, port, seconds, function, args), daemon=True)
         for rank in range(world_size)

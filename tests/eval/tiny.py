@@ -38,11 +38,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, model_max_length=64, model_input_names=INPUTS, **names)
 
 
-def bert(head: str = "sequence", num_labels: int = 2, seed: int = 0) -> LoadedModel:
+def bert(head: str = "sequence", num_labels: int = 2, seed: int = 0, num_layers: int = 2) -> LoadedModel:
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=4 + len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64, num_labels=num_labels, initializer_range=0.5,
+        vocab_size=4 + len(WORDS), hidden_size=32, num_hidden_layers=num_layers, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64, num_labels=num_labels, initializer_range=0.5,
     )  # fmt: skip
     kinds: dict[str, Any] = {
         "sequence": BertForSequenceClassification,

@@ -1,6 +1,7 @@
 """Each family of tests/families.py once: insertion, calibration, checkpoint and the file that ONNX Runtime runs.
 
-The whole matrix (every recipe, every target, engines, QAT) is `make families`.
+`make test-all` exports every family, `make test` one of each kind. The whole matrix (every recipe, every target,
+engines, QAT) is `make families`.
 """
 
 import numpy as np
@@ -23,6 +24,15 @@ from tests.families import FAMILIES, get_family
 # Of the samples: in the others an element lies so near the middle of two integers that another order of a sum rounds
 # it the other way. A wrong scale, a lost mask or a lost bias moves every sample.
 MIN_EXACT_SHARE = 0.5
+
+
+# One of each kind of graph; the others are their near relatives, and exporting a family takes seconds.
+QUICK = {"bert", "albert", "deberta_v2", "modernbert", "vit", "swin", "segformer", "clip", "gpt2", "llama"}
+assert FAMILIES.keys() >= QUICK
+EXPORTED = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name, family in FAMILIES.items() if not family.is_slow
+]  # fmt: skip
 
 
 def outputs_of(model, batch):
@@ -67,7 +77,7 @@ def test_insertion_keeps_the_float_model_and_a_checkpoint_every_bit(tmp_path, na
         np.testing.assert_array_equal(value, quantized[key])
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.is_slow])
+@pytest.mark.parametrize("name", EXPORTED)
 def test_the_file_for_onnx_runtime_agrees_at_another_shape(name):
     family = get_family(name)
     model = calibrated(family, family.model(is_short=True))

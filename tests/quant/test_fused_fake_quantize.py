@@ -1,6 +1,4 @@
-"""The Triton kernels against the plain formula: on a GPU, or on a CPU in Triton's interpreter (TRITON_INTERPRET=1)."""
-
-import os
+"""The Triton kernels against the plain formula: on a GPU, or on a CPU in Triton's interpreter (tests/conftest.py)."""
 
 import pytest
 import torch
@@ -13,11 +11,6 @@ from quant.recipe import load_recipe
 from quant.tensor_quantizer import TensorQuantizer, fake_quantize, fused_kernels
 from tests.conftest import text_batch, tiny_bert
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-pytestmark = pytest.mark.skipif(
-    fused_kernels() is None or not (torch.cuda.is_available() or INTERPRETED),
-    reason="needs Triton and a GPU (or TRITON_INTERPRET=1)",
-)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = {
     "per tensor": ((5, 7, 9), None, False),
@@ -77,13 +70,20 @@ def test_nan_stays_nan_and_an_all_zero_channel_stays_zero():
     assert torch.isnan(fused[0, 0]) and fused[0, 1] == 1 and torch.equal(fused[1], torch.zeros(2, device=DEVICE))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_linear_layer_takes_its_operands_in_autocasts_dtype():
-    model = tiny_bert().cuda()
+    """On a GPU from the kernels, on a CPU from the plain formula."""
+    model = tiny_bert().to(DEVICE)
     insert_quantizers(model, load_recipe("int8_full"))
-    batch = {name: value.cuda() for name, value in text_batch().items()}
+    batch = {name: value.to(DEVICE) for name, value in text_batch().items()}
     apply_statistics(model, collect(model, [batch], progress=False))
-    with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16):
+    with torch.no_grad(), torch.autocast(DEVICE, dtype=torch.bfloat16):
         layer = model.bert.encoder.layer[0].intermediate.dense
-        x, weight = layer.operands(torch.randn(2, 32, device="cuda"))
+        x, weight = layer.operands(torch.randn(2, 32, device=DEVICE))
     assert x.dtype == weight.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels are what runs")
+def test_on_a_cpu_the_plain_formula_runs_though_triton_is_there(monkeypatch):
+    x, quantizer = prepared((5, 7), None, False)
+    monkeypatch.setattr(fused_kernels(), "fused_fake_quantize", None)  # a call would fail
+    assert torch.equal(quantizer(x), fake_quantize(x, quantizer.broadcast_scale(x), INT8))
