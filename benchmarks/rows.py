@@ -21,6 +21,7 @@ PACKAGES = (
     "onnx",
     "onnxruntime",
     "openvino",
+    "tensorrt_rtx",
     "nncf",
     "pytorch-quantization",
     "nvidia-modelopt",

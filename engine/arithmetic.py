@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import onnx
 
-from engine.lint_graph import LintGraph, label, shape_of
+from engine.graph import label, shape_of
+from engine.lint_graph import LintGraph
 from engine.shapes import ShapeRange, check_shapes, set_static_sizes, spread
 
 

@@ -7,11 +7,13 @@ import onnx
 import onnx_ir as ir
 
 from engine.graph import (
+    MOVES,
     add_constant,
     constant,
     constant_tensor,
     int_attribute,
     is_op,
+    label,
     numbers,
     operand,
     replace,
@@ -19,7 +21,6 @@ from engine.graph import (
     sweep,
 )
 from engine.integers import symmetric_zero
-from engine.lint_graph import MOVES, label
 
 
 def without_quantization(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -93,7 +94,7 @@ def _retype_moves(value: ir.Value) -> None:
     """Tell the values behind moves of integers that they hold floats now."""
     for use in list(value.uses()):
         node = use.node
-        if is_op(node, *MOVES) and use.idx == 0:
+        if is_op(node, *MOVES) and (use.idx == 0 or node.op_type == "Concat"):
             for output in node.outputs:
                 set_type(output, value.dtype)
                 _retype_moves(output)

@@ -13,6 +13,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
+# Operators that move numbers and leave them as they are: a Q before them and a DQ behind them change their type
+# together. Which consumer carries integers through which of them stands in `lint_placement.CARRIED`.
+MOVES = (
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Expand", "Split", "Slice", "Gather",
+    "Concat",
+)  # fmt: skip
+
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """Return the numbers of an initializer or of a Constant node's output, else None."""
@@ -58,6 +65,18 @@ def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value = ir.val(free, const_value=ir.tensor(np.asarray(array, order="C"), name=free))
     graph.register_initializer(value)
     return value
+
+
+def label(node: ir.Node) -> str:
+    """Return a node's name, or its first output's where it has none."""
+    return node.name or node.outputs[0].name or node.op_type
+
+
+def shape_of(value: ir.Value | None) -> tuple[int | None, ...] | None:
+    """Return the sizes of `value` that the file tells, None for those it does not, or None without a known rank."""
+    if value is None or value.shape is None:
+        return None if value is None else constant_shape(value)
+    return tuple(size if isinstance(size, int) else None for size in value.shape)
 
 
 def users(value: ir.Value) -> list[ir.Node]:

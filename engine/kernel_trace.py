@@ -16,17 +16,29 @@ from typing import Any
 
 from engine.layers import INT8, UNKNOWN
 
-# Parts of kernel names, as cuBLASLt, CUTLASS, cuDNN, xmma and TensorRT's fused attention write them.
+# Parts of kernel names, as cuBLASLt, CUTLASS, cuDNN, xmma, TensorRT's fused attention and Inductor write them; real
+# names by architecture: `tests/engine/kernel_names.py`.
 PRODUCT = re.compile(
-    r"gemm|gemv|xmma|cutlass|conv|fprop|imma|hmma|mha|flash|attention|matmul|cublas|nvjet|splitk", re.I
+    r"gemm|gemv|xmma|cutlass|conv|fprop|imma|hmma|mha|flash|attention|matmul|bmm|cublas|i8816cudnn|nvjet|splitk", re.I
 )
-NO_PRODUCT = re.compile(r"splitkreduce|reduce_kernel|copy|memset|memcpy", re.I)
+NO_PRODUCT = re.compile(r"splitkreduce|reduce_kernel|copy|memset|memcpy|elementwise|triton_(?:poi|red|per)_", re.I)
+TEMPLATE = re.compile(r"triton_tem_", re.I)  # Inductor's products and attention; their names list what is fused too
+# cuBLAS's kernels since Hopper name the types of both factors, the sum and the result by a letter each (one letter
+# where the factors are alike); xmma's name the first factor's type first.
+NVJET = re.compile(r"nvjet_(?:sm\d+_)?([a-z])[a-z]*_", re.I)
+NVJET_TYPES = {"q": "fp8", "r": "fp8", "h": "fp16", "t": "bf16", "s": "fp32", "d": "fp64"}
+XMMA = re.compile(r"xmma_(?:[a-z]+_)*?(i8|e4m3|e5m2|bf16|f16|tf32|f32|f64)(?=i8|i32|e4m3|e5m2|bf16|f16|tf32|f32|f64)")
+XMMA_TYPES = {"i8": INT8, "e4m3": "fp8", "e5m2": "fp8", "bf16": "bf16", "f16": "fp16", "tf32": "fp32", "f32": "fp32",
+              "f64": "fp64"}  # fmt: skip
+# All others, in this order: a number format between separators, or the shape of the instruction (i16832: INT8,
+# s884 after fp16: a sum in fp32).
 TYPES = (
-    (INT8, re.compile(r"i8i8|i8816|i16832|imma|(?<![a-z])s8|int8|i8f|i8i32|_i8_|igemm", re.I)),
+    (INT8, re.compile(r"i8i8|i8816|i16832|igmma|(?<![a-z0-9])(?:i|u|s)8(?![a-z0-9])|int8|imma|igemm|_int_mm", re.I)),
     ("fp8", re.compile(r"e4m3|e5m2|fp8", re.I)),
     ("bf16", re.compile(r"bf16|bfloat", re.I)),
-    ("fp16", re.compile(r"h884|hmma|h1688|h16816|f16f16|fp16|half|hgemm|_hs?_|f16_", re.I)),
-    ("fp32", re.compile(r"sgemm|f32f32|ffma|tf32|fp32|_s1688|float", re.I)),
+    ("fp16", re.compile(r"h884|hmma|h1688|h16816|fp?16|half|hgemm", re.I)),
+    ("fp64", re.compile(r"d884|dgemm|fp?64|double", re.I)),
+    ("fp32", re.compile(r"sgemm|fp?32|ffma|s1688|float", re.I)),
 )
 NAME_COLUMNS = ("Name", "Kernel Name", "name", "kernel")
 # Column → how many milliseconds one unit is.
@@ -45,11 +57,17 @@ class Kernel:
     @property
     def is_product(self) -> bool:
         """Whether its name is that of a matrix product, a convolution or fused attention."""
+        if TEMPLATE.search(self.name):
+            return True
         return bool(PRODUCT.search(self.name)) and not NO_PRODUCT.search(self.name)
 
     @property
     def precision(self) -> str:
         """What its name says it multiplies, or unknown."""
+        if (nvjet := NVJET.search(self.name)) is not None:
+            return NVJET_TYPES.get(nvjet.group(1).lower(), UNKNOWN)
+        if (xmma := XMMA.search(self.name)) is not None:
+            return XMMA_TYPES[xmma.group(1)]
         return next((precision for precision, pattern in TYPES if pattern.search(self.name)), UNKNOWN)
 
 

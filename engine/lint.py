@@ -1,6 +1,7 @@
 """Find, without a GPU, every product of a Q/DQ ONNX file that will not run in INT8 or will not fuse.
 
-A new rule is a small function in `lint_numbers`, `lint_placement` or `lint_speed` and a line in its table.
+A new rule is a small function in `lint_numbers`, `lint_placement`, `lint_blocks`, `lint_operators` or `lint_speed`, a
+line in its table that says what it claims, and a file in `benchmarks/` on which the consumers bear it out.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from pathlib import Path
 import onnx
 
 from engine.cli import EXIT_FAILED, CommandParser, UsageError, near_matches, print_result, run_command
-from engine.lint_findings import CONSUMERS, LEVELS, Finding, Rule, judge
+from engine.lint_blocks import BLOCK_RULES
+from engine.lint_findings import CONSUMERS, LEVELS, Finding, Judgement, Rule, judge
 from engine.lint_graph import LintGraph
 from engine.lint_numbers import NUMBER_RULES
+from engine.lint_operators import OPERATOR_RULES
 from engine.lint_placement import PLACEMENT_RULES
 from engine.lint_speed import SPEED_RULES
 from engine.source import read_onnx
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (*NUMBER_RULES, *PLACEMENT_RULES, *SPEED_RULES)}
+ALL_RULES = (*OPERATOR_RULES, *NUMBER_RULES, *PLACEMENT_RULES, *BLOCK_RULES, *SPEED_RULES)
+RULES: dict[str, Rule] = {rule.name: rule for rule in ALL_RULES}
 DEFAULT_CONSUMER = "tensorrt"
 SHOWN_NAMES = 3
 WIDEST = 110  # columns; the report is readable down to 60
@@ -38,17 +42,21 @@ class LintReport:
     linears_int8: int
     attention_products: int
     attention_products_int8: int
+    is_refused: bool = False
 
     def count(self, level: str) -> int:
         """Return how many findings there are of a level."""
         return sum(finding.level == level for finding in self.findings)
 
     def summary(self) -> str:
-        """Return one line such as "36 of 38 linear layers ... can run in INT8; 0 errors, 1 warning, 2 notes"."""
+        """Return one line such as "36 of 38 linear layers and 0 of 12 attention products run in INT8; 0 errors"."""
         counts = ", ".join(f"{self.count(level)} {level}{'' if self.count(level) == 1 else 's'}" for level in LEVELS)
+        if not self.linears and not self.attention_products:
+            return f"no product was seen in the file, so nothing was judged; {counts}"
+        verb = "are INT8 in the file, which it refuses" if self.is_refused else "run in INT8"
         return (
             f"{self.linears_int8} of {self.linears} linear layers and {self.attention_products_int8} of "
-            f"{self.attention_products} attention products have both sides in INT8; {counts}"
+            f"{self.attention_products} attention products {verb}; {counts}"
         )
 
 
@@ -63,19 +71,28 @@ def lint(model: onnx.ModelProto, consumer: str | None = None) -> LintReport:
 
     Raises: ValueError: for an unknown consumer, or a malformed graph.
     """
-    graph = LintGraph(model)
-    consumer = consumer or consumer_of(graph.metadata)
-    findings = judge(graph, consumer, RULES.values())
-    linear = [site for site in graph.products if site.is_linear]
-    attention = [site for site in graph.products if not site.is_linear]
+    judgement = judge_model(model, consumer)
+    linear = [product for product in judgement.products if product.is_linear]
+    attention = [product for product in judgement.products if not product.is_linear]
     return LintReport(
-        consumer,
-        tuple(findings),
+        judgement.consumer,
+        judgement.findings,
         len(linear),
-        sum(site.is_int8 for site in linear),
+        sum(map(judgement.runs_in_int8, linear)),
         len(attention),
-        sum(site.is_int8 for site in attention),
+        sum(map(judgement.runs_in_int8, attention)),
+        judgement.is_refused,
     )
+
+
+def judge_model(model: onnx.ModelProto, consumer: str | None = None) -> Judgement:
+    """Return what all rules say of a model for a consumer (default: the file's own target, else tensorrt), with the
+    products that they speak of.
+
+    Raises: ValueError: for an unknown consumer, or a malformed graph.
+    """
+    graph = LintGraph(model)
+    return judge(graph, consumer or consumer_of(graph.metadata), RULES.values())
 
 
 def as_text(report: LintReport, columns: int, show_all: bool) -> str:
@@ -115,7 +132,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--for {arguments.consumer!r} is none of {', '.join(CONSUMERS)}{hint}")
     if arguments.explain:
         width = max(map(len, RULES))
-        print("\n".join(f"{rule.name:{width}}  {rule.level:7}  {', '.join(rule.consumers)}" for rule in RULES.values()))
+        for rule in RULES.values():
+            print(f"{rule.name:{width}}  {rule.level:7}  {rule.claim:7}  {', '.join(rule.consumers)}")
         return
     if arguments.model is None:
         raise UsageError("name the ONNX file to lint, or ask for --rules")

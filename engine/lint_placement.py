@@ -8,43 +8,30 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from engine.graph import constant, constant_tensor, users
-from engine.lint_findings import CONSUMERS, TENSORRT, Hit, Rule
-from engine.lint_graph import LintGraph, Operand, operand_of, weight_behind
+from engine.graph import MOVES, constant, constant_tensor, shape_of, users
+from engine.lint_findings import CONSUMERS, COST, FLOAT, REFUSED, Hit, Rule
+from engine.lint_graph import LintGraph
+from engine.lint_operators import INTEGER_OPS
+from engine.operands import Q_DQ, THROUGH, Operand, operand_of, weight_behind
 
-# Operators that compute with integers by themselves: other formats than Q/DQ.
-INTEGER_OPS = (
-    "DynamicQuantizeLinear",
-    "MatMulInteger",
-    "ConvInteger",
-    "QLinearMatMul",
-    "QLinearConv",
-    "QLinearAdd",
-    "MatMulIntegerToFloat",
-    "DynamicQuantizeMatMul",
-    "QGemm",
-    "QAttention",
-    "QEmbedLayerNormalization",
-    "QLinearSoftmax",
-    "MatMulNBits",
-)
+# What each consumer carries integers through, from a DequantizeLinear to a product.
+CARRIED = {
+    "onnxruntime": ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Slice", "MaxPool", "Cast"),
+    "openvino": (*MOVES, "MaxPool", "Relu", "Cast"),
+    "tensorrt": (*MOVES, "MaxPool", "Cast"),
+    "tensorrt8": (*MOVES, "MaxPool", "Cast"),
+}
 
 
 def nothing_quantized(graph: LintGraph, consumer: str) -> Iterator[Hit]:
     """Yield the first product of a file without any quantization."""
-    if graph.products and not graph.nodes("QuantizeLinear", "DequantizeLinear", *INTEGER_OPS):
+    if graph.products and not graph.nodes(*Q_DQ, *INTEGER_OPS):
         yield Hit(graph.products[0], "the file holds no Q/DQ at all: none of its products runs in INT8")
-
-
-def integer_operators(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every operator that TensorRT has no importer for since it holds integers without Q/DQ."""
-    for node in graph.nodes(*INTEGER_OPS):
-        yield Hit(node, f"{node.op_type} computes with integers without Q/DQ; TensorRT cannot import it")
 
 
 def float_product(graph: LintGraph, consumer: str) -> Iterator[Hit]:
     """Yield every product that the file leaves float."""
-    if not graph.nodes("QuantizeLinear", "DequantizeLinear"):
+    if not graph.nodes(*Q_DQ, *INTEGER_OPS):
         return
     for site in graph.products:
         if site.is_float:
@@ -56,57 +43,105 @@ def one_sided(graph: LintGraph, consumer: str) -> Iterator[Hit]:
     """Yield every product of which one side comes from integers and the other does not."""
     contexts = {attention.context.node for attention in graph.attentions}
     for site in graph.products:
-        if site.is_int8 or site.is_float:
+        if site.is_quantized or site.is_float:
             continue
         if site.node in contexts and not site.sides[0].is_quantized:
             continue  # the softmax: `attention-softmax` says it with its own mend
+        kind = next(side.dtype.name for side in site.sides if side.is_quantized)
         if site.is_linear:
             is_weight = any(side.is_quantized and side.weight is not None for side in site.sides)
-            what = "its weight is INT8 and its input float" if is_weight else "its input is INT8 and its weight float"
+            what = (
+                f"its weight is {kind} and its input float"
+                if is_weight
+                else f"its input is {kind} and its weight float"
+            )
         else:
-            what = "one of its two activations is INT8 and the other float"
-        yield Hit(site, f"{what}: the INT8 side is dequantized first and the product runs in float")
+            what = f"one of its two activations is {kind} and the other float"
+        yield Hit(site, f"{what}: the {kind} side is dequantized first and the product runs in float")
 
 
 def cast_between(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every product with a Cast between a DequantizeLinear and itself."""
+    """Yield every product with a Cast to another type between a DequantizeLinear and itself."""
     for site in graph.products:
-        if any(side.is_quantized and side.casts for side in site.sides):
+        if any(side.dequantize is not None and side.casts for side in site.sides):
             yield Hit(site, "a Cast stands between its DequantizeLinear and the product, so the two are not fused")
 
 
-def attention_softmax(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every attention with some INT8 side whose softmax output is float."""
-    for site in graph.attentions:
-        is_meant = site.scores.is_int8 or any(side.is_quantized for side in site.context.sides)
-        if is_meant and not site.context.sides[0].is_quantized:
-            yield Hit(
-                site.context,
-                "the softmax's output has no Q/DQ: the product with V runs in float and the attention is "
-                "not fused in INT8",
-            )
+def not_carried(graph: LintGraph, consumer: str) -> Iterator[Hit]:
+    """Yield every product with an operator before it, behind DequantizeLinear, that the consumer computes in float."""
+    for site in graph.products:
+        for side in site.sides:
+            other = [node.op_type for node in side.between if node.op_type not in CARRIED[consumer]]
+            if side.dequantize is not None and other:
+                yield Hit(site, f"{', '.join(other)} between its DequantizeLinear and the product: {consumer} carries "
+                          "no integers through and multiplies floats")  # fmt: skip
+            elif consumer == "openvino" and _is_transposed_as_codes(side):
+                yield Hit(site, "a Transpose stands between its QuantizeLinear and its DequantizeLinear: OpenVINO "
+                          "multiplies floats", None,
+                          "transpose before QuantizeLinear or behind DequantizeLinear")  # fmt: skip
+            elif consumer == "openvino" and site.node.op_type == "Conv" and _moved_concat(side):
+                yield Hit(site, "a Concat of uint8 along another axis than the channels: OpenVINO convolves floats")
 
 
-def attention_output(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every INT8 attention without Q/DQ behind its second product."""
-    for site in graph.attentions:
-        if site.scores.is_int8 and site.context.is_int8 and not site.has_quantized_output:
-            yield Hit(
-                site.context,
-                "no QuantizeLinear follows the product with V, which INT8 fused attention needs; the "
-                "products run apart",
-            )
+def concat_of_uint8(graph: LintGraph, consumer: str) -> Iterator[Hit]:
+    """Yield every MatMul or Gemm behind a Concat of uint8 along another axis than the last.
+
+    OpenVINO 2026.4.1 stops there ("cannot be broadcasted", in its low precision transformations). Once
+    `tests/engine/test_lint_agreement.py` finds such a file accepted, this can go.
+    """
+    for site in graph.products:
+        if site.node.op_type != "Conv" and any(_moved_concat(side) or _concat_before(side) for side in site.sides):
+            yield Hit(site, "it reads a Concat of uint8 with a zero point along another axis than the last: OpenVINO "
+                      "2026.4 stops at the file")  # fmt: skip
 
 
-def attention_scaling(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every INT8 attention whose scores are scaled after the product."""
-    for site in graph.attentions:
-        if site.scores.is_int8 and site.scaling is not None:
-            yield Hit(
-                site.scores,
-                "the scores are scaled behind Q K^T; TensorRT fuses attention whose Q is scaled before "
-                "its QuantizeLinear",
-            )
+def moved_constants(graph: LintGraph, consumer: str) -> Iterator[Hit]:
+    """Yield every operator but DequantizeLinear that reads an INT8 constant, and dequantized single numbers.
+
+    TensorRT-RTX stops at both.
+    """
+    for node in graph.nodes("DequantizeLinear"):
+        value, last = node.inputs[0], None
+        while value is not None and (maker := value.producer()) is not None and maker.op_type in MOVES:
+            value, last = maker.inputs[0], maker
+        tensor = constant_tensor(value)
+        if last is None and tensor is not None and not tensor.shape:
+            yield Hit(node, "it dequantizes a single number (of rank 0), at which TensorRT-RTX stops", None,
+                      "leave the number float, or give it the shape (1,)")  # fmt: skip
+        if last is not None and tensor is not None:
+            yield Hit(last, f"{last.op_type} reads integers of a constant; TensorRT-RTX takes a quantized constant "
+                      "before DequantizeLinear alone and stops")  # fmt: skip
+
+
+def _codes_path(side: Operand) -> list[ir.Node]:
+    """Return the nodes between the DequantizeLinear of a side and the QuantizeLinear or constant behind it."""
+    path: list[ir.Node] = []
+    value = side.dequantize.inputs[0] if side.dequantize is not None else None
+    while value is not None and (node := value.producer()) is not None and node.op_type in THROUGH:
+        path.append(node)
+        value = node.inputs[0]
+    return path
+
+
+def _is_transposed_as_codes(side: Operand) -> bool:
+    return [node.op_type for node in _codes_path(side)] == ["Transpose"]  # with a Reshape or another one it stays INT8
+
+
+def _moved_concat(side: Operand) -> bool:
+    """Return whether a Concat of codes with a zero point, along another axis than OpenVINO's, stands behind a side."""
+    if side.zero_points is None or not np.asarray(side.zero_points).astype(np.int64).any():
+        return False
+    for node in side.between:
+        if node.op_type == "Concat":
+            rank, axis = len(shape_of(node.outputs[0]) or (0, 0, 0)), node.attributes["axis"].as_int()
+            return axis % rank != (1 if rank == 4 else rank - 1)
+    return False
+
+
+def _concat_before(side: Operand) -> bool:
+    """Return whether what is quantized for a side is itself such a Concat."""
+    source = side.quantize.inputs[0] if side.quantize is not None else None
+    return source is not None and _moved_concat(operand_of(source))
 
 
 def double_rounding(graph: LintGraph, consumer: str) -> Iterator[Hit]:
@@ -153,31 +188,6 @@ def quantized_twice(graph: LintGraph, consumer: str) -> Iterator[Hit]:
             )
 
 
-def residual(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield the sums of a residual branch by what each of their sides is."""
-    for site in graph.residuals:
-        if site.is_other_quantized and not site.product.is_int8 and not site.is_product_quantized:
-            yield Hit(
-                site.node,
-                "its skip branch is INT8 and the linear layer it is added to float: the branch is "
-                "dequantized for nothing",
-            )
-        elif site.is_product_quantized and not site.is_other_quantized:
-            yield Hit(
-                site.node,
-                "the linear layer's output is rounded to INT8 before a sum whose skip branch is float: "
-                "the sum is not fused into the product",
-            )
-        elif site.product.is_int8 and not site.is_other_quantized:
-            yield Hit(
-                site.node,
-                "a float residual by design (int8_linear, int8_attention, pre-LayerNorm models): it is read and "
-                "written in float",
-                "note",
-                "none needed; int8_full rounds the branch of post-LayerNorm models",
-            )
-
-
 def table_dequantized_whole(graph: LintGraph, consumer: str) -> Iterator[Hit]:
     """Yield every INT8 embedding table that is dequantized before its rows are looked up."""
     for node in graph.nodes("DequantizeLinear"):
@@ -203,47 +213,47 @@ def _same_grid(a: ir.Node, b: ir.Node) -> bool:
 
 
 PLACEMENT_RULES = (
-    Rule("nothing-quantized", "warning", CONSUMERS, "export a checkpoint of 'python -m calib'", nothing_quantized),
     Rule(
-        "integer-operators",
-        "error",
-        TENSORRT,
-        "quantize into Q/DQ (ONNX Runtime's tool: quant_format=QuantFormat.QDQ and static quantization)",
-        integer_operators,
+        "nothing-quantized", "warning", FLOAT, CONSUMERS, "export a checkpoint of 'python -m calib'", nothing_quantized
     ),
-    Rule("one-sided", "error", CONSUMERS, "quantize both sides of the product, or neither", one_sided),
+    Rule("one-sided", "error", FLOAT, CONSUMERS, "quantize both sides of the product, or neither", one_sided),
     Rule(
         "cast-between",
         "error",
-        CONSUMERS,
-        "export with --target tensorrt (scales in the compute type), so that "
-        "DequantizeLinear gives the product's own type",
+        FLOAT,
+        ("onnxruntime", "tensorrt8"),
+        "export with --target onnxruntime or tensorrt8 (scales in the compute type), so that DequantizeLinear gives "
+        "the product's own type",
         cast_between,
     ),
     Rule(
-        "attention-softmax",
+        "not-carried",
         "error",
+        FLOAT,
         CONSUMERS,
-        "quantize the softmax output too (its amax is 1; recipe int8_attention), or leave Q, K and V float",
-        attention_softmax,
+        "put Q/DQ directly before the product, behind that operator",
+        not_carried,
     ),
     Rule(
-        "attention-output",
-        "warning",
-        TENSORRT,
-        "quantize the input of the layer behind attention (recipe int8_attention)",
-        attention_output,
+        "uint8-concat",
+        "error",
+        REFUSED,
+        ("openvino",),
+        "quantize to int8 (export with --target openvino), or leave what is joined float",
+        concat_of_uint8,
     ),
     Rule(
-        "attention-scaling",
-        "warning",
-        TENSORRT,
-        "multiply Q by the scale before its QuantizeLinear; this project's exports do",
-        attention_scaling,
+        "moved-constant",
+        "error",
+        REFUSED,
+        ("tensorrt",),
+        "dequantize the constant first (an embedding table: leave it float)",
+        moved_constants,
     ),
     Rule(
         "double-rounding",
         "warning",
+        COST,
         CONSUMERS,
         "keep one of the two quantizers (either the norm's output or its consumers' inputs)",
         double_rounding,
@@ -251,27 +261,23 @@ PLACEMENT_RULES = (
     Rule(
         "quantized-twice",
         "warning",
+        COST,
         CONSUMERS,
         "let all readers of one tensor share one QuantizeLinear",
         quantized_twice,
     ),
     Rule(
-        "residual",
-        "warning",
-        TENSORRT,
-        "quantize both sides of the sum or neither (recipe int8_full rounds the branch)",
-        residual,
-    ),
-    Rule(
         "table-dequantized",
         "warning",
-        CONSUMERS,
+        COST,
+        ("onnxruntime", "openvino"),
         "look the rows up first: Gather, then DequantizeLinear; this project's exports do",
         table_dequantized_whole,
     ),
     Rule(
         "float-product",
         "note",
+        FLOAT,
         CONSUMERS,
         "none needed where the recipe says so; else add a rule to the recipe",
         float_product,

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.graph import int_attribute
-from engine.lint_findings import TENSORRT, Hit, Rule
-from engine.lint_graph import LintGraph, Operand, ProductSite, is_quantized_next, shape_of
+from engine.graph import int_attribute, shape_of
+from engine.lint_findings import COST, REFUSED, TENSORRT, Hit, Rule
+from engine.lint_graph import LintGraph
+from engine.operands import Operand
+from engine.products import Product
 
 # INT8 fused attention by TensorRT's guide: compute capability 7.5 and above, these heads, up to this length.
 FUSED_HEAD_SIZES = (16, 32, 64)
 FUSED_LENGTH = 512
 # INT8 tensor cores read 16 numbers (bytes) at a time; the fast kernels' tiles and 32-wide formats want 32.
 WIDTH, FULL_WIDTH = 16, 32
-FLOAT_OUTPUT_MENDS = {
-    "Gemm": "split it into MatMul and Add; --target onnxruntime does",
-    "Conv": "run the file in OpenVINO (--target openvino), or leave the layer float (match: '*patch_embeddings*')",
-}
-NEWEST_OPSET = {"tensorrt8": 17, "onnxruntime": 20}
+NEWEST_OPSET = {"tensorrt8": 17}
 
 
 def attention_size(graph: LintGraph, consumer: str) -> Iterator[Hit]:
@@ -64,33 +62,16 @@ def gemv(graph: LintGraph, consumer: str) -> Iterator[Hit]:
 def opset(graph: LintGraph, consumer: str) -> Iterator[Hit]:
     """Yield the first product of a file whose operator set is newer than the consumer takes."""
     if graph.products and graph.opset > NEWEST_OPSET[consumer]:
-        what = {
-            "tensorrt8": "TensorRT 8.5 to 9 import LayerNormalization, Gelu and Q/DQ of opset 17 at most",
-            "onnxruntime": "ONNX Runtime refuses the dynamo exporter's Q/DQ from opset 21 on when it optimizes",
-        }[consumer]
-        yield Hit(
-            graph.products[0],
-            f"the file has opset {graph.opset}; {what}",
-            "error" if consumer == "tensorrt8" else None,
-            f"export with --target {consumer}",
-        )
+        reason = "TensorRT 8.5 to 9 import LayerNormalization, Gelu and Q/DQ of opset 17 at most"
+        mend = f"export with --target {consumer}"
+        yield Hit(graph.products[0], f"the file has opset {graph.opset}; {reason}", None, mend)
 
 
-def float_output(graph: LintGraph, consumer: str) -> Iterator[Hit]:
-    """Yield every INT8 Gemm and Conv with a float output: ONNX Runtime fuses these only if the output is quantized."""
-    for site in graph.products:
-        if site.is_int8 and site.node.op_type in FLOAT_OUTPUT_MENDS and not is_quantized_next(site.node.outputs[0]):
-            reason = (
-                f"ONNX Runtime runs an INT8 {site.node.op_type} with a float output in float: it has no kernel for it"
-            )
-            yield Hit(site, reason, None, FLOAT_OUTPUT_MENDS[site.node.op_type])
-
-
-def _activation(site: ProductSite) -> Operand:
+def _activation(site: Product) -> Operand:
     return site.sides[1] if site.sides[0].weight is not None and site.sides[1].weight is None else site.sides[0]
 
 
-def _widths(site: ProductSite) -> tuple[int, int] | None:
+def _widths(site: Product) -> tuple[int, int] | None:
     """Return (input, output) width of a linear layer, or of a convolution's implied product, None if untold."""
     shape = shape_of(site.sides[1].value)
     if shape is None or None in shape or len(shape) < 2:
@@ -104,7 +85,7 @@ def _widths(site: ProductSite) -> tuple[int, int] | None:
     return (sizes[-1], sizes[-2]) if int_attribute(site.node, "transB", 0) else (sizes[-2], sizes[-1])
 
 
-def _is_gemv(site: ProductSite, top_rank: int = 0) -> bool:
+def _is_gemv(site: Product, top_rank: int = 0) -> bool:
     """Return whether one row a sample is multiplied: one in all, or rank 2 where the other layers have 3."""
     shape = shape_of(_activation(site).value)
     if not shape or site.node.op_type == "Conv":
@@ -117,18 +98,19 @@ SPEED_RULES = (
     Rule(
         "attention-size",
         "warning",
+        COST,
         TENSORRT,
         "it still runs, product by product; for a fused one leave attention float (recipe int8_linear)",
         attention_size,
     ),
-    Rule("width", "warning", TENSORRT, "leave the layer float, or pad the weight to the next multiple", width),
+    Rule("width", "warning", COST, TENSORRT, "leave the layer float, or pad the weight to the next multiple", width),
     Rule(
         "gemv",
         "warning",
+        COST,
         TENSORRT,
         "leave it float (match: '*pooler*', enable: false); nothing is to be gained in INT8",
         gemv,
     ),
-    Rule("opset", "warning", tuple(NEWEST_OPSET), "export at the opset named", opset),
-    Rule("float-output", "warning", ("onnxruntime",), "leave it float", float_output),
+    Rule("opset", "error", REFUSED, tuple(NEWEST_OPSET), "export at the opset named", opset),
 )

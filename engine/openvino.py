@@ -138,16 +138,25 @@ def _partial_shape(shapes: ShapeRange) -> Any:
 
 
 def int8_products(compiled: Any, products: list[Product]) -> Products:
-    """Return which of a model's products the compiled model runs in INT8, by its runtime graph."""
-    names: set[str] = set()
+    """Return which of a model's products the compiled model runs in INT8, by its runtime graph.
+
+    A layer's own precision is that of its weight, also where it multiplies that with floats: what it reads decides.
+    """
+    names: dict[bool, set[str]] = {True: set(), False: set()}
     fused: set[str] = set()
     for node in compiled.get_runtime_model().get_ops():
         info = node.get_rt_info()
         layer, precision = (info[key].astype(str) if key in info else "" for key in ("layerType", "runtimePrecision"))
-        if layer in PRODUCT_LAYERS | FUSED_LAYERS and precision in INT8_PRECISIONS and not reads_floats(node):
-            for name in info["originalLayersNames"].astype(str).split(","):
-                (fused if layer in FUSED_LAYERS else names).update((name, name.split("/")[0]))
-    return sort_products(products, names, fused)
+        if layer not in PRODUCT_LAYERS | FUSED_LAYERS:
+            continue
+        originals = info["originalLayersNames"].astype(str).split(",")
+        own = {*originals, *(name.split("/")[0] for name in originals)}
+        is_int8 = precision in INT8_PRECISIONS and not reads_floats(node)
+        if layer in PRODUCT_LAYERS:
+            names[is_int8] |= own
+        elif is_int8:
+            fused |= own
+    return sort_products(products, names[True], fused, names[False])
 
 
 def reads_floats(node: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +185,20 @@ def _fuse(model: onnx.ModelProto, passes: Iterable[Callable[[ir.Model], int]]) -
 
 
 def int8_products(optimized: str | Path, products: list) -> Products:
-    """Return which of a model's products the optimized file runs in INT8."""
+    """Return which of a model's products the optimized file runs in INT8, in the bodies of If, Loop and Scan too."""
     names = set()
-    for node in onnx.load(str(optimized), load_external_data=False).graph.node:
+    for node in _all_nodes(onnx.load(str(optimized), load_external_data=False).graph):
         if node.op_type in INT8_OPS:
             names |= {node.name, node.name.split("/")[0], *node.output}
     return sort_products(products, names)
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _all_nodes(attribute.g)
 
 
 class OrtRunner(Runner):

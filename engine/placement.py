@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from engine.graph import (
+    MOVES,
     add_constant,
     constant,
     constant_shape,
@@ -23,22 +24,6 @@ from engine.graph import (
     users,
 )
 from engine.integers import symmetric_zero
-
-# Operators that move integers and leave them as they are: a Q before them and a DQ behind them change their type
-# together.
-MOVES = (
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "Flatten",
-    "Identity",
-    "Expand",
-    "Split",
-    "Slice",
-    "Gather",
-    "Concat",
-)
 
 
 def dedupe(model: ir.Model) -> int:

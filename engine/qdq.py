@@ -28,10 +28,11 @@ from engine.weights import fold_transposes, fold_weights
 
 Pass = Callable[[ir.Model], int]
 
-COMMON: tuple[Pass, ...] = (fold_weights, split_gemms, fold_transposes, dedupe, gather_before_dequantize)
+COMMON: tuple[Pass, ...] = (fold_weights, split_gemms, fold_transposes, dedupe)
 TARGETS: dict[str, tuple[Pass, ...]] = {
-    "onnxruntime": (*COMMON, activations_to_uint8),
-    "openvino": (*COMMON, hoist_quantizers, conv_inputs_to_uint8),
+    "onnxruntime": (*COMMON, gather_before_dequantize, activations_to_uint8),
+    "openvino": (*COMMON, gather_before_dequantize, hoist_quantizers, conv_inputs_to_uint8),
+    # TensorRT-RTX stops at integers of a constant that anything but DequantizeLinear reads: tables stay behind theirs
     "tensorrt": (*COMMON, drop_true_masks, quantize_attention_outputs),  # then typed as fp16 or bf16
     "tensorrt8": (
         fold_weights, split_gemms, fold_transposes, dedupe, drop_true_masks,

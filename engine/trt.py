@@ -17,8 +17,9 @@ from engine.cli import UsageError
 from engine.gpu import Gpu, find_gpu
 from engine.graph_file import MAX_FILE_BYTES
 from engine.hardware import cpu_name
+from engine.lint import judge_model
 from engine.manifest import Manifest, check_loadable, read_manifest
-from engine.products import Products, find_products
+from engine.products import Products
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
 from engine.trt_builder import build_engine, is_weakly_typed, load_module, make_logger
@@ -186,10 +187,11 @@ def profile_shapes(model: onnx.ModelProto, given: Mapping[str, ShapeRange]) -> d
 
 
 def planned_products(model: onnx.ModelProto) -> Products:
-    """Return the products with Q/DQ on both sides as INT8: the file's plan, which only a GPU can confirm."""
+    """Return as INT8 the products that the linter says TensorRT runs so: the plan, which only a GPU can confirm."""
+    judgement = judge_model(model, "tensorrt")
     lists: dict[tuple[bool, bool], list[str]] = {(a, b): [] for a in (True, False) for b in (True, False)}
-    for product in find_products(model):
-        lists[product.is_linear, product.is_quantized].append(product.name)
+    for product in judgement.products:
+        lists[product.is_linear, judgement.runs_in_int8(product)].append(product.name)
     return Products(*(tuple(lists[key]) for key in ((True, True), (True, False), (False, True), (False, False))))
 
 

@@ -9,6 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 WIDTH = 16
+HEADS, HEAD_SIZE, LENGTH = 2, 16, 32  # of `Graph`
+LAYER_WIDTH = HEADS * HEAD_SIZE
+ZERO = np.int8(0)
 
 
 def linear_model(
@@ -108,3 +111,90 @@ def count(model: onnx.ModelProto, op_type: str) -> int:
 def samples(batch: int = 5, seed: int = 3) -> dict[str, np.ndarray]:
     """Return a feed for `linear_model`, with values beyond the quantizer's range among them."""
     return {"x": (np.random.default_rng(seed).normal(size=(batch, WIDTH)) * 2).astype(np.float32)}
+
+
+class Graph:
+    """Collects nodes and constants of a small graph over x (2, LENGTH, WIDTH); every method returns a value's name."""
+
+    def __init__(self, width: int = LAYER_WIDTH, length: int = LENGTH) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.functions: list[onnx.FunctionProto] = []
+        self.width, self.length = width, length
+        self.random = np.random.default_rng(0)
+
+    def op(self, op_type: str, *inputs: str, name: str = "", **attributes) -> str:
+        output = f"{name or op_type}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op_type, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def constant(self, array, name: str = "c") -> str:
+        name = f"{name}_{len(self.constants)}"
+        self.constants[name] = np.asarray(array)
+        return name
+
+    def qdq(self, x: str, scale=0.02, zero=ZERO, axis: int | None = None) -> str:
+        return self.dq(self.q(x, scale, zero, axis), scale, zero, axis)
+
+    def q(self, x: str, scale=0.02, zero=ZERO, axis: int | None = None) -> str:
+        grid = [self.constant(np.asarray(scale, np.float32)), self.constant(np.asarray(zero))]
+        return self.op("QuantizeLinear", x, *grid, **({} if axis is None else {"axis": axis}))
+
+    def dq(self, x: str, scale=0.02, zero=ZERO, axis: int | None = None) -> str:
+        grid = [self.constant(np.asarray(scale, np.float32)), self.constant(np.asarray(zero))]
+        return self.op("DequantizeLinear", x, *grid, **({} if axis is None else {"axis": axis}))
+
+    def weight(self, inputs: int = LAYER_WIDTH, outputs: int = LAYER_WIDTH, axis: int = 1) -> str:
+        integers = self.constant(self.random.integers(-63, 64, (inputs, outputs)).astype(np.int8), "layer.weight")
+        length = (inputs, outputs)[axis]
+        return self.dq(integers, np.full(length, 0.01), np.zeros(length, np.int8), axis)
+
+    def linear(self, x: str, weight: str | None = None) -> str:
+        bias = self.constant(np.zeros(1, np.float32), "bias")
+        return self.op("Add", self.op("MatMul", x, weight or self.weight(), name="product"), bias)
+
+    def float_weight(self, inputs: int = LAYER_WIDTH, outputs: int = LAYER_WIDTH) -> str:
+        return self.constant(self.random.normal(0, 0.2, (inputs, outputs)).astype(np.float32), "float.weight")
+
+    def heads(self, x: str, order=(0, 2, 1, 3)) -> str:
+        size = self.width // HEADS
+        shape = self.constant(np.array([2, self.length, HEADS, size], np.int64))
+        return self.op("Transpose", self.op("Reshape", x, shape), perm=list(order))
+
+    def attention(self, softmax: bool = True, output: bool = True, scale_scores: bool = False, zero=ZERO) -> str:
+        x = self.qdq("x", zero=zero)
+        w = [self.weight(self.width, self.width) for _ in range(3)]
+        q, k, v = (self.linear(x, each) for each in w)
+        q = self.heads(q)
+        if not scale_scores:
+            q = self.op("Mul", q, self.constant(np.float32(0.25)))
+        scores = self.op(
+            "MatMul", self.qdq(q, 0.03, zero), self.qdq(self.heads(k, (0, 2, 3, 1)), 0.04, zero), name="scores"
+        )
+        if scale_scores:
+            scores = self.op("Div", scores, self.constant(np.float32(4)))
+        weights = self.op("Softmax", scores, axis=-1)
+        if softmax:
+            weights = self.qdq(weights, 1 / 127, zero)
+        values = self.qdq(self.heads(v), 0.05, zero)
+        context = self.op("Transpose", self.op("MatMul", weights, values), perm=[0, 2, 1, 3])
+        flat = self.op("Reshape", context, self.constant(np.array([2, self.length, self.width], np.int64)))
+        return self.linear(self.qdq(flat, 0.06, zero), self.weight(self.width, self.width)) if output else flat
+
+    def model(self, output: str, opset: int = 20, rank: int = 3) -> onnx.ModelProto:
+        """Return the model from x to `output`; constants and operator domains that no node reads are left out."""
+        graph = self.graph(output, [("x", TensorProto.FLOAT, [2, self.length, self.width])], rank)
+        domains = {node.domain for node in self.nodes} - {""}
+        imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(each, 1) for each in sorted(domains))]
+        return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=self.functions)
+
+    def graph(self, output: str, inputs: list[tuple], rank: int = 3) -> onnx.GraphProto:
+        """Return the graph from `inputs` to `output`, for a model or for the body of an If, a Loop or a Scan."""
+        bodies = [a.g for node in self.nodes for a in node.attribute if a.HasField("g")]
+        used = {
+            name for nodes in (self.nodes, *(body.node for body in bodies)) for node in nodes for name in node.input
+        }
+        initializers = [numpy_helper.from_array(a, n) for n, a in self.constants.items() if n in used]
+        outputs = [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["batch", "row", "column"][:rank])]
+        infos = [helper.make_tensor_value_info(*each) for each in inputs]
+        return helper.make_graph(self.nodes, "tiny", infos, outputs, initializers)

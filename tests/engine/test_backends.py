@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from engine import backend as backend_module
@@ -20,6 +21,7 @@ from engine import source as source_module
 from engine.backend import BACKENDS, BuildOptions, get_backend
 from engine.hardware import cpu_flags, saturates
 from engine.manifest import manifest_path, read_manifest
+from engine.operands import Operand
 from engine.products import Product, Products, find_products, sort_products
 from engine.qdq import prepare_for_target
 from engine.shapes import parse_shapes
@@ -254,14 +256,27 @@ def test_products_are_named_by_their_weights():
     assert [(each.name, each.is_linear) for each in products] == [("lin0", True), ("lin1", True)]
 
 
+def product(name: str, dtype: ir.DataType, *readers: str) -> Product:
+    """Return a product of two activations; its first factor is of a type, its second INT8."""
+    sides = tuple(Operand(ir.val(f"{name}_{i}"), each) for i, each in enumerate((dtype, ir.DataType.INT8)))
+    node = ir.node("MatMul", [side.value for side in sides], name=name)
+    return Product(name, node, sides, frozenset({name}), frozenset(readers))
+
+
 def test_attention_inside_a_fused_operator_counts_only_where_both_factors_are_quantized():
-    quantized = Product("qk", False, True, frozenset({"qk"}), frozenset({"scale"}))
-    half = Product("pv", False, False, frozenset({"pv"}), frozenset({"out"}))
+    quantized, half = product("qk", ir.DataType.INT8, "scale"), product("pv", ir.DataType.FLOAT, "out")
     assert sort_products([quantized, half], set(), {"scale", "pv"}) == Products((), (), ("qk",), ("pv",))
     assert sort_products([quantized], {"scale"}).attention_float == ("qk",), "a reader's own precision says nothing"
     assert Products(("a",), ("head",), (), ("qk",)).summary() == (
         "1 of 2 linears and 0 of 1 attention products in INT8; float: head"
     )
+
+
+def test_a_product_that_a_bias_gave_its_name_is_found_by_it_unless_the_engine_names_both():
+    quantized = product("qk", ir.DataType.INT8, "bias")
+    assert sort_products([quantized], {"bias"}, (), {"other"}).attention_int8 == ("qk",)
+    assert sort_products([quantized], {"bias"}, (), {"qk"}).attention_float == ("qk",)
+    assert sort_products([product("wide", ir.DataType.INT16)], {"wide"}).attention_float == ("wide",)
 
 
 def test_engine_imports_neither_torch_nor_transformers_nor_anything_of_ours():

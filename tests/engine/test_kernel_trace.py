@@ -9,7 +9,7 @@ import pytest
 
 from engine import cupti
 from engine.kernel_trace import Kernel, product_summary, read_trace
-from tests.engine.kernel_names import HALF_TACTIC, INT8_TACTIC
+from tests.engine.kernel_names import HALF_TACTIC, INT8_TACTIC, KERNELS
 
 NSYS = (
     'Processing [x.sqlite]...\n\n"Time (%)","Total Time (ns)","Instances","Avg (ns)","Name"\n'
@@ -44,17 +44,7 @@ def test_what_is_no_trace_is_refused(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("name", "is_product", "precision"),
-    [
-        ("ampere_int8_i16832gemm_int8_256x128_ldg16_relu_stages_64x3_tn_v1", True, "int8"),
-        ("void cutlass::Kernel<cutlass_80_tensorop_s8_i16832gemm_s8_256x128_128x3_tn_align16>", True, "int8"),
-        ("fmha_v2_int8_128_64_sm80_kernel", True, "int8"),
-        ("ampere_h16816gemm_128x128_ldg8_stages_32x5_tn", True, "fp16"),
-        ("ampere_sgemm_128x64_tn", True, "fp32"),
-        ("nvjet_hsh_128x128_64x8_2x1_v_bz_TNT", True, "unknown"),
-        ("void cublasLt::splitKreduce_kernel<32, 16, int, __half>", False, "fp16"),
-        ("__myl_AddResMeanSubMul_0x1234", False, "unknown"),
-    ],
+    ("name", "is_product", "precision"), [kernel for kernels in KERNELS.values() for kernel in kernels]
 )
 def test_kernel_names_tell_precision_or_unknown(name, is_product, precision):
     assert (Kernel(name, 1, None).is_product, Kernel(name, 1, None).precision) == (is_product, precision)
