@@ -36,6 +36,8 @@ from eval.tasks import Task, get_task
 from quant.site_formats import format_names
 
 MAX_SCORE_BATCH = 32
+SCORED = ("num_samples", "metric_name", "metric", "metric_low", "metric_high", "mcnemar_p", "loss_low", "loss_high",
+          "num_flips", "cosine", "sqnr_db")  # fmt: skip
 MAX_REMEMBERED_BYTES = 1 << 29
 
 
@@ -209,7 +211,8 @@ class Bench:
             inputs = {"what": opened.identity, "data": self.data_digest, "task": self.options.task,
                       "reference": self.workshop.model_digest, "split": self.options.split,
                       "num_samples": self.options.num_samples, "seed": self.options.seed,
-                      "length": shape.sequence_length, "batch_size": at.batch_size}  # fmt: skip
+                      "length": shape.sequence_length, "batch_size": at.batch_size,
+                      "fields": list(SCORED)}  # fmt: skip
             label = f"{opened.system.name}: score" + (f" {at.sequence_length} tokens" if at.sequence_length else "")
             values = self.workshop.store.make_json("scores", inputs, lambda: self._scores(opened, shape, at), label)
         recipe = self.workshop.recipe(opened.system) if opened.system.recipe else None
@@ -234,8 +237,7 @@ class Bench:
         arguments = argparse.Namespace(task=self.options.task, split=self.options.split, seed=self.options.seed,
                                        batch_size=at.batch_size, padding="max", device=self.options.device)  # fmt: skip
         row = result_row(Subject(runner, self.options.model), evaluation, arguments, self.command).as_dict()
-        scored = ("num_samples", "metric_name", "metric", "metric_low", "metric_high", "num_flips", "cosine", "sqnr_db")
-        return {name: row[name] for name in row if name in scored or name.startswith("error_")}
+        return {name: row[name] for name in row if name in SCORED or name.startswith("error_")}
 
     def base_row(self, system: System, shape: Shape, **changes: Any) -> ResultRow:
         """Return a row that says what and where, nothing measured."""
