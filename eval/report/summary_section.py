@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
-from engine import hardware
+from engine.hardware import int8_outlook
 from eval.ratios import MAX_WIDTH
 from eval.report.advice import Advice, is_noise, smallest
 from eval.report.context import Context
-from eval.report.run_data import RunData, label
+from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, ratio_over, speedup_at, time_at, widths
 from eval.report.writing import NOTHING, megabytes, milliseconds, ratio, small
 from eval.sweep.grid import PYTORCH, System
@@ -18,20 +17,13 @@ MAX_SPREAD = 0.25  # of a time's interval; on a quiet machine it is 2 to 10 %
 
 
 def machine(c: Context) -> list[str]:
-    """Return which INT8 instructions the rows' processors have; nothing for GPUs, and where the rows do not say."""
-    known = sorted({tuple(flags) for flags in _cpu_flags(c.data)}) if c.data.options.device == "cpu" else []
-    lines = []
-    for flags in known:
-        lines.append(c.t("machine", device=c.data.rows[0].row.device or NOTHING, threads=c.data.options.threads,
-                         flags=", ".join(flags) or NOTHING))  # fmt: skip
-        outlook = getattr(hardware, "int8_outlook", None)  # what INT8 can gain at most on such a processor
-        lines[-1] += f" {outlook(flags)}" if outlook is not None else ""
+    """Return what INT8 can gain at most on the rows' processors; nothing for GPUs, and where the rows do not say."""
+    if c.data.options.device != "cpu":
+        return []
+    known = {(tuple(d["cpu_flags"]), d["machine"]) for row in c.data.rows if "cpu_flags" in (d := row.details)}
+    lines = [c.t("machine", device=c.data.rows[0].row.device or NOTHING, threads=c.data.options.threads,
+                 outlook=int8_outlook(flags, kind)) for flags, kind in sorted(known)]  # fmt: skip
     return [line for each in lines for line in (each, "")]
-
-
-def _cpu_flags(data: RunData) -> Iterable[list[str]]:
-    found = [row.details["cpu_flags"] for row in data.rows if "cpu_flags" in row.details]
-    return found or ([data.manifest["cpu_flags"]] if "cpu_flags" in data.manifest else [])
 
 
 def summary(c: Context) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import platform
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -140,7 +141,7 @@ class Conductor:
         self, shape: Shape, system: System, row: ResultRow, details: dict[str, Any], timings: list[ShapeTiming]
     ) -> None:
         if self.options.device == "cpu":
-            details["cpu_flags"] = list(cpu_flags())
+            details |= {"cpu_flags": list(cpu_flags()), "machine": platform.machine()}
         for number, timing in reversed(list(enumerate(timings))):
             who = timing.timed_as(system.name, details.get("graph")) if row.status == "ok" else None
             if who in timing.errors:

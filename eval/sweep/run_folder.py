@@ -34,7 +34,7 @@ class SweepRow:
             interval, baseline, block_ms, timed_as (whose blocks these are: one that runs the same graph), graph (its
             digest), timing (number of the session it was timed in; older rows have none: 0), baseline_ms (blocks of
             that session's baseline, where it is not the first), digests of what it was made from, products, session,
-            cpu_flags (instruction sets of the machine that measured).
+            cpu_flags and machine (instruction sets and architecture of what measured).
         number: its line in results.jsonl, from 1; 0 before it is written.
     """
 
