@@ -46,7 +46,7 @@ def test_open_loop_counts_the_queue_in_the_latency():
     assert calm.num_dropped == 0 and calm.latency_ms_p50 < 40
     assert crowded.latency_ms_p50 > 3 * calm.latency_ms_p50 and crowded.throughput_per_s < 110
     assert crowded.num_dropped > 0 and crowded.is_kept_up_with is False
-    assert calm.num_requests == 60 and not calm.has_enough  # of 20 a second for 0.5 s, and at most 6 times as long
+    assert calm.num_requests == 240 and not calm.has_enough  # of 20 a second for 2 s, and at most 6 times as long
     assert calm.is_kept_up_with is None and open_knee([calm, crowded]) is None and is_undecided([calm])
     with pytest.raises(ValueError, match="the rate must be above 0"):
         load.open_loop([sleeper(0)], 0, 1)
