@@ -111,12 +111,12 @@ def _result(
     for name, measured in scores.items():
         if measured["float"] is not None and "float" not in row:
             row["float"] = measured["float"]
-            parts.append(f"float {measured.get('float_note') or format(row['float'], '.4f')}")
+            parts.append(f"float {row['float']:.4f}")
         row[name] = {key: value for key, value in measured.items() if not key.startswith("float")}
         error = measured["error_abs_mean"]
         flips = "" if measured["num_flips"] is None else f", {measured['num_flips']} flips"
         distance = "" if error is None else f" (mean |Δ| {error:.4f}{flips})"
-        parts.append(f"{name} {measured.get('note') or format(measured['metric'], '.4f')}{distance}")
+        parts.append(f"{name} {measured['metric']:.4f}{distance}")
     return row, "  ".join(parts)
 
 

@@ -189,13 +189,13 @@ def compare(subject: str, made: dict[str, Any], folder: Path, arguments: argpars
     expected, reference = np.empty(0), 0.0
     for name in VARIANTS:
         engine, result = make_engine(folder, name, folder / "log")
-        (texts, leads), perplexity = greedy(engine, prompts), 1 / result["metric"]
+        (texts, leads), perplexity = greedy(engine, prompts), result["metric"]
         if VARIANTS[name] is None:
             expected, reference = texts, perplexity
         same = texts == expected
         row = {
             "model": subject, "made": made, "variant": name, "backend": "onnxruntime", "perplexity": perplexity,
-            "perplexity_low": 1 / result["metric_high"], "perplexity_high": 1 / result["metric_low"],
+            "perplexity_low": result["metric_low"], "perplexity_high": result["metric_high"],
             "perplexity_change": perplexity / reference - 1, "error_abs_mean": result["error_abs_mean"],
             "num_blocks": result["num_samples"], "block_tokens": BLOCK, "num_prompts": len(prompts),
             "equal_texts": int(same.all(1).sum()), "equal_tokens": float(np.cumprod(same, axis=1).mean()),

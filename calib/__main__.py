@@ -23,9 +23,8 @@ from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers, summarize_sites
 from quant.interop import import_amax
 from quant.pretrained import LoadedModel, load_float_model
-from quant.recipe import METHODS, load_recipe, shipped_recipes
+from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
 
-DEFAULT_RECIPE = "int8_smoothquant"
 IMPORT_RECIPE = "int8_linear"  # with --import-amax: an import brings its own SmoothQuant, or none
 SAMPLE_FLAGS = {"task": None, "method": None, "num_samples": 256, "column": None, "seed": 0, "batch_size": 32,
                 "max_length": None, "skip_bad": False}  # fmt: skip

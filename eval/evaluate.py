@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from eval.batches import BatchOptions, check_length, iter_batches, select_feeds
 from eval.latency import Feeds, Latency, measure
-from eval.metrics import mcnemar_p_value, num_flips
+from eval.metrics import loss_interval, mcnemar_p_value, num_flips
 from eval.tasks.base import Arrays, Scores, Task
 from eval.tensor_error import ErrorStream, TensorError, check_finite
 
@@ -48,6 +48,7 @@ class Evaluation:
         errors: the same for each output by its name.
         num_flips: predictions that differ from the reference's; None for regression and language modelling.
         mcnemar_p: p value of the exact McNemar test against the reference.
+        loss_interval: 95 % interval of the primary metric's loss against the reference, of paired examples.
         latency: of one call of batch_size × sequence_length.
     """
 
@@ -57,6 +58,7 @@ class Evaluation:
     errors: dict[str, TensorError]
     num_flips: int | None
     mcnemar_p: float | None
+    loss_interval: tuple[float, float] | None
     latency: Latency | None
     sequence_length: int | None
 
@@ -175,6 +177,7 @@ def evaluate(
         errors={name: stream.result() for name, stream in streams.items()} if reference is not None else {},
         num_flips=_flips(scores, reference_scores),
         mcnemar_p=_mcnemar(scores, reference_scores),
+        loss_interval=loss_interval(scores.metrics[0], reference_scores.metrics[0]) if reference_scores else None,
         latency=latency,
         sequence_length=sequence_length,
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics import CONFIDENCE
+from eval.ratios import MAX_WIDTH, Estimate, ratio_of
 
 Feeds = dict[str, np.ndarray]
 CallRunner = Callable[[Feeds], Any]
@@ -39,14 +39,12 @@ class Latency:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One runner against the baseline: latency, and the ratio baseline / runner (above 1: faster) by block."""
+    """One runner against the baseline: latency, its blocks' medians, the ratio baseline / runner (above 1: faster)."""
 
     name: str
     latency: Latency
     block_ms: tuple[float, ...]
-    speedup: float
-    speedup_low: float
-    speedup_high: float
+    ratio: Estimate
 
 
 def summarize(latencies_ms: list[float]) -> Latency:
@@ -92,13 +90,12 @@ def compare(
     baseline: str | None = None,
     num_blocks: int = 12,
     block_calls: int = BLOCK_CALLS,
+    max_blocks: int | None = None,
 ) -> dict[str, Comparison]:
     """Return every runner's latency and its speed-up over the baseline, measured in alternating blocks of one process.
 
-    Each round gives every runner one block (a pause of 100 ms, 3 warm calls, `block_calls` timed ones) in rotating
-    order. The ratio of a round
-    is that of the blocks' medians, so drift of the machine cancels; reported are the median of the ratios and their 95
-    % bootstrap interval.
+    Each round gives every runner one block (a pause of 100 ms, 3 warm calls, `block_calls` timed ones), in an order
+    that lets a drift of the machine cancel. The ratio of a round is that of the blocks' medians (`eval.ratios`).
 
     Args:
         runners: name → callable on feeds; at least one.
@@ -106,6 +103,8 @@ def compare(
         baseline: the name whose latency is divided; by default the first.
         num_blocks: rounds, at least 2.
         block_calls: timed calls of one block, at least 5.
+        max_blocks: rounds are added in twos up to so many, until the 95 % interval of every ratio is narrower than
+            10 %; None adds none.
     Raises: ValueError: on an unknown baseline, too few blocks or too few calls.
     """
     names = list(runners)
@@ -116,13 +115,26 @@ def compare(
         raise ValueError(f"compare needs at least 2 blocks of {BLOCK_CALLS} calls, got {num_blocks} of {block_calls}")
     own_feeds = {name: feeds[name] if name in feeds and isinstance(feeds[name], dict) else feeds for name in names}
     calls: dict[str, list[list[float]]] = {name: [] for name in names}
-    for block in range(num_blocks):
-        turn = block % len(names)
-        for name in names[turn:] + names[:turn]:
+    medians: dict[str, list[float]] = {name: [] for name in names}
+    for block in range(max(num_blocks, max_blocks or 0)):
+        is_due = block >= num_blocks and (block - num_blocks) % 2 == 0
+        if is_due and all(ratio_of(medians[baseline], medians[name]).width < MAX_WIDTH for name in names):
+            break
+        for name in turn_order(names, block):
             time.sleep(PAUSE_S)
             calls[name].append(_block(runners[name], own_feeds[name], block_calls))  # type: ignore[arg-type]
-    medians = {name: np.array([np.median(block) for block in blocks]) for name, blocks in calls.items()}
-    return {name: _comparison(name, calls[name], medians[name], medians[baseline]) for name in names}
+            medians[name].append(float(np.median(calls[name][-1])))
+    return {
+        name: Comparison(name, summarize([ms for block in calls[name] for ms in block]), tuple(medians[name]),
+                         ratio_of(medians[baseline], medians[name])) for name in names
+    }  # fmt: skip
+
+
+def turn_order(names: list[Any], round_: int) -> list[Any]:
+    """Return the order of a round: rotated every second round and reversed in between, so that a drift cancels."""
+    turn = round_ // 2 % len(names)
+    order = names[turn:] + names[:turn]
+    return order[::-1] if round_ % 2 else order
 
 
 def _block(runner: Any, feeds: Feeds, num_calls: int) -> list[float]:
@@ -130,12 +142,3 @@ def _block(runner: Any, feeds: Feeds, num_calls: int) -> list[float]:
     if getattr(runner, "has_device_clock", False):
         return [float(ms) for ms in runner.time(feeds, iterations=num_calls, warmup=BLOCK_WARMUP)]
     return time_calls(runner, feeds, num_calls, BLOCK_WARMUP)
-
-
-def _comparison(name: str, blocks: list[list[float]], block_ms: np.ndarray, baseline_ms: np.ndarray) -> Comparison:
-    ratios = baseline_ms / block_ms
-    draws = np.random.default_rng(0).integers(0, len(ratios), size=(2000, len(ratios)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.median(ratios[draws], axis=1), [tail, 1 - tail])
-    latency = summarize([ms for block in blocks for ms in block])
-    return Comparison(name, latency, tuple(map(float, block_ms)), float(np.median(ratios)), float(low), float(high))

@@ -12,36 +12,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.latency import Feeds
+from eval.load_points import MIN_REQUESTS, LoadPoint, backlog_growth, closed_knee, table
 
 # One session of these serves many threads; other runtimes keep buffers in the runner, so each client gets its own.
 THREAD_SAFE = ("onnxruntime", "pytorch")
 NUM_WARM = 3
-KNEE_SHARE = 0.95  # of the highest throughput: fewer clients than this reach are below the knee
-KEPT_SHARE = 0.95  # of the offered rate: less answered means that the queue grows
+MAX_STRETCH = 6  # times the seconds asked for: how long an open loop may take to offer MIN_REQUESTS
 OPEN_SHARES = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1)  # of the highest closed-loop throughput
 MAX_DRAIN = 1.0  # times the measured seconds: how long answers are waited for after the last arrival
 Call = Callable[[], Any]
-
-
-@dataclass(frozen=True)
-class LoadPoint:
-    """One measurement: requests a second offered (open loop) and answered, latency in milliseconds."""
-
-    mode: str  # closed or open
-    clients: int
-    offered_per_s: float | None
-    throughput_per_s: float
-    latency_ms_p50: float
-    latency_ms_p99: float
-    num_requests: int
-    num_dropped: int = 0
 
 
 def closed_loop(calls: list[Call], seconds: float) -> LoadPoint:
@@ -92,14 +78,17 @@ def closed_loop(calls: list[Call], seconds: float) -> LoadPoint:
 def open_loop(calls: list[Call], rate_per_s: float, seconds: float, seed: int = 0) -> LoadPoint:
     """Return what requests get that arrive as a Poisson process and are served by `len(calls)` workers.
 
-    Requests that are not answered within the measured time again after the last arrival are counted as dropped.
+    They arrive for `seconds`, or up to MAX_STRETCH times as long where that takes MIN_REQUESTS of them. Requests that
+    are not answered within the measured time again after the last arrival are counted as dropped.
     Raises: ValueError: a rate of 0 or less; the first error that a call raised.
     """
     if rate_per_s <= 0:
         raise ValueError(f"the rate must be above 0 requests a second, got {rate_per_s:g}")
     for call in calls:
         call()
-    gaps = np.random.default_rng(seed).exponential(1 / rate_per_s, size=max(2, int(rate_per_s * seconds)))
+    size = max(2, int(rate_per_s * seconds), min(MIN_REQUESTS, int(rate_per_s * seconds * MAX_STRETCH)))
+    gaps = np.random.default_rng(seed).exponential(1 / rate_per_s, size=size)
+    gaps *= size / rate_per_s / gaps.sum()  # at this rate exactly: 1,000 draws alone are off by 3 %
     waiting: queue.Queue[float | None] = queue.Queue()
     latencies: list[float] = []
     ends: list[float] = []
@@ -124,7 +113,7 @@ def open_loop(calls: list[Call], rate_per_s: float, seconds: float, seed: int = 
     for arrival in arrivals:
         time.sleep(max(0.0, arrival - time.perf_counter()))
         waiting.put(float(arrival))
-    limit = arrivals[-1] + MAX_DRAIN * seconds
+    limit = arrivals[-1] + MAX_DRAIN * max(seconds, arrivals[-1] - started)
     while not waiting.empty() and time.perf_counter() < limit and not errors:
         time.sleep(0.002)
     num_dropped = _empty(waiting)
@@ -134,8 +123,8 @@ def open_loop(calls: list[Call], rate_per_s: float, seconds: float, seed: int = 
         thread.join()
     if errors or not ends:
         raise errors[0] if errors else ValueError("no request was answered in the time measured")
-    offered_per_s = len(gaps) / float(gaps.sum())  # as drawn: the mean rate itself is only met in the long run
-    return _point("open", len(calls), offered_per_s, latencies, max(ends) - started, num_dropped)
+    growth = backlog_growth(arrivals, np.array(ends))
+    return _point("open", len(calls), rate_per_s, latencies, max(ends) - started, num_dropped, growth)
 
 
 def _empty(waiting: queue.Queue[float | None]) -> int:
@@ -149,13 +138,14 @@ def _empty(waiting: queue.Queue[float | None]) -> int:
 
 
 def _point(
-    mode: str, clients: int, rate: float | None, latencies_ms: list[float], elapsed_s: float, num_dropped: int = 0
+    mode: str, clients: int, rate: float | None, latencies_ms: list[float], elapsed_s: float, num_dropped: int = 0,
+    growth: float | None = None,
 ) -> LoadPoint:
     if not latencies_ms:
         raise ValueError("no request was answered in the time measured; give more --seconds")
     p50, p99 = np.percentile(latencies_ms, [50, 99])
     return LoadPoint(mode, clients, rate, len(latencies_ms) / elapsed_s, float(p50), float(p99), len(latencies_ms),
-                     num_dropped)  # fmt: skip
+                     num_dropped, growth)  # fmt: skip
 
 
 def measure_system(
@@ -182,20 +172,6 @@ def _call(runner: Any, feeds: Feeds) -> Call:
     return lambda: runner(own)
 
 
-def closed_knee(points: list[LoadPoint]) -> LoadPoint:
-    """Return the closed-loop point with the fewest clients that reaches 95 % of the highest throughput."""
-    closed = sorted((p for p in points if p.mode == "closed"), key=lambda p: p.clients)
-    highest = max(p.throughput_per_s for p in closed)
-    return next(p for p in closed if p.throughput_per_s >= KNEE_SHARE * highest)
-
-
-def open_knee(points: list[LoadPoint]) -> LoadPoint | None:
-    """Return the open-loop point with the highest rate that is kept up with: 95 % answered, nothing dropped."""
-    kept = [p for p in points if p.mode == "open" and p.offered_per_s and not p.num_dropped
-            and p.throughput_per_s >= KEPT_SHARE * p.offered_per_s]  # fmt: skip
-    return max(kept, key=lambda p: p.offered_per_s or 0.0, default=None)
-
-
 def load_command(arguments: argparse.Namespace) -> None:
     """Measure and print a table, or one JSON line."""
     clients, rates = _numbers("--clients", arguments.clients), _numbers("--rates", arguments.rates or [])
@@ -214,20 +190,6 @@ def load_command(arguments: argparse.Namespace) -> None:
         "inputs": {name: list(x.shape) for name, x in feeds.items()}, "points": [asdict(p) for p in points],
     }  # fmt: skip
     print_result(row, table(points, shape), arguments.json)
-
-
-def table(points: list[LoadPoint], shape: str) -> str:
-    """Return the points as text, the two knees below."""
-    lines = ["loop    clients  offered/s answered/s   p50 ms   p99 ms dropped"]
-    for p in points:
-        offered = "-" if p.offered_per_s is None else f"{p.offered_per_s:.1f}"
-        lines.append(f"{p.mode:<7} {p.clients:>7} {offered:>10} {p.throughput_per_s:>10.1f} {p.latency_ms_p50:>8.2f} "
-                     f"{p.latency_ms_p99:>8.2f} {p.num_dropped:>7}")  # fmt: skip
-    closed, opened = closed_knee(points), open_knee(points)
-    kept = "no rate was kept up with" if opened is None else f"{opened.offered_per_s:.1f} requests/s are kept up with"
-    knee = f"knee: {closed.clients} clients, {closed.throughput_per_s:.1f} requests/s"
-    lines.append(f"one request: {shape}; {knee}; {kept}")
-    return "\n".join(lines)
 
 
 def _numbers(flag: str, values: list[str]) -> list[float]:
@@ -279,7 +241,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clients", nargs="+", default=["1,2,4,8"], metavar="C", help="concurrent clients")
     parser.add_argument("--rates", nargs="+", metavar="R", help="open loop: requests a second; default 50 to 110 %% of "
                         "what the closed loop reached")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement; an open loop takes up to 6 "
+                        "times as long for its 1,000 requests")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads of the runtime")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     run_command(parser, load_command, argv)

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from eval.metric_types import METRICS, get_metric
+
 SCHEMA = 1
 STATUSES = ("ok", "failed", "skipped")
 PACKAGES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
@@ -22,7 +24,11 @@ PACKAGES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "openvino",
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One measurement. Latencies in milliseconds, sizes in bytes, metrics in [0, 1]; the interval is the 95 % one."""
+    """One measurement. Latencies in milliseconds, sizes in bytes; range and direction of a metric are its own.
+
+    Intervals are 95 % ones. The loss is against the reference on the same examples: its interval is paired
+    (`metrics.loss_interval`), above 0 is worse; mcnemar_p is the exact test's, null where nothing is right or wrong.
+    """
 
     status: str = "ok"
     error: str | None = None
@@ -43,6 +49,9 @@ class ResultRow:
     metric: float | None = None
     metric_low: float | None = None
     metric_high: float | None = None
+    mcnemar_p: float | None = None
+    loss_low: float | None = None
+    loss_high: float | None = None
     error_abs_max: float | None = None
     error_abs_mean: float | None = None
     error_abs_median: float | None = None
@@ -73,16 +82,27 @@ class ResultRow:
             problems.append(f"status '{self.status}' (allowed: {', '.join(STATUSES)})")
         if self.status == "failed" and not self.error:
             problems.append("status failed without an error text")
-        for name in ("metric", "metric_low", "metric_high"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value <= 1.0:
-                problems.append(f"{name} {value} (must lie in [0, 1])")
+        problems += self._metric_problems()
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, float) and not math.isfinite(value):
                 problems.append(f"{field.name} {value} (use null for what was not measured)")
         if problems:
             raise ValueError(f"result row is not valid: {'; '.join(problems)}")
+
+    def _metric_problems(self) -> list[str]:
+        values = {name: getattr(self, name) for name in ("metric", "metric_low", "metric_high")}
+        values = {name: value for name, value in values.items() if value is not None}
+        if not values:
+            return []
+        if self.metric_name is None:
+            return [f"metric {self.metric} without metric_name (known: {', '.join(METRICS)})"]
+        try:
+            metric = get_metric(self.metric_name)
+        except ValueError as error:
+            return [str(error)]
+        return [f"{name} {value} ({metric.name} lies in [{metric.low:g}, {metric.high:g}])"
+                for name, value in values.items() if not metric.low <= value <= metric.high]  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as plain JSON values."""
@@ -149,8 +169,7 @@ def read_rows(path: str | Path) -> list[ResultRow]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: on a line that is not JSON, of another schema, or with unknown or missing fields (line number
-            named).
+        ValueError: on a line that is not JSON, of another schema, or with unknown fields (line number named).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no results file {path}; write one with 'python -m eval --json >> {path}'")
@@ -169,20 +188,31 @@ def _parse_line(line: str, where: str) -> ResultRow:
 
 
 def parse_row(values: object, where: str) -> ResultRow:
-    """Return the row of a parsed line. Raises: ValueError: another schema or other fields (`where` is named)."""
+    """Return the row of a parsed line; what an older version did not measure yet is null.
+
+    Raises: ValueError: another schema or unknown fields (`where` is named).
+    """
     if not isinstance(values, dict):
         raise ValueError(f"{where}: not a JSON object; delete the broken line")
     if values.get("schema") != SCHEMA:
         raise ValueError(
             f"{where}: schema {values.get('schema')}, this version reads {SCHEMA}; measure again with this version"
         )
-    unknown, missing = sorted(set(values) - set(FIELD_NAMES)), sorted(set(FIELD_NAMES) - set(values))
-    if unknown or missing:
-        raise ValueError(f"{where}: unknown fields {unknown or 'none'}, missing fields {missing or 'none'}")
+    if unknown := sorted(set(values) - set(FIELD_NAMES)):
+        raise ValueError(f"{where}: unknown fields {', '.join(unknown)}; the row is of a newer version, or damaged")
     try:
-        return ResultRow(**values)
+        return ResultRow(**_as_perplexity(values))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _as_perplexity(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's values with 1 / perplexity, as rows before 0.2 held it, turned into the perplexity."""
+    if values.get("metric_name") != "inverse_perplexity":
+        return values
+    ends = {"metric": "metric", "metric_low": "metric_high", "metric_high": "metric_low"}  # the inverse swaps the ends
+    turned = {name: 1 / values[old] if values.get(old) else None for name, old in ends.items()}
+    return {**values, **turned, "metric_name": "perplexity"}
 
 
 def _git(*words: str) -> str | None:

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from eval.evaluate import Evaluation
+from eval.metrics import MetricValue
 from eval.results import ResultRow, provenance
 from eval.subject import Subject
 
@@ -17,10 +18,8 @@ def summary_line(model: str, row: ResultRow, evaluation: Evaluation) -> str:
     """Return one line: the metrics with their intervals, the reference's, errors, flips, latency and size."""
     scores = evaluation.scores
     parts = [", ".join(str(metric) for metric in scores.metrics)]
-    if scores.note:
-        parts.append(scores.note)
     if evaluation.reference_scores is not None:
-        parts.append(f"reference {evaluation.reference_scores.metrics[0].value:.4f}")
+        parts.append(_loss_in_words(scores.metrics[0], evaluation))
     if evaluation.error is not None:
         parts.append(f"|error| mean {evaluation.error.abs_mean:.3g}, max {evaluation.error.abs_max:.3g}")
     if evaluation.num_flips is not None:
@@ -33,6 +32,18 @@ def summary_line(model: str, row: ResultRow, evaluation: Evaluation) -> str:
     if row.size_bytes:
         parts.append(f"{row.size_bytes / 1e6:.1f} MB")
     return f"{model} on {row.task}/{row.split} ({scores.num_examples} samples): " + "; ".join(parts)
+
+
+def _loss_in_words(value: MetricValue, evaluation: Evaluation) -> str:
+    """Return the reference's metric, and the loss with its interval."""
+    assert evaluation.reference_scores is not None
+    metric, reference = value.metric, evaluation.reference_scores.metrics[0].value
+    words = f"reference {reference:.4f}"
+    if evaluation.loss_interval is None:
+        return words
+    low, high = (metric.loss_text(end) for end in evaluation.loss_interval)
+    unit = {"points": " points", "relative": " %", "plain": ""}[metric.loss_key]
+    return f"{words}, loss {metric.loss_text(metric.loss(value.value, reference))} [{low}, {high}]{unit}"
 
 
 def log_details(evaluation: Evaluation) -> None:
@@ -79,6 +90,9 @@ def result_row(subject: Subject, evaluation: Evaluation, arguments: argparse.Nam
         metric=metric.value,
         metric_low=metric.low,
         metric_high=metric.high,
+        mcnemar_p=evaluation.mcnemar_p,
+        loss_low=evaluation.loss_interval[0] if evaluation.loss_interval else None,
+        loss_high=evaluation.loss_interval[1] if evaluation.loss_interval else None,
         num_flips=evaluation.num_flips,
         **values,
         **provenance(arguments.device),

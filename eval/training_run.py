@@ -97,12 +97,11 @@ def score_row(evaluation: Evaluation) -> dict[str, Any]:
     """Return what a result says of one model, with the float model's metric where it was measured beside it."""
     reference = evaluation.reference_scores
     return {
+        "metric_name": evaluation.scores.metrics[0].name,
         "metric": evaluation.scores.metrics[0].value,
         "error_abs_mean": evaluation.error.abs_mean if evaluation.error else None,
         "num_flips": evaluation.num_flips,
-        "note": evaluation.scores.note,
         "float": reference.metrics[0].value if reference is not None else None,
-        "float_note": reference.note if reference is not None else "",
     }
 
 

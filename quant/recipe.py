@@ -19,6 +19,7 @@ from quant.recipe_fields import check_choice, check_fields, shown
 KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding", "residual")
 METHODS = ("max", "percentile", "entropy", "mse")
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
+DEFAULT_RECIPE = "int8_smoothquant"  # what calibration takes where none is named, and every sweep measures
 
 
 @dataclass(frozen=True)

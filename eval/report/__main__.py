@@ -11,11 +11,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
+from eval.report.context import Context
 from eval.report.hackathon import hackathon_report, read_notes
 from eval.report.page import render_page, without_plots
 from eval.report.plots import Plot, draw_all
 from eval.report.run_data import RunData, read_run
-from eval.report.sections import Context, plain_report
+from eval.report.sections import plain_report
 from eval.report.writing import LANGUAGES, Texts
 
 TEMPLATES = {"plain": plain_report, "hackathon": hackathon_report}
@@ -41,7 +42,7 @@ def write_report(run: str | Path, template: str = "plain", lang: str = "en", max
     """Write report.md, report.html and plots/ into a run folder and return the page's path."""
     run = Path(run)
     data = read_run(run)
-    plots = draw_all(data)
+    plots = draw_all(data, max_loss)
     text, page = build(data, plots, template, lang, max_loss)
     (run / PLOTS_FOLDER).mkdir(exist_ok=True)
     for old in (run / PLOTS_FOLDER).glob("*.png"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from eval.report import sections, tables
+from eval.report.context import Context
 from eval.report.run_data import label
-from eval.report.sections import Context
 from eval.report.writing import first_names
 from eval.sweep.grid import PYTORCH
 
@@ -111,7 +111,7 @@ def _process(c: Context) -> list[str]:
     backends = [b for b in c.data.options.backends if b != PYTORCH]
     lines = [f"## {c.t('h_process')}", "", note(c, "process"), ""]
     for backend in backends:
-        lines += tables.ablation(c.data, c.t, backend, c.shape())
+        lines += tables.ablation(c, backend)
     return [*lines, *sections.figure(c, "layers", "plot_layers"), *sections.figure(c, "sites", "plot_sites"),
             *sections.figure(c, "timeline", "plot_timeline")]  # fmt: skip
 
@@ -122,13 +122,13 @@ def _accuracy(c: Context) -> list[str]:
     return [
         f"## {c.t('h_accuracy')}", "", c.t("h_real", weights=note(c, "weights"), inputs=f"{inputs} "
                                            f"({c.data.options.split})"), "",
-        *tables.errors(c.data, c.t), *tables.accuracy_by_length(c.data, c.t),
+        *tables.errors(c.data, c.t), *tables.accuracy_by_length(c),
         *sections.figure(c, "pareto", "plot_pareto", shape=shape),
     ]  # fmt: skip
 
 
 def _performance(c: Context) -> list[str]:
-    return [f"## {c.t('h_performance')}", "", *tables.candidates(c.data, c.t), c.t("ties_note"), "",
+    return [f"## {c.t('h_performance')}", "", *tables.candidates(c), c.t("ties_note"), "",
             *_deeper(sections.over_shapes(c)), *_deeper(sections.sizes(c)), *_deeper(sections.under_load(c)),
             *_deeper([line for line in sections.provenance(c) if "plots/timeline" not in line])]  # fmt: skip
 

@@ -38,8 +38,12 @@ def _figure(image: str, plots: dict[str, Plot]) -> str:
     if source is None or caption is None:
         return image
     label = re.sub(r"\*\*|`", "", caption.group(1))
-    svg = (plots[source.group(1)].svg or "<svg></svg>").replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-    return f"<figure><div>{_own_ids(svg, source.group(1))}</div><figcaption>{label}</figcaption></figure>"
+    name, plot = source.group(1), plots[source.group(1)]
+    shown = ""
+    for screen, svg in (("wide", plot.svg), ("narrow", plot.narrow_svg)):
+        svg = (svg or "<svg></svg>").replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        shown += f'<div class="on-{screen}">{_own_ids(svg, f"{name}-{screen}")}</div>'
+    return f"<figure>{shown}<figcaption>{label}</figcaption></figure>"
 
 
 def _own_ids(svg: str, name: str) -> str:

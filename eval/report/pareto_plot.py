@@ -4,51 +4,77 @@ from __future__ import annotations
 
 from typing import Any
 
+from eval.ratios import Estimate
 from eval.report.advice import pareto
-from eval.report.figure_style import COLORS, INK, MARKERS, kind_of, new_figure, plain_ticks
-from eval.report.run_data import RUNTIMES, RunData
+from eval.report.figure_style import INK, RECOMMENDED, Canvas, log_axis, mark
+from eval.report.run_data import RunData, label
+from eval.report.speeds import time_at
+from eval.report.writing import milliseconds, small
 from eval.sweep.grid import System
+from eval.sweep.run_folder import SweepRow
 
 ROUNDING_SHARE = 0.01  # of the least INT8 error: what is below is float rounding (fp16 is above: 0.05 to 1)
-WIDE = 8.0  # largest over smallest error from which an axis is logarithmic
+MOST_TICKS = 9
+WIDE_ERRORS = 8.0  # largest over smallest error from which an axis is logarithmic
 
 
-def pareto_plot(data: RunData) -> Any:
-    timed = [(s, row) for s in data.systems if (row := data.timed(s)) and row.row.metric is not None]
-    if not timed:
+def pareto_plot(canvas: Canvas) -> Any:
+    """Return the figure; None where nothing was both timed and scored."""
+    data, metric = canvas.data, canvas.data.metric
+    timed = [(s, row, time) for s in data.systems
+             if (row := data.timed(s)) and row.row.metric is not None and (time := time_at(data, s))]  # fmt: skip
+    if not timed or metric is None:
         return None
-    figure, (left, right) = new_figure(9.6, 4.8, 1, 2)
+    figure, (left, right) = canvas.figure(3.6 if not canvas.is_narrow else 3.3, 2, len(timed) + 1)
     shown = shown_errors(data)
-    kinds = list(dict.fromkeys(kind_of(s) for s, _ in timed))
-    backends = list(dict.fromkeys(s.backend for s, _ in timed))
-    for system, row in timed:
-        r, d = row.row, row.details
-        style = {"color": COLORS[kinds.index(kind_of(system)) % len(COLORS)], "ls": "none", "ms": 6.5,
-                 "marker": MARKERS[backends.index(system.backend) % len(MARKERS)], "alpha": 0.9,
-                 "elinewidth": 0.8, "mew": 0}  # fmt: skip
-        x, x_error = r.latency_ms_p50, _bars(r.latency_ms_p50, d["latency_ms_low"], d["latency_ms_high"])
-        metric = r.metric or 0.0
-        low, high = (metric if x is None else x for x in (r.metric_low, r.metric_high))
-        for bars in left.errorbar(x, 100 * metric, xerr=x_error, yerr=_bars(100 * metric, 100 * low, 100 * high),
-                                  **style)[2]:  # fmt: skip
-            bars.set_alpha(0.3)  # of few samples they are long: the points must stay in front
+    values = {s: metric.scaled(row.row.metric or 0.0) for s, row, _ in timed}
+    for system, row, time in timed:
+        _draw(canvas, left, system, time, values[system], _metric_bars(row, values[system], metric.scaled))
         if system in shown:
-            right.errorbar(x, r.error_abs_mean, xerr=x_error, **style)
-    front = [data.timed(s) for s in pareto(data)]
-    left.plot([r.row.latency_ms_p50 for r in front if r], [100 * (r.row.metric or 0) for r in front if r],
-              color=INK, lw=1, ls="--", zorder=0)  # fmt: skip
-    best = error_front([(row.row.latency_ms_p50 or 0.0, shown[s]) for s, row in timed if s in shown])
-    right.plot([latency for latency, _ in best], [error for _, error in best], color=INK, lw=1, ls="--", zorder=0)
-    metric_name = timed[0][1].row.metric_name or "metric"
+            _draw(canvas, right, system, time, shown[system], None)
+    times = {s: time.value for s, _, time in timed}
+    front = [s for s in pareto(data) if s in values]
+    left.plot([times[s] for s in front], [values[s] for s in front], color=INK, lw=1, ls="--", zorder=0)
+    best = error_front([(times[s], error) for s, error in shown.items() if s in times])
+    right.plot([x for x, _ in best], [y for _, y in best], color=INK, lw=1, ls="--", zorder=0)
     length = data.primary.sequence_length
-    x_label = f"latency of a batch of {data.primary.batch_size}{f' x {length} tokens' if length else ''}, ms"
-    left.set(xlabel=x_label, ylabel=f"{metric_name}, %", xscale="log")
-    right.set(xlabel=x_label, ylabel="mean |output - float output|", xscale="log")
+    x_label = f"ms of a batch of {data.primary.batch_size}{f' x {length} tokens' if length else ''}"
+    left.set(xlabel=x_label, ylabel=f"{metric.name}{',' if metric.unit else ''}{metric.unit}")
+    right.set(xlabel=x_label, ylabel="mean |output - float output|")
+    if not metric.is_higher_better:
+        left.invert_yaxis()
     _error_axis(right, list(shown.values()))
-    for axis in (left, right):
-        plain_ticks(axis.xaxis)
-    _kind_legend(figure, kinds, backends)
+    log_axis(left.xaxis, list(times.values()), MOST_TICKS)
+    log_axis(right.xaxis, [times[s] for s in shown if s in times] or list(times.values()), MOST_TICKS)
+    _mark_recommended(canvas, left, times, values, f"{metric.unit} {metric.name}", "{:.2f}".format)
+    _mark_recommended(canvas, right, times, shown, " off", small)
+    _legend(canvas, figure, [s for s, _, _ in timed])
     return figure
+
+
+def _draw(canvas: Canvas, axis: Any, system: System, time: Estimate, y: float, y_error: Any) -> None:
+    style = {**canvas.style(system), "ls": "none", "ms": 7, "elinewidth": 0.8, "mew": 0}
+    x_error = [[time.value - time.low], [time.high - time.value]]
+    for bars in axis.errorbar(time.value, y, xerr=x_error, yerr=y_error, **style)[2]:
+        bars.set_alpha(0.3)  # of few samples they are long: the points must stay in front
+
+
+def _metric_bars(row: SweepRow, value: float, scaled: Any) -> list[list[float]] | None:
+    """Return the error bars of a metric, never negative: an interval may leave its value by rounding."""
+    if row.row.metric_low is None or row.row.metric_high is None:
+        return None
+    return [[max(0.0, value - scaled(row.row.metric_low))], [max(0.0, scaled(row.row.metric_high) - value)]]
+
+
+def _mark_recommended(
+    canvas: Canvas, axis: Any, xs: dict[System, float], ys: dict[System, float], unit: str, text: Any
+) -> None:
+    system = canvas.marked
+    if system is None or system not in xs or system not in ys:
+        return
+    name = label(system).replace(", ", ",\n")
+    words = f"{RECOMMENDED}: {name}\n{milliseconds(xs[system])} ms, {text(ys[system])}{unit}"
+    mark(axis, xs[system], ys[system], words, [(xs[s], y) for s, y in ys.items() if s in xs])
 
 
 def shown_errors(data: RunData) -> dict[System, float]:
@@ -74,27 +100,14 @@ def _error_axis(axis: Any, errors: list[float]) -> None:
     """Give an axis room around its errors, so that no point lies on its edge; logarithmic where they differ widely."""
     if not errors:
         axis.annotate("no output differs", (0.5, 0.5), xycoords="axes fraction", ha="center")
-        return
-    if max(errors) < WIDE * min(errors):
+    elif max(errors) < WIDE_ERRORS * min(errors):
         axis.set_ylim(0, 1.1 * max(errors))
-        return
-    axis.set(yscale="log", ylim=(min(errors) / 1.5, max(errors) * 1.5))
-    plain_ticks(axis.yaxis)
+    else:
+        log_axis(axis.yaxis, errors, 7, margin=1.5)
 
 
-def _kind_legend(figure: Any, kinds: list[str], backends: list[str]) -> None:
+def _legend(canvas: Canvas, figure: Any, systems: list[System]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=COLORS[i % len(COLORS)], marker="o", ls="none", label=kind)
-               for i, kind in enumerate(kinds)]  # fmt: skip
-    handles += [Line2D([], [], color=INK, marker=MARKERS[i % len(MARKERS)], ls="none", mfc="none",
-                       label=RUNTIMES.get(backend, backend)) for i, backend in enumerate(backends)]  # fmt: skip
-    handles.append(Line2D([], [], color=INK, ls="--", lw=1, label="Pareto front"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
-
-
-def _bars(middle: float | None, low: float | None, high: float | None) -> list[list[float]]:
-    """Return error bars around a value, never negative: a median of medians may lie outside by rounding."""
-    middle = middle or 0.0
-    return [[max(0.0, middle - (low if low is not None else middle))],
-            [max(0.0, (high if high is not None else middle) - middle)]]  # fmt: skip
+    handles = [Line2D([], [], ls="none", ms=7, mew=0, label=label(s), **canvas.style(s)) for s in systems]
+    canvas.legend(figure, [*handles, Line2D([], [], color=INK, ls="--", lw=1, label="Pareto front")])

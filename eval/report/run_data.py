@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from eval.metric_types import Metric, get_metric
 from eval.sweep.grid import (
     COMPILED,
     DYNAMIC,
@@ -79,6 +79,11 @@ class RunData:
         """Return the row of a system at a shape (the primary one), None where it was not measured."""
         return self._by_point.get((system.name, (shape or self.primary).name))
 
+    def named_row(self, system: str, shape: str) -> SweepRow | None:
+        """Return the row of a system and a shape by their names if it is ok and timed."""
+        row = self._by_point.get((system, shape))
+        return row if row is not None and row.row.status == "ok" and row.row.latency_ms_p50 is not None else None
+
     def ok(self, system: System, shape: Shape | None = None) -> SweepRow | None:
         """Return the row if it is ok."""
         row = self.row(system, shape)
@@ -90,6 +95,12 @@ class RunData:
         return row if row is not None and row.row.latency_ms_p50 is not None else None
 
     @cached_property
+    def metric(self) -> Metric | None:
+        """What the rows' primary metric is; None where nothing was scored."""
+        name = next((row.row.metric_name for row in self.rows if row.row.metric_name), None)
+        return None if name is None else get_metric(name)
+
+    @cached_property
     def float_metric(self) -> float | None:
         """The float model's metric: PyTorch's row, else any float row, at the primary shape."""
         order = sorted((s for s in self.systems if not s.is_int8), key=lambda s: (s.backend != PYTORCH, s.method))
@@ -97,16 +108,11 @@ class RunData:
         return values[0] if values else None
 
     def loss(self, system: System) -> float | None:
-        """Return the float model's metric minus the system's, both at the primary shape."""
+        """Return by how much the metric is worse than the float model's (`Metric.loss`), at the primary shape."""
         row = self.ok(system)
-        if row is None or row.row.metric is None or self.float_metric is None:
+        if row is None or row.row.metric is None or self.float_metric is None or self.metric is None:
             return None
-        return self.float_metric - row.row.metric
-
-    def mean_speedup(self, system: System) -> float | None:
-        """Return the geometric mean of the speed-ups over all shapes measured."""
-        values = [row.details["speedup"] for shape in self.shapes if (row := self.timed(system, shape))]
-        return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+        return self.metric.loss(row.row.metric, self.float_metric)
 
     @cached_property
     def int8_systems(self) -> list[System]:

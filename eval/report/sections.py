@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.report import tables
-from eval.report.advice import Advice, advise, dominated_recipes, has_fp8, never_faster, shapes_without_gain, verdict
-from eval.report.plots import Plot
-from eval.report.run_data import RunData, label
-from eval.report.writing import NOTHING, Texts, megabytes, milliseconds, percent, points, ratio, small
-from eval.sweep.grid import PYTORCH, Shape, System
-from eval.sweep.run_folder import SweepRow
-
-MAX_SPREAD = 0.25  # of a quiet machine's median it is 2 to 10 %
-
-
-@dataclass(frozen=True)
-class Context:
-    """What every section gets.
-
-    Attributes:
-        plots: name -> drawn plot; a plot there is no data for is absent.
-        notes: what a person wrote in notes.yaml.
-    """
-
-    data: RunData
-    t: Texts
-    max_loss: float
-    plots: dict[str, Plot]
-    notes: dict[str, object] = field(default_factory=dict)
-
-    def shape(self, shape: Shape | None = None) -> str:
-        """Return a shape (the primary one) in words."""
-        shape = shape or self.data.primary
-        if shape.sequence_length is None:
-            return self.t("shape_image", batch=shape.batch_size)
-        return self.t("shape_text", batch=shape.batch_size, length=shape.sequence_length)
-
-    @property
-    def advice(self) -> Advice:
-        return advise(self.data, self.max_loss)
+from eval.report.advice import dominated_recipes, has_fp8, never_faster, shapes_without_gain
+from eval.report.context import Context
+from eval.report.run_data import label
+from eval.report.speeds import mean_speedup, middle, time_at
+from eval.report.summary_section import summary
+from eval.report.writing import NOTHING, milliseconds, ratio
 
 
 def plain_report(c: Context) -> list[str]:
@@ -54,83 +23,6 @@ def plain_report(c: Context) -> list[str]:
     ]  # fmt: skip
 
 
-def summary(c: Context) -> list[str]:
-    """Return what a manager reads."""
-    data, t, advice = c.data, c.t, c.advice
-    lines = [f"## {t('summary')}", ""]
-    metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
-    if not data.int8_systems:
-        lines.append(t("not_measured_int8"))
-    elif advice.chosen is None and advice.closest is not None:
-        lines.append(t("too_lossy", max_loss=points(c.max_loss), metric=metric, system=label(advice.closest),
-                       loss=points(data.loss(advice.closest))))  # fmt: skip
-    elif advice.chosen is None:
-        lines += _stay_with_float(c, advice, metric)
-    else:
-        lines += _recommendation(c, advice.chosen, metric)
-    lines += ["", *_coverage(c), ""]
-    spread, shape = max(((_spread(row), shape) for shape in data.shapes if (row := data.timed(data.baseline, shape))),
-                        key=lambda each: each[0], default=(0.0, data.primary))  # fmt: skip
-    if spread > MAX_SPREAD:
-        lines += [t("noisy", baseline=label(data.baseline), shape=c.shape(shape), spread=f"{100 * spread:.0f}"), ""]
-    return lines
-
-
-def _spread(row: SweepRow) -> float:
-    """Return the width of the latency's 95 % interval as a share of the latency."""
-    return (row.details["latency_ms_high"] - row.details["latency_ms_low"]) / (row.row.latency_ms_p50 or 1.0)
-
-
-def _recommendation(c: Context, chosen: System, metric: str) -> list[str]:
-    data, t = c.data, c.t
-    row, base = data.timed(chosen), data.timed(data.baseline)
-    assert row is not None
-    d = row.details
-    base_ms = base.row.latency_ms_p50 if base else (row.row.latency_ms_p50 or 0) * d["speedup"]
-    lines = [t("recommended", system=label(chosen), shape=c.shape(), baseline=label(data.baseline),
-               latency=milliseconds(row.row.latency_ms_p50), baseline_ms=milliseconds(base_ms),
-               speedup=ratio(d["speedup"]), low=ratio(d["speedup_low"]), high=ratio(d["speedup_high"]),
-               num_shapes=len(data.shapes), mean=ratio(data.mean_speedup(chosen)))]  # fmt: skip
-    lines = [f"{lines[0]} (#{row.number})", ""]
-    size_ratio = ""
-    if base is not None and base.row.size_bytes and row.row.size_bytes:
-        size_ratio = f" ({row.row.size_bytes / base.row.size_bytes:.2f} x)"
-    lines.append(t("cost", loss=points(data.loss(chosen)), metric=metric, value=percent(row.row.metric),
-                   float=percent(data.float_metric), num_samples=row.row.num_samples, low=percent(row.row.metric_low),
-                   high=percent(row.row.metric_high), error=small(row.row.error_abs_mean), ratio=size_ratio,
-                   flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
-                   size=megabytes(row.row.size_bytes)))  # fmt: skip
-    low, high = row.row.metric_low, row.row.metric_high
-    if low is not None and high is not None and data.float_metric is not None and low <= data.float_metric <= high:
-        lines[-1] += " " + t("cost_noise")
-    own = data.timed(System("fp32", None, chosen.backend))
-    if own is not None and chosen.backend != PYTORCH:
-        gain = own.row.latency_ms_p50 / row.row.latency_ms_p50  # type: ignore[operator]
-        lines[-1] += " " + t("same_runtime", ratio=ratio(gain))
-    return lines
-
-
-def _stay_with_float(c: Context, advice: Advice, metric: str) -> list[str]:
-    """Return that INT8 does not pay, and by how much float is ahead of the best of it."""
-    data, t, rival = c.data, c.t, advice.rival or c.data.baseline
-    lines = [t("no_gain", max_loss=points(c.max_loss), metric=metric, rival=label(rival))]
-    row, own = data.timed(advice.within[0]), data.timed(rival)
-    if row is not None and own is not None:
-        ahead = (data.mean_speedup(rival) or 1.0) / (data.mean_speedup(advice.within[0]) or 1.0)
-        lines.append(t("float_ahead", rival=label(rival), system=label(advice.within[0]), shape=c.shape(),
-                       rival_ms=milliseconds(own.row.latency_ms_p50), latency=milliseconds(row.row.latency_ms_p50),
-                       mean=ratio(ahead), num_shapes=len(data.shapes)))  # fmt: skip
-        lines.append(f"(#{own.number}, #{row.number})")
-    return [" ".join(lines)]
-
-
-def _coverage(c: Context) -> list[str]:
-    counts = Counter(row.row.status for row in c.data.rows)
-    total = len(c.data.systems) * len(c.data.shapes)
-    return [c.t("coverage", ok=counts["ok"], failed=counts["failed"], skipped=counts["skipped"], total=total,
-                left=total - len(c.data.rows))]  # fmt: skip
-
-
 def where_not(c: Context) -> list[str]:
     """Return plainly where INT8 does not pay."""
     data, t, chosen = c.data, c.t, c.advice.chosen
@@ -138,17 +30,18 @@ def where_not(c: Context) -> list[str]:
     subject = chosen or next(iter(c.advice.within), None) or c.advice.closest
     if subject is not None:
         without = shapes_without_gain(data, subject)
-        for shape, row, rival in without:
-            lines.append("- " + t("no_gain_at", shape=c.shape(shape), system=label(subject),
-                                  verdict=t(verdict(row, rival)), rival=label(data.system_named(rival.system)),
-                                  latency=milliseconds(row.row.latency_ms_p50),
-                                  rival_ms=milliseconds(rival.row.latency_ms_p50)))  # fmt: skip
+        for shape, rival, word in without:
+            own, theirs = time_at(data, subject, shape), time_at(data, rival, shape)
+            lines.append("- " + t("no_gain_at", shape=c.shape(shape), system=label(subject), verdict=t(word),
+                                  rival=label(rival), latency=milliseconds(middle(own)),
+                                  rival_ms=milliseconds(middle(theirs))))  # fmt: skip
         if chosen is not None and not without:
             lines.append("- " + t("pays_everywhere"))
     losers = [f"- {t('never_faster', system=label(s))}" for s in never_faster(data) if s != subject]
     for system, other in dominated_recipes(data):
-        key = "alternative" if system == chosen else "dominated"  # the chosen one is ahead over all shapes together
-        losers.append("- " + t(key, system=label(system), other=label(other), mean=ratio(data.mean_speedup(other))))
+        key = "alternative" if system == chosen else "dominated"
+        mean = mean_speedup(data, other)
+        losers.append("- " + t(key, system=label(system), other=label(other), mean=ratio(middle(mean))))
     lines += losers or ([f"- {t('nothing_lost')}"] if chosen is not None else [])
     if has_fp8(data.rows[0].row.device):
         lines.append(f"- {t('fp8')}")
@@ -166,7 +59,7 @@ def at_primary(c: Context) -> list[str]:
     """Return all systems at the primary shape: table and Pareto plot."""
     shape = c.shape()
     return [f"## {c.t('candidates', shape=shape)}", "", *figure(c, "pareto", "plot_pareto", shape=shape),
-            *tables.candidates(c.data, c.t), c.t("ties_note"), ""]  # fmt: skip
+            *tables.candidates(c), c.t("ties_note"), ""]  # fmt: skip
 
 
 def over_shapes(c: Context) -> list[str]:
@@ -188,7 +81,7 @@ def errors(c: Context) -> list[str]:
     return [
         f"## {c.t('errors')}", "", *tables.errors(c.data, c.t),
         c.t("errors_note", num_samples=row.num_samples if row else 0, data=data_name), "",
-        *tables.accuracy_by_length(c.data, c.t), *figure(c, "layers", "plot_layers"), *figure(c, "sites", "plot_sites"),
+        *tables.accuracy_by_length(c), *figure(c, "layers", "plot_layers"), *figure(c, "sites", "plot_sites"),
     ]  # fmt: skip
 
 
@@ -231,11 +124,17 @@ def provenance(c: Context) -> list[str]:
                  parameters=f"{parameters:,}" if parameters else NOTHING, seed=options.seed,
                  data=Path(options.data or options.samples).name, samples=Path(options.samples).name,
                  num_calibration=options.num_calibration),
-        "- " + t("protocol", rounds=options.rounds, baseline=label(data.baseline), shape=c.shape(),
+        "- " + t("protocol", rounds=_rounds(c), baseline=label(data.baseline), shape=c.shape(),
                  session=base.details.get("session", label(data.baseline)) if base else NOTHING),
         *([f"- {t('plots_language')}"] if t("plots_language") else []),
         "", t("command"), "", "```bash", data.manifest["command"], "```", "", *figure(c, "timeline", "plot_timeline"),
     ]  # fmt: skip
+
+
+def _rounds(c: Context) -> str:
+    """Return how many rounds the shapes had, e.g. "8" or "8 to 40"."""
+    counts = sorted({len(row.details["block_ms"]) for row in c.data.rows if row.row.latency_ms_p50 is not None})
+    return " - ".join(dict.fromkeys(str(n) for n in (counts[0], counts[-1]))) if counts else NOTHING
 
 
 def row_list(c: Context) -> list[str]:

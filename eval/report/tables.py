@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
-from eval.load import LoadPoint, closed_knee, open_knee
+from eval.load_points import MIN_REQUESTS, LoadPoint, closed_knee, is_undecided, open_knee
+from eval.ratios import Estimate
+from eval.report.context import Context
 from eval.report.run_data import RUNTIMES, RunData, label
+from eval.report.speeds import mean_speedup, middle, speedup_at, time_at, verdict
 from eval.report.writing import (
     NOTHING,
     Texts,
@@ -13,65 +16,79 @@ from eval.report.writing import (
     interval,
     megabytes,
     milliseconds,
-    percent,
-    points,
     ratio,
     small,
     table,
 )
+from eval.sweep.grid import System
 from eval.sweep.run_folder import SweepRow
 
 
-def candidates(data: RunData, t: Texts) -> list[str]:
+def candidates(c: Context) -> list[str]:
     """Return every system at the primary shape, fastest first, those without a time last."""
-    known = [(system, row) for system in data.systems if (row := data.ok(system)) is not None]
-    known.sort(key=lambda each: each[1].row.latency_ms_p50 or float("inf"))
-    fastest = known[0][0].name if known and known[0][1].row.latency_ms_p50 is not None else None
-    metric = next((row.row.metric_name for _, row in known if row.row.metric_name), "metric")
-    headers = ["configuration", "metric_col", "loss_col", "flips_col", "error_col", "size_col", "latency_col",
+    data, t = c.data, c.t
+    known = [(system, row, time_at(data, system)) for system in data.systems if (row := data.ok(system)) is not None]
+    known.sort(key=lambda each: each[2].value if each[2] else float("inf"))
+    fastest = known[0][0] if known and known[0][2] else None
+    headers = ["configuration", "metric_col", "loss_col", "p_col", "flips_col", "error_col", "size_col", "latency_col",
                "speedup_col", "row_col"]  # fmt: skip
     lines = []
-    for system, row in known:
-        r, d = row.row, row.details
-        tie = " ≈" if fastest in d.get("ties", []) else ""
+    for system, row, time in known:
+        r, gain = row.row, speedup_at(data, system)
+        is_tie = fastest not in (None, system) and time and verdict(data, system, fastest, data.primary) == "equal"
         lines.append([
-            label(system),
-            NOTHING if r.metric is None else interval(percent(r.metric), percent(r.metric_low), percent(r.metric_high)),
-            points(data.loss(system)), count(r.num_flips), small(r.error_abs_mean), megabytes(r.size_bytes),
-            NOTHING if r.latency_ms_p50 is None else interval(
-                milliseconds(r.latency_ms_p50), milliseconds(d["latency_ms_low"]), milliseconds(d["latency_ms_high"])),
-            NOTHING if r.latency_ms_p50 is None else interval(
-                ratio(d["speedup"]), ratio(d["speedup_low"]), ratio(d["speedup_high"])) + tie,
-            f"#{row.number}",
+            label(system), _value(c, r.metric, r.metric_low, r.metric_high), _loss(c, system, row),
+            NOTHING if r.mcnemar_p is None else f"{r.mcnemar_p:.2g}",
+            count(r.num_flips), small(r.error_abs_mean), megabytes(r.size_bytes),
+            NOTHING if time is None else interval(*(milliseconds(x) for x in (time.value, time.low, time.high))),
+            NOTHING if gain is None else interval(*(ratio(x) for x in (gain.value, gain.low, gain.high))) + (
+                " ≈" if is_tie else ""), f"#{row.number}",
         ])  # fmt: skip
-    return table([t(h, metric=metric) for h in headers], lines)
+    unit = data.metric.unit if data.metric else ""
+    return table([t(h, metric=f"{c.metric_name}{unit}") for h in headers], lines)
+
+
+def _value(c: Context, value: float | None, low: float | None, high: float | None) -> str:
+    """Return a metric with its interval, in its own print."""
+    if value is None or low is None or high is None or c.data.metric is None:
+        return NOTHING
+    return interval(*(c.data.metric.text(each) for each in (value, low, high)))
+
+
+def _loss(c: Context, system: System, row: SweepRow) -> str:
+    """Return the loss, with its paired interval where the row has one."""
+    loss = c.loss_figure(c.data.loss(system))
+    if row.row.loss_low is None or loss == NOTHING:
+        return loss
+    return interval(loss, c.loss_figure(row.row.loss_low), c.loss_figure(row.row.loss_high), to=c.t("to"))
 
 
 def speedups(data: RunData, t: Texts) -> list[str]:
-    """Return the speed-up of every system at every shape."""
+    """Return the speed-up of every system at every shape, and over all of them."""
     systems = [s for s in data.systems if any(data.timed(s, shape) for shape in data.shapes)]
     lines = []
     for system in systems:
-        rows = [data.timed(system, shape) for shape in data.shapes]
-        lines.append([label(system), *(NOTHING if r is None else ratio(r.details["speedup"]) for r in rows)])
-    return table([t("configuration"), *(shape.name for shape in data.shapes)], lines)
+        found = [*(speedup_at(data, system, shape) for shape in data.shapes), mean_speedup(data, system)]
+        lines.append([label(system), *(ratio(middle(each)) for each in found)])
+    return table([t("configuration"), *(shape.name for shape in data.shapes), t("all_shapes")], lines)
 
 
-def accuracy_by_length(data: RunData, t: Texts) -> list[str]:
-    """Return the metric of every system at every sequence length, in percent; nothing where there is one length."""
+def accuracy_by_length(c: Context) -> list[str]:
+    """Return the metric of every system at every sequence length; nothing where there is one length."""
+    data, t = c.data, c.t
     lengths = sorted({s.sequence_length for s in data.shapes if s.sequence_length is not None})
-    if len(lengths) < 2:
+    if len(lengths) < 2 or data.metric is None:
         return []
     lines = []
     for system in data.systems:
         values = []
         for length in lengths:
             rows = [data.ok(system, shape) for shape in data.shapes if shape.sequence_length == length]
-            values.append(next((percent(r.row.metric) for r in rows if r is not None), NOTHING))
+            found = next((r.row.metric for r in rows if r is not None), None)
+            values.append(NOTHING if found is None else data.metric.text(found))
         if set(values) != {NOTHING}:
             lines.append([label(system), *values])
-    metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
-    title = t("accuracy_lengths", metric=metric)
+    title = t("accuracy_lengths", metric=f"{c.metric_name}{data.metric.unit}")
     return [f"### {title[:1].upper()}{title[1:]}", "", *table([t("configuration"), *map(str, lengths)], lines)]
 
 
@@ -126,10 +143,12 @@ def load(data: RunData, t: Texts) -> list[str]:
         by_system.setdefault(name, []).append(point)
         offered = NOTHING if point.offered_per_s is None else f"{point.offered_per_s:.1f}"
         lines.append([name, t(point.mode), str(point.clients), offered, f"{point.throughput_per_s:.1f}", milliseconds(
-            point.latency_ms_p50), milliseconds(point.latency_ms_p99), str(point.num_dropped)])  # fmt: skip
+            point.latency_ms_p50), milliseconds(point.latency_ms_p99) if point.has_enough else t("too_few",
+            count=point.num_requests), str(point.num_dropped)])  # fmt: skip
     for name, measured in by_system.items():
         closed, opened = closed_knee(measured), open_knee(measured)
         kept = t("kept_none") if opened is None else t("kept_rate", rate=f"{opened.offered_per_s:.1f}")
+        kept = t("kept_unknown", count=MIN_REQUESTS) if is_undecided(measured) else kept
         knees.append("- " + t("knee", system=name, clients=closed.clients, kept=kept,
                               throughput=f"{closed.throughput_per_s:.1f}"))  # fmt: skip
     headers = [t("configuration"), t("loop_col"), t("clients_col"), t("offered_col"), t("answered_col"), "p50 ms",
@@ -152,8 +171,9 @@ def not_measured(data: RunData, t: Texts) -> list[str]:
     return [*text, *table([t("configuration"), t("status_col"), t("shape_col"), t("reason_col")], lines, left=4)]
 
 
-def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
+def ablation(c: Context, backend: str) -> list[str]:
     """Return what each step gained on one backend at the primary shape: float, fp16, INT8 linear, + attention, ..."""
+    data, t = c.data, c.t
     methods = [s.method for s in data.systems if s.recipe and s.method not in ("smoothquant", "qat")]
     method = methods[0] if methods else "max"
     wanted = [
@@ -165,24 +185,23 @@ def ablation(data: RunData, t: Texts, backend: str, shape: str) -> list[str]:
         reason = next((r.row.error for r in data.rows if r.row.backend == backend and r.row.error), "")
         return [t("h_no_step", backend=RUNTIMES.get(backend, backend), reason=reason), ""]
     lines: list[list[str]] = []
-    before: SweepRow | None = None
+    before: Estimate | None = None
     for key, wanted_method, recipe in wanted:
         row = _step(data, backend, wanted_method, recipe)
         if row is None:
             lines.append([t(key), t("h_not_measured"), *[NOTHING] * 6])
             continue
-        gain = NOTHING
-        if before is not None and before.row.latency_ms_p50 and row.row.latency_ms_p50:
-            gain = f"{before.row.latency_ms_p50 / row.row.latency_ms_p50:.2f} x"
         system = data.system_named(row.system)
-        lines.append([t(key), label(system), percent(row.row.metric), points(data.loss(system)),
-                      small(row.row.error_abs_mean), milliseconds(row.row.latency_ms_p50), gain,
-                      f"#{row.number}"])  # fmt: skip
-        before = row
-    metric = next((row.row.metric_name for row in data.rows if row.row.metric_name), "metric")
-    headers = [t("step_col"), t("configuration"), f"{metric} %", t("loss_col"),
+        time = time_at(data, system)
+        gain = f"{before.value / time.value:.2f} x" if before and time else NOTHING
+        metric = NOTHING if row.row.metric is None or data.metric is None else data.metric.text(row.row.metric)
+        lines.append([t(key), label(system), metric, c.loss_figure(data.loss(system)), small(row.row.error_abs_mean),
+                      milliseconds(middle(time)), gain, f"#{row.number}"])  # fmt: skip
+        before = time or before
+    unit = data.metric.unit if data.metric else ""
+    headers = [t("step_col"), t("configuration"), f"{c.metric_name}{unit}", t("loss_col"),
                t("error_col"), "ms", t("gain_col"), t("row_col")]  # fmt: skip
-    return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=shape)}", "",
+    return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=c.shape())}", "",
             *table(headers, lines, left=2)]  # fmt: skip
 
 

@@ -40,11 +40,6 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.2f}"
 
 
-def points(value: float | None) -> str:
-    """Return a loss in points, with its sign where it is a gain."""
-    return NOTHING if value is None else f"{100 * value:.2f}".replace("-0.00", "0.00")
-
-
 def milliseconds(value: float | None) -> str:
     """Return milliseconds with three digits that count."""
     if value is None:
@@ -67,9 +62,9 @@ def megabytes(value: int | None) -> str:
     return NOTHING if value is None else f"{value / 1e6:.1f}"
 
 
-def interval(middle: str, low: str, high: str) -> str:
-    """Return e.g. "1.93 (1.90-1.97)"."""
-    return f"{middle} ({low}-{high})"
+def interval(middle: str, low: str, high: str, to: str = "-") -> str:
+    """Return e.g. "1.93 (1.90-1.97)"; where ends may be negative, `to` is a word."""
+    return f"{middle} ({low}{to}{high})"
 
 
 def count(value: int | None) -> str:

@@ -27,7 +27,7 @@ from eval.sweep.grid import (
 from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST, RunFolder
 from eval.sweep.workshop import tensorrt_options
-from quant.recipe import load_recipe
+from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
 
@@ -81,6 +81,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
            "--num-samples": arguments.num_samples if arguments.num_samples is not None else 1}  # fmt: skip
     if wrong := [flag for flag, value in low.items() if value < 1]:
         raise UsageError(f"{', '.join(wrong)} must be at least 1 (--rounds at least 2)")
+    if arguments.max_rounds < arguments.rounds:
+        raise UsageError(f"--max-rounds {arguments.max_rounds} is below --rounds {arguments.rounds}: at least as many")
     if arguments.budget is not None and arguments.budget <= 0:
         raise UsageError(f"--budget {arguments.budget:g} must be above 0 minutes")
     if arguments.load_seconds <= 0:
@@ -95,7 +97,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         device=arguments.device, qat_arguments=arguments.qat_arguments,
         build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
         load_clients=_numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
-        load_seconds=arguments.load_seconds,
+        load_seconds=arguments.load_seconds, max_rounds=arguments.max_rounds,
     )  # fmt: skip
 
 
@@ -128,7 +130,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
                         help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))}", **lists)  # fmt: skip
-    parser.add_argument("--recipes", default=["int8_linear"], help="recipe names or .yaml files", **lists)
+    parser.add_argument("--recipes", default=[DEFAULT_RECIPE, "int8_linear"], help="recipe names or .yaml files; "
+                        f"default {DEFAULT_RECIPE} (calibration's own default) and int8_linear", **lists)  # fmt: skip
     parser.add_argument("--backends", default=["onnxruntime"], help=f"of {', '.join(backend_names())}", **lists)
     parser.add_argument("--references", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)}, or none", **lists)
     parser.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)
@@ -137,6 +140,8 @@ def add_arguments(parser: CommandParser) -> None:
                         help="engines for one shape each or one for all; auto: static on GPUs alone")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
     parser.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
+    parser.add_argument("--max-rounds", type=int, default=40, help="rounds are added up to so many, until the 95 %% "
+                        "interval of every speed-up is narrower than 10 %%")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
     parser.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
     parser.add_argument("--build-arguments", default="",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,15 @@ from eval.sweep.references import (
     find_fastest,
     open_float_sessions,
 )
+from eval.sweep.same_graph import graph_digest
+from eval.sweep.store import digest_of
 from eval.sweep.workshop import Workshop
 from eval.tasks import Task, get_task
 from quant.site_formats import format_names
 
 MAX_SCORE_BATCH = 32
+SCORED = ("num_samples", "metric_name", "metric", "metric_low", "metric_high", "mcnemar_p", "loss_low", "loss_high",
+          "num_flips", "cosine", "sqnr_db")  # fmt: skip
 MAX_REMEMBERED_BYTES = 1 << 29
 
 
@@ -50,7 +55,7 @@ class Opened:
     Attributes:
         identity: digests of what computes the outputs; equal identities have equal scores.
         is_timed: False for INT8 simulated in PyTorch, whose time says nothing.
-        details: digests, products and session for the row.
+        details: digests, products, session and graph for the row.
     """
 
     system: System
@@ -61,6 +66,11 @@ class Opened:
     is_timed: bool = True
     is_scored: bool = True
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> str | None:
+        """Digest of the graph it runs, its numbers left out: what has the same takes the same time. None: unknown."""
+        return self.details.get("graph")
 
 
 class Remembered:
@@ -196,10 +206,27 @@ class Bench:
         identity = {"onnx": manifest.onnx_sha256, "backend": system.backend, "precision": manifest.precision}
         digests = {"source": self.workshop.source_digest(system), "onnx": manifest.onnx_sha256,
                    "engine": manifest.engine_sha256}  # fmt: skip
-        details = {"digests": digests, "products": dataclasses.asdict(manifest.products), "onnx_path": str(
-            onnx_path.relative_to(self.workshop.store.folder))}  # fmt: skip
+        stored = onnx_path.relative_to(self.workshop.store.folder)
+        details = {"digests": digests, "products": dataclasses.asdict(manifest.products), "onnx_path": str(stored),
+                   "graph": self._graph(system, shape, onnx_path, engine)}  # fmt: skip
         precision = manifest.metadata.get("int8kit.formats", "int8") if system.is_int8 else manifest.precision
         return Opened(system, runner, identity, precision, manifest.size_bytes, details=details)
+
+    def _graph(self, system: System, shape: Shape, onnx_path: Path, engine: Path) -> str | None:
+        """Return the digest of the graph that an engine runs, with all that its build got beside; None: unknown.
+
+        Where the engine is an ONNX graph itself, that counts too: an optimizer may look at numbers.
+        """
+        manifest = read_manifest(engine)
+        files = {"onnx": manifest.onnx_sha256, "engine": manifest.engine_sha256}
+        graphs = self.workshop.store.make_json(
+            "graph", files, lambda: {"onnx": graph_digest(onnx_path), "engine": graph_digest(engine)},
+            f"{system.name}: graph",
+        )  # fmt: skip
+        if graphs["onnx"] is None:
+            return None
+        built = {**self.workshop.engine_inputs(system, shape, onnx_path), "onnx": graphs}
+        return digest_of(built)
 
     def score(self, opened: Opened, shape: Shape) -> ResultRow:
         """Return the row of a system at a shape without its latency; scores are made once for each length."""
@@ -209,7 +236,8 @@ class Bench:
             inputs = {"what": opened.identity, "data": self.data_digest, "task": self.options.task,
                       "reference": self.workshop.model_digest, "split": self.options.split,
                       "num_samples": self.options.num_samples, "seed": self.options.seed,
-                      "length": shape.sequence_length, "batch_size": at.batch_size}  # fmt: skip
+                      "length": shape.sequence_length, "batch_size": at.batch_size,
+                      "fields": list(SCORED)}  # fmt: skip
             label = f"{opened.system.name}: score" + (f" {at.sequence_length} tokens" if at.sequence_length else "")
             values = self.workshop.store.make_json("scores", inputs, lambda: self._scores(opened, shape, at), label)
         recipe = self.workshop.recipe(opened.system) if opened.system.recipe else None
@@ -234,8 +262,7 @@ class Bench:
         arguments = argparse.Namespace(task=self.options.task, split=self.options.split, seed=self.options.seed,
                                        batch_size=at.batch_size, padding="max", device=self.options.device)  # fmt: skip
         row = result_row(Subject(runner, self.options.model), evaluation, arguments, self.command).as_dict()
-        scored = ("num_samples", "metric_name", "metric", "metric_low", "metric_high", "num_flips", "cosine", "sqnr_db")
-        return {name: row[name] for name in row if name in scored or name.startswith("error_")}
+        return {name: row[name] for name in row if name in SCORED or name.startswith("error_")}
 
     def base_row(self, system: System, shape: Shape, **changes: Any) -> ResultRow:
         """Return a row that says what and where, nothing measured."""

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import platform
 import time
 from contextlib import ExitStack
 from typing import Any
 
 from engine.cli import one_line
+from engine.hardware import cpu_flags
 from eval.results import ResultRow
 from eval.sweep.bench import Bench, Opened, Skipped
 from eval.sweep.grid import Shape, System, baseline_of, shapes_of, systems_of
@@ -102,10 +104,14 @@ class Conductor:
         self, shape: Shape, pending: list[System], opened: dict[str, Opened], kept: list[ShapeTiming], stack: ExitStack
     ) -> None:
         """Time all that is ready and not timed yet, the baseline always among them, and keep the result."""
-        known = {name for timing in kept for name in timing.systems}
-        if not self.retry_failed:
-            known |= {name for timing in kept for name in timing.errors}
-        runners = {name: each.runner for name, each in opened.items() if each.is_timed and name not in known}
+        runners: dict[str, Any] = {}
+        graphs: dict[str, str] = {}
+        for name, each in opened.items():
+            if not each.is_timed or self._is_timed(name, each.graph, kept) or each.graph in graphs.values():
+                continue
+            runners[name] = each.runner
+            if each.graph is not None:
+                graphs[name] = each.graph
         if not runners:
             return
         if self.baseline.name not in runners:
@@ -115,9 +121,15 @@ class Conductor:
         amount = self._time_units(shape) * len(pending)
         with self.progress.step("time", amount, f"timing {len(runners)} systems at {shape.name}"):
             timing = time_systems(
-                runners, self.bench.feeds(shape), self.baseline.name, self.options.rounds, self.progress.tick
-            )
+                runners, self.bench.feeds(shape), self.baseline.name, self.options.rounds, self.progress.tick,
+                max_rounds=self.options.max_rounds, graphs=graphs,
+            )  # fmt: skip
         self.run.write_json(f"{TIMINGS}/{shape.name}.{len(kept)}.json", dataclasses.asdict(timing))
+
+    def _is_timed(self, name: str, graph: str | None, kept: list[ShapeTiming]) -> bool:
+        """Return whether earlier timings hold a system's time, or its error where failed points are not tried again."""
+        found = [(timing, timing.timed_as(name, graph)) for timing in kept]
+        return any(who in timing.systems or (who is not None and not self.retry_failed) for timing, who in found)
 
     def _kept_timings(self, shape: Shape) -> list[ShapeTiming]:
         timings: list[ShapeTiming] = []
@@ -128,13 +140,18 @@ class Conductor:
     def _append(
         self, shape: Shape, system: System, row: ResultRow, details: dict[str, Any], timings: list[ShapeTiming]
     ) -> None:
-        for timing in reversed(timings):
-            if system.name in timing.errors:
-                row = dataclasses.replace(row, status="failed", error=timing.errors[system.name])
+        if self.options.device == "cpu":
+            details |= {"cpu_flags": list(cpu_flags()), "machine": platform.machine()}
+        for number, timing in reversed(list(enumerate(timings))):
+            who = timing.timed_as(system.name, details.get("graph")) if row.status == "ok" else None
+            if who in timing.errors:
+                row = dataclasses.replace(row, status="failed", error=timing.errors[who])
                 break
-            if system.name in timing.systems:
-                row = _with_latency(row, timing, system.name, shape)
-                details |= timing.details(system.name)
+            if who in timing.systems:
+                row = _with_latency(row, timing, who, shape)
+                details |= {**timing.details(who), "timing": number}
+                if number:  # in a later session than the shape's first: its ratios are over that one's baseline
+                    details["baseline_ms"] = timing.systems[timing.baseline]["block_ms"]
                 break
         self.run.append(SweepRow(row, system.name, shape.name, details))
         self.done.add((system.name, shape.name))

@@ -87,6 +87,7 @@ class SweepOptions:
     load_seconds: float
     build_arguments: str = ""
     tensorrt_python: str | None = None
+    max_rounds: int | None = None  # rounds are added up to so many while ratios are uncertain; None adds none
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON values; `options_from_dict` reads them back."""
@@ -94,10 +95,14 @@ class SweepOptions:
 
 
 def options_from_dict(values: dict[str, Any]) -> SweepOptions:
-    """Return the options that `as_dict` wrote. Raises: ValueError: keys of another version."""
-    known = {field.name for field in dataclasses.fields(SweepOptions)}
-    if set(values) != known:
-        raise ValueError(f"these sweep options are of another version: {', '.join(sorted(set(values) ^ known))}")
+    """Return the options that `as_dict` wrote; what an older version did not have takes its default.
+
+    Raises: ValueError: unknown keys, or one missing that every version had.
+    """
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(SweepOptions)}
+    wrong = (set(values) - set(known)) | {name for name, is_needed in known.items() if is_needed and name not in values}
+    if wrong:
+        raise ValueError(f"these sweep options are of another version: {', '.join(sorted(wrong))}")
     plain: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
     return SweepOptions(**plain)
 

@@ -1,51 +1,62 @@
-"""All systems of one shape timed in alternating blocks; intervals, and which of them cannot be told apart."""
+"""All systems of one shape timed in alternating blocks; what runs the same graph is timed once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from engine.cli import one_line
 from eval.latency import Feeds, compare
-from eval.metrics import CONFIDENCE
-
-NUM_RESAMPLES = 2000
+from eval.ratios import ratio_of, time_of
 
 
 @dataclass(frozen=True)
 class ShapeTiming:
-    """What was timed together: by system its percentiles and block medians, or the error that its first call raised."""
+    """What was timed together.
+
+    Attributes:
+        baseline: what ratios are over.
+        systems: by system its percentiles and block medians.
+        errors: the error that a system's first call raised.
+        graphs: by timed system the digest of the graph it runs; others with that graph have its times.
+    """
 
     baseline: str
     systems: dict[str, dict[str, Any]]
     errors: dict[str, str]
+    graphs: dict[str, str] = field(default_factory=dict)
+
+    def timed_as(self, name: str, graph: str | None) -> str | None:
+        """Return whose times or error a system has: its own, or of one that runs the same graph; None: nobody's."""
+        if name in self.systems or name in self.errors:
+            return name
+        return next((other for other, each in self.graphs.items() if graph is not None and each == graph), None)
 
     def details(self, name: str) -> dict[str, Any]:
-        """Return a system's interval, speed-up over the baseline, and the systems that cannot be told apart from it."""
+        """Return what a timed system's row says of its time and of its speed-up over the baseline."""
         block_ms = self.systems[name]["block_ms"]
-        _, low, high = median_interval(np.asarray(block_ms))
-        ratio = median_interval(np.asarray(self.systems[self.baseline]["block_ms"]) / np.asarray(block_ms))
-        ties = [other for other in self.systems
-                if other != name and is_tie(self.systems[other]["block_ms"], block_ms)]  # fmt: skip
+        time, ratio = time_of(block_ms), ratio_of(self.systems[self.baseline]["block_ms"], block_ms)
         return {
-            "latency_ms_low": low, "latency_ms_high": high, "baseline": self.baseline, "ties": ties,
-            "speedup": ratio[0], "speedup_low": ratio[1], "speedup_high": ratio[2],
+            "latency_ms": time.value, "latency_ms_low": time.low, "latency_ms_high": time.high,
+            "baseline": self.baseline, "timed_as": name,
+            "speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high,
             "block_ms": [round(ms, 5) for ms in block_ms],
         }  # fmt: skip
 
 
 def time_systems(
-    runners: Mapping[str, Any], feeds: Feeds, baseline: str, rounds: int, tick: Callable[[], None] = lambda: None
+    runners: Mapping[str, Any], feeds: Feeds, baseline: str, rounds: int, tick: Callable[[], None] = lambda: None, *,
+    max_rounds: int | None = None, graphs: Mapping[str, str] | None = None,
 ) -> ShapeTiming:
     """Return the latencies of all runners, measured in alternation (eval.latency.compare).
 
     Args:
         runners: name -> runner; one that fails on its first call is left out and named.
         baseline: what ratios are over; where it fails, the first that runs.
+        rounds, max_rounds: blocks of every runner, more up to max_rounds until every ratio's interval is narrow.
         tick: called after every call, for the progress bar.
+        graphs: name -> digest of the graph that it runs, kept with the result.
     """
     calls: dict[str, _Ticking] = {}
     own_feeds: dict[str, Feeds] = {}
@@ -58,10 +69,11 @@ def time_systems(
             errors[name] = one_line(error)[:300]
             continue
         calls[name] = _Ticking(runner, tick)
+    known = {name: digest for name, digest in (graphs or {}).items() if name in runners}
     if not calls:
-        return ShapeTiming(baseline, {}, errors)
+        return ShapeTiming(baseline, {}, errors, known)
     chosen = baseline if baseline in calls else next(iter(calls))
-    results = compare(calls, own_feeds, chosen, num_blocks=max(rounds, 2))
+    results = compare(calls, own_feeds, chosen, num_blocks=max(rounds, 2), max_blocks=max_rounds)
     systems = {
         name: {
             "p50": result.latency.latency_ms_p50, "p90": result.latency.latency_ms_p90,
@@ -69,7 +81,7 @@ def time_systems(
             "block_ms": list(result.block_ms),
         } for name, result in results.items()
     }  # fmt: skip
-    return ShapeTiming(chosen, systems, errors)
+    return ShapeTiming(chosen, systems, errors, known)
 
 
 class _Ticking:
@@ -90,17 +102,3 @@ class _Ticking:
         for _call in range(iterations + warmup):
             self._tick()
         return times
-
-
-def median_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Return the median and its 95 % bootstrap interval (percentile method, fixed seed)."""
-    picks = np.random.default_rng(0).integers(0, len(values), (NUM_RESAMPLES, len(values)))
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(np.median(values[picks], axis=1), [tail, 1 - tail])
-    return float(np.median(values)), float(low), float(high)
-
-
-def is_tie(a_ms: list[float], b_ms: list[float]) -> bool:
-    """Return whether two systems cannot be told apart: the interval of their ratio, round by round, holds 1."""
-    _, low, high = median_interval(np.asarray(a_ms) / np.asarray(b_ms))
-    return low <= 1 <= high

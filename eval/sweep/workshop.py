@@ -198,24 +198,32 @@ class Workshop:
 
     def engine(self, system: System, shape: Shape, onnx_path: Path | None = None) -> Path:
         """Return the engine of a system; one for all shapes, or a static one for this shape (see --shapes)."""
-        backend = self.backend(system.backend)
         path = onnx_path or self.onnx(system)
-        precision = precision_of(system, backend)
-        ranges = self.ranges(shape) if self.is_static(system.backend) else {}
-        versions = {system.backend: backend.version(), "onnx-ir": importlib.metadata.version("onnx-ir")}
-        inputs = {"onnx": sha256_of(path), "backend": system.backend, "precision": precision,
-                  "shapes": {name: str(each) for name, each in ranges.items()}, "threads": self.options.threads,
-                  "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
-        tensorrt = self._tensorrt_options(system.backend)
-        if tensorrt != TensorRTOptions():
-            inputs["options"] = dataclasses.asdict(tensorrt)
-        options = BuildOptions(ranges, self.options.threads, precision=precision, tensorrt=tensorrt)
+        backend, ranges = self.backend(system.backend), self._engine_ranges(system, shape)
+        inputs = self.engine_inputs(system, shape, path)
+        options = BuildOptions(ranges, self.options.threads, precision=inputs["precision"],
+                               tensorrt=self._tensorrt_options(system.backend))  # fmt: skip
 
         def build(folder: Path) -> None:
             backend.build(path, folder / ENGINE_FILE, options)
 
         label = _label(system, f"engine {shape.name}" if ranges else "engine")
         return self.store.make("engine", inputs, build, label) / ENGINE_FILE
+
+    def engine_inputs(self, system: System, shape: Shape, onnx_path: Path) -> dict[str, Any]:
+        """Return all that decides what an engine is."""
+        backend, ranges = self.backend(system.backend), self._engine_ranges(system, shape)
+        versions = {system.backend: backend.version(), "onnx-ir": importlib.metadata.version("onnx-ir")}
+        inputs = {"onnx": sha256_of(onnx_path), "backend": system.backend, "precision": precision_of(system, backend),
+                  "shapes": {name: str(each) for name, each in ranges.items()}, "threads": self.options.threads,
+                  "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
+        tensorrt = self._tensorrt_options(system.backend)
+        if tensorrt != TensorRTOptions():
+            inputs["options"] = dataclasses.asdict(tensorrt)
+        return inputs
+
+    def _engine_ranges(self, system: System, shape: Shape) -> dict[str, ShapeRange]:
+        return self.ranges(shape) if self.is_static(system.backend) else {}
 
     def _tensorrt_options(self, backend: str) -> TensorRTOptions:
         is_tensorrt = backend in TENSORRT_BACKENDS

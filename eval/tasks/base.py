@@ -36,14 +36,12 @@ class Scores:
             modelling).
         is_correct: whether each prediction is right, shape (num_examples,), or None.
         num_examples: scored examples (rows; blocks of tokens in language modelling).
-        note: what the summary line adds, e.g. the perplexity.
     """
 
     metrics: tuple[MetricValue, ...]
     predictions: np.ndarray | None
     is_correct: np.ndarray | None
     num_examples: int
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,4 @@
-"""Language modelling: how probable is a text, cut into fixed blocks of tokens?
-
-The metric is 1 / perplexity (the geometric mean probability of the right token), since metrics lie in [0, 1]; the
-perplexity is in the summary.
-"""
+"""Language modelling: how probable is a text, cut into fixed blocks of tokens? The metric is its perplexity."""
 
 from __future__ import annotations
 
@@ -87,10 +83,8 @@ class Perplexity(Task):
         return {"loss": (log_sum - right).sum(1), "tokens": np.full(len(targets), targets.shape[1], dtype=np.int64)}
 
     def score(self, dataset: datasets.Dataset, kept: Arrays) -> Scores:
-        """Return 1 / perplexity over all blocks; the note gives the perplexity."""
-        value = metrics.inverse_perplexity(kept["loss"], kept["tokens"])
-        perplexity = float(np.exp(kept["loss"].sum() / kept["tokens"].sum()))
-        return Scores((value,), None, None, len(kept["loss"]), note=f"perplexity {perplexity:.4g}")
+        """Return the perplexity over all blocks."""
+        return Scores((metrics.perplexity(kept["loss"], kept["tokens"]),), None, None, len(kept["loss"]))
 
 
 PERPLEXITY = Perplexity(
@@ -99,7 +93,7 @@ PERPLEXITY = Perplexity(
     label_column="text",
     head="causal-lm",
     problem_type="language_modeling",
-    metric_names=("inverse_perplexity",),
+    metric_names=("perplexity",),
     default_data="Salesforce/wikitext:wikitext-2-raw-v1",
     default_length=256,
     per_token=True,

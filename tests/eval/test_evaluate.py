@@ -140,6 +140,7 @@ def test_the_command_prints_a_row_or_one_line(tmp_path, capsys):
         row["num_flips"] == 0 and row["error_abs_max"] == 0 and row["iterations"] == 2 and row["sequence_length"] == 16
     )
     assert row["metric_low"] <= row["metric"] <= row["metric_high"] and row["size_bytes"] > 0
+    assert row["mcnemar_p"] == 1 and row["loss_low"] < 0 < row["loss_high"] == -row["loss_low"]  # of equal predictions
     code, out, _ = command(main, capsys, *base, "--iterations", 0)
     assert code == 0 and out.count("\n") == 1 and "accuracy" in out
     code, _, err = command(main, capsys, *base[:2], "--task", "sst3")

@@ -23,8 +23,8 @@ def test_compare_finds_the_ratio_and_alternates(monkeypatch):
         return call
 
     result = latency.compare({"float": sleeper("float", 0.006), "int8": sleeper("int8", 0.002)}, {}, num_blocks=4)
-    assert result["float"].speedup == 1 and 1.3 < result["int8"].speedup < 4
-    assert result["int8"].speedup_low <= result["int8"].speedup <= result["int8"].speedup_high
+    assert result["float"].ratio.value == 1 and 1.3 < result["int8"].ratio.value < 4
+    assert result["int8"].ratio.low <= result["int8"].ratio.value <= result["int8"].ratio.high
     assert result["int8"].latency.iterations == 20  # the 3 warm calls of each block are dropped
     assert order[:16] == ["float"] * 8 + ["int8"] * 8 and order[16:24] == ["int8"] * 8
 

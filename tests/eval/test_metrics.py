@@ -44,17 +44,11 @@ def test_weighted_spearman_is_spearman_of_the_repeated_rows(pairs, seed):
     assert got[0] == pytest.approx(spearmanr(x[rows], y[rows]).statistic, abs=1e-9)
 
 
-def test_correlations_of_constant_or_opposed_predictions_are_zero():
+def test_correlations_of_constant_monotone_and_linear_predictions():
     y = np.arange(10.0)
     assert metrics.pearson(np.ones(10), y).value == 0
-    assert metrics.spearman(-y, y).value == 0
     assert metrics.spearman(y**3, y).value == pytest.approx(1)
     assert metrics.pearson(2 * y + 1, y).low == pytest.approx(1)
-
-
-def test_inverse_perplexity_weighs_tokens_not_blocks():
-    value = metrics.inverse_perplexity(np.array([np.log(4.0) * 10, np.log(2.0) * 30]), np.array([10, 30]))
-    assert 1 / value.value == pytest.approx(np.exp((10 * np.log(4) + 30 * np.log(2)) / 40))
 
 
 def test_mcnemar_is_the_exact_binomial():

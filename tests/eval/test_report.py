@@ -1,6 +1,7 @@
 """The report's judgement and words, without a sweep: verdicts, ties, texts of both languages, figures as text."""
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -8,17 +9,21 @@ import pytest
 import yaml
 from sweeps import sweep_options
 
-from eval.report.advice import advise, dominated_recipes, has_fp8, verdict
+from eval.report.advice import advise, dominated_recipes, has_fp8, smallest
+from eval.report.context import Context
+from eval.report.figure_style import NARROW, Canvas, ticks_where
 from eval.report.page import render_page, without_plots
 from eval.report.pareto_plot import error_front, pareto_plot, shown_errors
-from eval.report.plots import Plot
+from eval.report.plots import PLOTS, Plot, draw_all
 from eval.report.run_data import RunData, label
-from eval.report.sections import Context, sizes, summary, where_not
-from eval.report.writing import TEXTS, Texts, interval, milliseconds, points, small, table
+from eval.report.sections import sizes, where_not
+from eval.report.speeds import mean_speedup, ratio_over, speedup_at, verdict
+from eval.report.summary_section import machine, summary
+from eval.report.writing import TEXTS, Texts, interval, milliseconds, small, table
 from eval.reproduce import Reproduction
 from eval.results import ResultRow
 from eval.sweep.run_folder import RunFolder, SweepRow
-from eval.sweep.timing import is_tie, median_interval, time_systems
+from eval.sweep.timing import time_systems
 
 
 def test_both_languages_have_the_same_sentences_with_the_same_values():
@@ -28,15 +33,6 @@ def test_both_languages_have_the_same_sentences_with_the_same_values():
         names = [set(re.findall(r"\{(\w+)\}", str(texts[key]))) for texts in (en, zh)]
         assert names[0] == names[1], key
     assert Texts("en")("h_use", text="x") == "What it is used for: x"
-
-
-def test_ties_are_what_the_interval_of_the_ratio_says():
-    rng = np.random.default_rng(0)
-    base = rng.normal(10, 0.2, 12)
-    assert is_tie(list(base), list(base * rng.normal(1, 0.01, 12)))
-    assert not is_tie(list(base), list(base * 0.8))
-    middle, low, high = median_interval(base)
-    assert low < middle < high and middle == np.median(base)
 
 
 def test_a_runner_that_fails_leaves_the_others_their_times(monkeypatch):
@@ -56,14 +52,6 @@ def test_a_runner_that_fails_leaves_the_others_their_times(monkeypatch):
     assert timing.errors == {"a": "too large"} and timing.baseline == "b" and timing.details("b")["speedup"] == 1
 
 
-@pytest.mark.parametrize(
-    ("speedup", "ties", "word"),
-    [(1.2, (), "faster"), (1.2, ("b",), "equal"), (0.9, ("b",), "equal"), (0.9, (), "slower")],
-)
-def test_verdicts(speedup, ties, word):
-    assert verdict(row("a", "1", 1.0, 0.1, speedup, ties), row("b", "1", 1.0, 0.1, 1.0)) == word
-
-
 def test_fp8_is_named_only_where_the_gpu_has_it():
     assert has_fp8("NVIDIA H200") and has_fp8("NVIDIA L4") and has_fp8("NVIDIA GeForce RTX 4090")
     assert not has_fp8("NVIDIA A100-SXM4-80GB") and not has_fp8("AMD EPYC") and not has_fp8(None)
@@ -71,7 +59,7 @@ def test_fp8_is_named_only_where_the_gpu_has_it():
 
 def test_figures_as_text():
     assert (milliseconds(0.12345), milliseconds(12.345), milliseconds(123.4)) == ("0.123", "12.35", "123")
-    assert points(-0.00001) == "0.00" and small(0.0) == "0" and interval("1", "0.9", "1.1") == "1 (0.9-1.1)"
+    assert small(0.0) == "0" and interval("1", "0.9", "1.1") == "1 (0.9-1.1)"
     assert table(["a", "b"], [["x|y", "1"]]) == ["| a | b |", "| --- | ---: |", "| x\\|y | 1 |", ""]
 
 
@@ -79,16 +67,21 @@ def test_the_page_holds_its_plots_links_its_rows_and_runs_no_html_of_others():
     tables = "| a |\n| --- |\n| #1 |\n\n| row |\n| --- |\n| #1 |\n"
     text = f"# <b>T</b>\n\n![cap *x*](plots/size.png)\n\nsee (#1)\n\n{tables}"
     page = render_page(text, {"size": Plot('<svg viewBox="0 0 1 1"><g id="a"/><use href="#a"/></svg>', b"")}, "en")
-    assert "<b>T</b>" not in page and 'id="size-a"' in page and 'href="#size-a"' in page and "<img" not in page
+    assert "<b>T</b>" not in page
+    assert 'id="size-wide-a"' in page and 'href="#size-wide-a"' in page and "<img" not in page
     assert page.count('<a href="#row-1">#1</a>') == 2 and page.count('id="row-1"') == 1
     assert "<svg" in page and "<svg" not in without_plots(page)
 
 
-def row(system, shape, latency, error, speedup, ties=(), metric=0.9):
-    details = {"latency_ms_low": 0.9 * latency, "latency_ms_high": 1.1 * latency, "speedup": speedup,
-               "speedup_low": 0.9 * speedup, "speedup_high": 1.1 * speedup, "ties": list(ties)}  # fmt: skip
-    values = ResultRow(status="ok", latency_ms_p50=latency, error_abs_mean=error, metric=metric, metric_name="accuracy")
-    return SweepRow(values, system, shape, details, 1)
+def row(system, shape, latency, error, spread=0.01, metric=0.9, number=1, **values):
+    """Return a row of a system that takes so many ms, its blocks scattered by `spread` in a way of its own."""
+    scatter = np.random.default_rng(zlib.crc32(f"{system} {shape}".encode())).normal(0, spread, 12)
+    details = {"block_ms": list(latency * np.exp(scatter - scatter.mean())), "baseline": "fp32-fastest onnxruntime"}
+    if system != details["baseline"]:
+        details["baseline_ms"] = list(8.0 * np.exp(np.linspace(-0.01, 0.01, 12)))
+    found = ResultRow(status="ok", latency_ms_p50=latency, error_abs_mean=error, metric=metric,
+                      metric_name=values.pop("metric_name", "accuracy"), **values)  # fmt: skip
+    return SweepRow(found, system, shape, details, number)
 
 
 def run_data(rows, **changes):
@@ -98,30 +91,29 @@ def run_data(rows, **changes):
 
 def test_the_error_plot_leaves_out_float_rounding_and_clips_nothing():
     data = run_data([
-        row("fp32-fastest onnxruntime", "2x8", 8.0, 1e-6, 1), row("fp32 onnxruntime", "2x8", 9.0, 0.0, 0.9),
-        row("max int8_linear onnxruntime", "2x8", 4.0, 0.05, 2),
-        row("mse int8_linear onnxruntime", "2x8", 5.0, 0.9, 1.6),
+        row("fp32-fastest onnxruntime", "2x8", 8.0, 1e-6), row("fp32 onnxruntime", "2x8", 9.0, 0.0),
+        row("max int8_linear onnxruntime", "2x8", 4.0, 0.05), row("mse int8_linear onnxruntime", "2x8", 5.0, 0.9),
     ], methods=("fp32", "max", "mse"), batch_sizes=(2,))  # fmt: skip
     assert list(shown_errors(data).values()) == [0.05, 0.9]
-    low, high = pareto_plot(data).axes[1].get_ylim()
+    low, high = pareto_plot(Canvas(data)).axes[1].get_ylim()
     assert low < 0.05 / 1.2 and high > 0.9 * 1.2
     assert error_front([(5.0, 0.9), (4.0, 0.05), (6.0, 0.01)]) == [(4.0, 0.05), (6.0, 0.01)]
 
 
 def test_without_int8_the_error_plot_shows_float_and_without_errors_says_so():
-    float_rows = [row("fp32-fastest onnxruntime", "2x8", 8.0, 1e-6, 1), row("fp32 onnxruntime", "2x8", 9.0, 0.0, 0.9)]
+    float_rows = [row("fp32-fastest onnxruntime", "2x8", 8.0, 1e-6), row("fp32 onnxruntime", "2x8", 9.0, 0.0)]
     assert list(shown_errors(run_data(float_rows, batch_sizes=(2,))).values()) == [1e-6]
-    figure = pareto_plot(run_data(float_rows[1:], batch_sizes=(2,)))
+    figure = pareto_plot(Canvas(run_data(float_rows[1:], batch_sizes=(2,))))
     assert [text.get_text() for text in figure.axes[1].texts] == ["no output differs"]
 
 
 def test_a_recipe_is_called_worse_only_where_it_is_surely_faster_at_no_shape():
     linear, full = "max int8_linear onnxruntime", "max int8_full onnxruntime"
-    rows = [row(linear, "1x8", 4.0, 0.1, 2.0), row(full, "1x8", 3.0, 0.2, 2.6),
-            row(linear, "2x8", 8.0, 0.1, 2.0, [full]), row(full, "2x8", 7.9, 0.2, 2.1, [linear])]  # fmt: skip
+    rows = [row(linear, "1x8", 4.0, 0.1), row(full, "1x8", 3.0, 0.2), row(linear, "2x8", 8.0, 0.1),
+            row(full, "2x8", 9.0, 0.2)]  # fmt: skip
     recipes = ("int8_linear", "int8_full")
     assert dominated_recipes(run_data(rows, recipes=recipes)) == []
-    tied = [rows[0], row(full, "1x8", 3.9, 0.2, 2.1, [linear]), *rows[2:]]
+    tied = [rows[0], row(full, "1x8", 3.99, 0.2, 0.05), *rows[2:]]
     assert [(a.name, b.name) for a, b in dominated_recipes(run_data(tied, recipes=recipes))] == [(full, linear)]
     texts = "\n".join(where_not(Context(run_data(tied, recipes=recipes), Texts("en"), 0.01, {})))
     assert f"- {label(dominated_recipes(run_data(tied, recipes=recipes))[0][0])} changes the outputs more" in texts
@@ -130,8 +122,7 @@ def test_a_recipe_is_called_worse_only_where_it_is_surely_faster_at_no_shape():
 @pytest.mark.parametrize("lang", ["en", "zh"])
 def test_int8_is_not_recommended_where_half_precision_is_faster(lang):
     full, half = "max int8_full tensorrt", "fp16 tensorrt"
-    rows = [row("fp32 pytorch", "1x8", 2.0, 0.0, 1.0), row(half, "1x8", 0.4, 0.001, 5.0),
-            row(full, "1x8", 0.5, 0.2, 4.0)]  # fmt: skip
+    rows = [row("fp32 pytorch", "1x8", 2.0, 0.0), row(half, "1x8", 0.4, 0.001), row(full, "1x8", 0.5, 0.2)]
     options = {"methods": ("fp16", "max"), "recipes": ("int8_full",), "backends": ("pytorch", "tensorrt"),
                "batch_sizes": (1,)}  # fmt: skip
     advice = advise(run_data(rows, **options), 0.01)
@@ -139,14 +130,163 @@ def test_int8_is_not_recommended_where_half_precision_is_faster(lang):
     context = Context(run_data(rows, **options), Texts(lang), 0.01, {})
     text = "\n".join([*summary(context), *where_not(context)])
     assert "fp16, TensorRT" in text and "0.400" in text and "0.500" in text and "1.25" in text
-    ahead = [rows[0], rows[1], row(full, "1x8", 0.3, 0.2, 6.0)]
+    ahead = [rows[0], rows[1], row(full, "1x8", 0.3, 0.2)]
     assert advise(run_data(ahead, **options), 0.01).chosen is not None
-    tied = [rows[0], rows[1], row(full, "1x8", 0.39, 0.2, 5.1, [half])]
+    tied = [rows[0], rows[1], row(full, "1x8", 0.398, 0.2, 0.05)]
     assert advise(run_data(tied, **options), 0.01).chosen is None
 
 
+FLOAT, FAST, EXACT = "fp32-fastest onnxruntime", "max int8_linear onnxruntime", "mse int8_linear onnxruntime"
+
+
+def sweep_of(fast, exact, shapes=("1x8", "2x8"), **options):
+    """Return a run of the float baseline (8 ms) and two INT8 systems, given as (ms, error, values of the row)."""
+    rows = []
+    for shape in shapes:
+        rows += [row(FLOAT, shape, 8.0, 0.0, number=1, num_flips=0)]
+        for number, (name, (latency, error, values)) in enumerate(((FAST, fast), (EXACT, exact)), 2):
+            rows.append(row(name, shape, latency, error, number=number, **values))
+    return run_data(rows, methods=("max", "mse"), batch_sizes=(1, 2), **options)
+
+
+def loss(low, high, metric=0.9, **values):
+    return {"loss_low": low, "loss_high": high, "metric": metric, **values}
+
+
+def test_of_systems_that_cannot_be_told_apart_the_more_exact_is_taken_and_else_the_faster():
+    sure = loss(-0.001, 0.004)
+    equal = advise(sweep_of((4.0, 0.2, sure), (4.01, 0.1, sure)), 0.01)
+    assert equal.chosen is not None and equal.chosen.name == EXACT and equal.is_proven
+    faster = advise(sweep_of((4.0, 0.2, sure), (4.6, 0.1, sure)), 0.01)
+    assert faster.chosen is not None and faster.chosen.name == FAST
+
+
+def test_a_ratio_over_all_shapes_decides_where_no_single_shape_does():
+    shapes = tuple(f"{batch}x{length}" for batch in (1, 2) for length in (8, 16, 32))
+    data = sweep_of((7.6, 0.1, {"spread": 0.03}), (8.0, 0.1, {"spread": 0.03}), shapes, seq_lengths=(8, 16, 32))
+    fast, base = (data.system_named(name) for name in (FAST, FLOAT))
+    assert [verdict(data, fast, base, shape) for shape in data.shapes].count("faster") < len(shapes)
+    assert verdict(data, fast, base) == "faster" and verdict(data, base, fast) == "slower"
+    singles = [speedup_at(data, fast, shape).value for shape in data.shapes]
+    pooled = ratio_over(data, fast, base)
+    assert mean_speedup(data, fast).value == pytest.approx(float(np.exp(np.mean(np.log(singles)))))
+    assert pooled.low < 8.0 / 7.6 < pooled.high
+
+
+def test_rows_of_another_session_are_compared_over_their_own_baselines():
+    data = sweep_of((4.0, 0.1, {}), (4.0, 0.1, {}))
+    for each in data.rows:
+        if each.system == EXACT:  # measured later, when everything took twice the time
+            each.details.update(timing=1, block_ms=[2 * ms for ms in each.details["block_ms"]],
+                                baseline_ms=[16.0 * x for x in np.exp(np.linspace(-0.01, 0.01, 12))])  # fmt: skip
+    fast, exact = (data.system_named(name) for name in (FAST, EXACT))
+    assert verdict(data, fast, exact) == "equal"
+    assert ratio_over(data, fast, exact).value == pytest.approx(1.0, rel=0.01)
+
+
+def test_the_loss_that_may_be_lost_is_judged_by_its_interval():
+    sure, unsure, lost = loss(-0.002, 0.008, 0.897), loss(-0.004, 0.013, 0.8955), loss(0.012, 0.04, 0.874)
+    assert advise(sweep_of((4.0, 0.2, unsure), (5.0, 0.1, sure)), 0.01).chosen.name == EXACT  # slower, but proven
+    both = sweep_of((4.0, 0.2, unsure), (5.0, 0.1, lost))
+    advice = advise(both, 0.01)
+    assert advice.chosen.name == FAST and not advice.is_proven
+    text = "\n".join(summary(Context(both, Texts("en"), 0.01, {})))
+    assert "**That is not proven:**" in text and "may be as much as 1.30 points of accuracy" in text
+    none = advise(sweep_of((4.0, 0.2, lost), (5.0, 0.1, lost)), 0.01)
+    assert none.chosen is None and none.closest is not None
+
+
+def test_a_loss_that_the_exact_test_confirms_is_not_called_noise():
+    real = loss(0.003, 0.040, 0.8761, mcnemar_p=0.020, num_flips=61, num_samples=872)
+    text = "\n".join(summary(Context(sweep_of((4.0, 0.5, real), (6.0, 0.6, real)), Texts("en"), 0.03, {})))
+    assert "exact McNemar p = 0.02" in text and "95 % interval of the loss 0.30 to 4.00" in text
+    assert "may be chance" not in text
+    chance = {**real, "loss_low": -0.004, "mcnemar_p": 0.21}
+    assert "may be chance" in "\n".join(
+        summary(Context(sweep_of((4.0, 0.5, chance), (6.0, 0.6, chance)), Texts("en"), 0.03, {})))  # fmt: skip
+    old = {name: value for name, value in real.items() if name not in ("loss_low", "loss_high", "mcnemar_p")}
+    text = "\n".join(summary(Context(sweep_of((4.0, 0.5, old), (6.0, 0.6, old)), Texts("en"), 0.03, {})))
+    assert "hold no interval of the loss" in text and "may be chance" not in text
+
+
+def test_the_best_by_error_and_by_size_are_named_too():
+    small_file = {**loss(-0.001, 0.004), "size_bytes": 23_100_000, "num_flips": 15}
+    large = {**loss(-0.001, 0.004), "size_bytes": 59_200_000}
+    data = sweep_of((4.0, 0.2, large), (6.0, 0.1, small_file))
+    assert [system.name for system in smallest(data)] == [EXACT, EXACT]
+    text = "\n".join(summary(Context(data, Texts("en"), 0.01, {})))
+    assert "smallest file: mse int8_linear, ONNX Runtime: 0.1 on average, 15 predictions differ" in text
+    assert "23.1 MB. (#3)" in text
+    exact = sweep_of((4.0, 0.1, small_file), (6.0, 0.2, large))
+    assert "also changes the outputs least and has the smallest file" in "\n".join(
+        summary(Context(exact, Texts("en"), 0.01, {})))  # fmt: skip
+
+
+def test_the_warning_of_noise_looks_at_every_row():
+    calm = sweep_of((4.0, 0.2, {"spread": 0.01}), (5.0, 0.1, {"spread": 0.01}))
+    assert "less certain" not in "\n".join(summary(Context(calm, Texts("en"), 0.01, {})))
+    noisy = sweep_of((4.0, 0.2, {"spread": 0.01}), (5.0, 0.1, {"spread": 0.5}))
+    text = "\n".join(summary(Context(noisy, Texts("en"), 0.01, {})))
+    assert "2 of 4 speed-ups are less certain than 10 % (the widest: mse int8_linear" in text
+    assert "2 of 6 times have an interval wider than 25 %" in text and "after 12 rounds, the limit" in text
+
+
+def test_a_perplexity_is_printed_as_one_and_less_of_it_is_better():
+    worse, better = ({"metric_name": "perplexity", "metric": each, "loss_low": low, "loss_high": low + 0.01}
+                     for each, low in ((24.0, 0.195), (20.1, 0.0)))  # fmt: skip
+    rows = [row(FLOAT, "1x8", 8.0, 0.0, metric=20.0, metric_name="perplexity"),
+            row(FAST, "1x8", 4.0, 0.2, **worse), row(EXACT, "1x8", 5.0, 0.1, **better)]  # fmt: skip
+    data = run_data(rows, methods=("max", "mse"), batch_sizes=(1,))
+    assert data.loss(data.system_named(FAST)) == pytest.approx(0.2)
+    assert advise(data, 0.01).chosen.name == EXACT
+    text = "\n".join(summary(Context(data, Texts("en"), 0.01, {})))
+    assert "0.50 % in perplexity (20.1 against 20 of the float model" in text
+    low, high = pareto_plot(Canvas(data)).axes[0].get_ylim()
+    assert low > high  # better is up
+
+
+def test_the_machines_int8_instructions_stand_first_where_they_are_known():
+    data = sweep_of((4.0, 0.2, {}), (5.0, 0.1, {}))
+    assert machine(Context(data, Texts("en"), 0.01, {})) == []
+    data.rows[0].details.update(cpu_flags=["avx2"], machine="x86_64")
+    lines = summary(Context(data, Texts("en"), 0.01, {}))
+    assert "no VNNI; INT8 products gain at most about 1.3 times" in lines[0] and lines[2] == "## Summary"
+
+
+def test_every_system_has_one_look_in_all_plots_and_the_recommended_one_is_labelled():
+    data = sweep_of((4.0, 0.2, loss(-0.001, 0.004)), (6.0, 0.1, loss(-0.001, 0.004)))
+    looks = [tuple(Canvas(data).style(system).values()) for system in data.systems]
+    assert len(set(looks)) == len(looks) == len({color for color, _ in looks})
+    drawn = draw_all(data, 0.01)
+    assert {"pareto", "batch"} <= drawn.keys()
+    for name in ("pareto", "batch"):
+        for svg in (drawn[name].svg, drawn[name].narrow_svg):
+            assert "recommended" in svg and "max int8_linear" in svg, name
+    figure = PLOTS["pareto"](Canvas(data, data.system_named(FAST), is_narrow=True))
+    assert figure.get_figwidth() == NARROW
+    assert [text.get_text().split(":")[0] for text in figure.axes[0].texts] == ["recommended"]
+
+
+@pytest.mark.parametrize(
+    "points", [[22.8, 23.1, 24.4, 26.7, 27.3], [22.8, 24.4, 27.3, 60.9, 84.0], [0.18, 0.45, 2.3], [3.0, 900.0], [5.0]]
+)
+def test_ticks_stand_where_the_points_are(points):
+    low, high = min(points) / 1.15, max(points) * 1.15
+    ticks = ticks_where(points, low, high, 9)
+    assert all(low <= tick <= high for tick in ticks) and 2 <= len(ticks) <= 12
+    for value in points:
+        assert min(abs(np.log(tick / value)) for tick in ticks) < 0.26  # at most 30 % from a number on the axis
+
+
+def test_the_page_shows_a_narrow_plot_on_a_phone():
+    plot = Plot("<svg id='w'></svg>", b"", "<svg id='n'></svg>")
+    page = render_page("# T\n\n![c](plots/size.png)\n", {"size": plot}, "en")
+    assert '<div class="on-wide"><svg' in page and '<div class="on-narrow"><svg' in page
+    assert ".on-narrow { display: none; }" in page and "min-width: 36rem" not in page
+
+
 def test_products_of_tensorrt_are_called_a_plan():
-    engine = row("max int8_full tensorrt", "1x8", 0.5, 0.2, 4.0)
+    engine = row("max int8_full tensorrt", "1x8", 0.5, 0.2)
     engine.details["products"] = {"int8": ["a"], "float": [], "attention_int8": [], "attention_float": []}
     options = {"methods": ("max",), "recipes": ("int8_full",), "backends": ("tensorrt",), "batch_sizes": (1,)}
     text = "\n".join(sizes(Context(run_data([engine], **options), Texts("en"), 0.01, {})))

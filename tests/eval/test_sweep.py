@@ -18,7 +18,7 @@ from eval.report.run_data import read_run
 from eval.reproduce import choose_row, reproduce
 from eval.results import ResultRow
 from eval.sweep.__main__ import add_arguments, main, options_of
-from eval.sweep.grid import System, primary_shape, shapes_of, systems_of
+from eval.sweep.grid import System, options_from_dict, primary_shape, shapes_of, systems_of
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder, SweepRow, claim
 from eval.sweep.store import ArtifactStore, check_disk
@@ -92,7 +92,7 @@ def test_a_failed_point_and_an_absent_backend_are_rows_with_their_reason(finishe
     assert len(skipped) == 5 * 4
 
 
-def test_rows_say_accuracy_error_latency_speedup_and_what_cannot_be_told_apart(finished):
+def test_rows_say_accuracy_error_latency_speedup_and_the_loss_with_its_interval(finished):
     rows = {(row.system, row.shape): row for row in finished[0].run.rows()}
     row = rows["max int8_linear onnxruntime", "2x8"]
     assert row.row.status == "ok" and row.row.error_abs_mean > 0 and row.row.num_samples == 24
@@ -100,8 +100,21 @@ def test_rows_say_accuracy_error_latency_speedup_and_what_cannot_be_told_apart(f
     assert row.details["baseline"] == "fp32-fastest onnxruntime" and row.details["products"]["int8"]
     base = rows["fp32-fastest onnxruntime", "2x8"]
     assert base.details["speedup"] == 1 and base.details["session"] and base.row.error_abs_max < 1e-4
-    for name in row.details["ties"]:
-        assert row.system in rows[name, "2x8"].details["ties"]
+    assert row.details["speedup"] == pytest.approx(base.details["latency_ms"] / row.details["latency_ms"], rel=1e-9)
+    assert 0 <= row.row.mcnemar_p <= 1 and row.row.loss_low <= row.row.loss_high
+
+
+def test_calibrators_of_one_recipe_run_one_graph_and_are_timed_once(finished):
+    rows = {(row.system, row.shape): row for row in finished[0].run.rows()}
+    for shape in shapes_of(finished[2]):
+        first, second = (rows[f"{method} int8_linear onnxruntime", shape.name] for method in ("max", "mse"))
+        assert first.details["graph"] == second.details["graph"]
+        assert first.details["digests"] != second.details["digests"]
+        assert second.details["timed_as"] == first.system and second.details["block_ms"] == first.details["block_ms"]
+        own = rows["fp32 onnxruntime", shape.name].details
+        assert own["graph"] != first.details["graph"] and own["timed_as"] == "fp32 onnxruntime"
+    timings = [finished[0].run.read_json(f"timings/{shape.name}.0.json") for shape in shapes_of(finished[2])]
+    assert all("mse int8_linear onnxruntime" not in timing["systems"] for timing in timings)
 
 
 def test_artifacts_are_made_once_and_shared(finished):
@@ -117,7 +130,7 @@ def test_the_report_is_whole_and_its_check_finds_a_changed_figure(finished):
     row = next(r for r in finished[0].run.rows() if r.system == "max int8_linear onnxruntime" and r.shape == "2x12")
     assert f"{100 * row.row.metric:.2f}" in text and f"#{row.number} |" in text
     assert "its runtime is not installed" in text and "match no quantizer" in text
-    assert html.count("<svg") == 8 and "src=" not in html and f'id="row-{row.number}"' in html
+    assert html.count("<svg") == 16 and "src=" not in html and f'id="row-{row.number}"' in html
     check(run)
     changed = text.replace("2x12 | ok", "2x12 | fine", 1)
     assert changed != text
@@ -273,12 +286,33 @@ def parsed(*words: str):
         (["--batch-sizes", "1,0"], "--batch-sizes takes whole numbers from 1, got 0"),
         (["--budget", "0"], "--budget 0 must be above 0 minutes"),
         (["--rounds", "1"], "--rounds must be at least"),
+        (["--rounds", "9", "--max-rounds", "8"], "--max-rounds 8 is below --rounds 9"),
         (["--load-clients", "1", "--load-seconds", "0"], "--load-seconds 0 must be above 0"),
     ],
 )
 def test_grids_that_cannot_be_right_are_wrong_usage(words, message):
     with pytest.raises(UsageError, match=message):
         parsed(*words)
+
+
+def test_the_default_grid_holds_what_calibration_makes_by_default():
+    from calib.__main__ import DEFAULT_RECIPE, SAMPLE_FLAGS
+    from quant.recipe import load_recipe
+
+    options = parsed()
+    default = System(load_recipe(DEFAULT_RECIPE).calibrator.method, DEFAULT_RECIPE, "onnxruntime")
+    assert default in systems_of(options) and options.num_calibration == SAMPLE_FLAGS["num_samples"]
+    assert System("max", "int8_linear", "onnxruntime") in systems_of(options)  # what SmoothQuant is held against
+
+
+def test_options_of_an_older_manifest_take_the_defaults_of_what_they_lack():
+    options = sweep_options("m", "d")
+    older = {name: value for name, value in options.as_dict().items() if name not in ("max_rounds", "build_arguments")}
+    assert options_from_dict(older) == options
+    with pytest.raises(ValueError, match="of another version: model"):
+        options_from_dict({name: value for name, value in older.items() if name != "model"})
+    with pytest.raises(ValueError, match="of another version: colour"):
+        options_from_dict({**older, "colour": "red"})
 
 
 def test_the_most_telling_points_come_first():

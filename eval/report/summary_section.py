@@ -1,0 +1,153 @@
+"""The first lines of a report: the machine, what to use, what it costs, what is best by error or size, how sure."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from engine.hardware import int8_outlook
+from eval.ratios import MAX_WIDTH
+from eval.report.advice import Advice, is_noise, smallest
+from eval.report.context import Context
+from eval.report.run_data import label
+from eval.report.speeds import mean_speedup, middle, ratio_over, speedup_at, time_at, widths
+from eval.report.writing import NOTHING, megabytes, milliseconds, ratio, small
+from eval.sweep.grid import PYTORCH, System
+
+MAX_SPREAD = 0.25  # of a time's interval; on a quiet machine it is 2 to 10 %
+
+
+def machine(c: Context) -> list[str]:
+    """Return what INT8 can gain at most on the rows' processors; nothing for GPUs, and where the rows do not say."""
+    if c.data.options.device != "cpu":
+        return []
+    known = {(tuple(d["cpu_flags"]), d["machine"]) for row in c.data.rows if "cpu_flags" in (d := row.details)}
+    lines = [c.t("machine", device=c.data.rows[0].row.device or NOTHING, threads=c.data.options.threads,
+                 outlook=int8_outlook(flags, kind)) for flags, kind in sorted(known)]  # fmt: skip
+    return [line for each in lines for line in (each, "")]
+
+
+def summary(c: Context) -> list[str]:
+    """Return what a manager reads."""
+    data, t, advice = c.data, c.t, c.advice
+    lines = [*machine(c), f"## {t('summary')}", ""]
+    if not data.int8_systems:
+        lines.append(t("not_measured_int8"))
+    elif advice.chosen is None and advice.closest is not None:
+        lines.append(t("too_lossy", max_loss=c.loss(c.max_loss), system=label(advice.closest),
+                       loss=c.loss(data.loss(advice.closest))))  # fmt: skip
+    elif advice.chosen is None and advice.within:
+        lines.append(_stay_with_float(c, advice))
+    elif advice.chosen is None:  # INT8 was timed, and nothing was scored
+        lines.append(t("not_scored"))
+    else:
+        lines += _recommendation(c, advice.chosen)
+    if advice.within and not advice.is_proven:
+        row = data.ok(advice.chosen or advice.within[0])
+        is_known = row is not None and row.row.loss_high is not None
+        lines += ["", t("unproven", max_loss=c.loss(c.max_loss), high=c.loss(row.row.loss_high) if row else NOTHING)
+                  if is_known else t("unproven_old")]  # fmt: skip
+    return [*lines, "", *_also(c, advice.chosen), *_coverage(c), "", *_noise(c)]
+
+
+def _recommendation(c: Context, chosen: System) -> list[str]:
+    data, t = c.data, c.t
+    row, base = data.timed(chosen), data.timed(data.baseline)
+    own, gain = time_at(data, chosen), speedup_at(data, chosen)
+    assert row is not None and own is not None
+    base_ms = own.value * gain.value if gain else None  # the baseline's in the session that timed the chosen one
+    lines = [t("recommended", system=label(chosen), shape=c.shape(), baseline=label(data.baseline),
+               latency=milliseconds(own.value), baseline_ms=milliseconds(base_ms),
+               **_interval("speedup", gain), mean=ratio(middle(mean_speedup(data, chosen))),
+               num_shapes=len(data.shapes))]  # fmt: skip
+    lines = [f"{lines[0]} (#{row.number})", ""]
+    size_ratio = ""
+    if base is not None and base.row.size_bytes and row.row.size_bytes:
+        size_ratio = f" ({row.row.size_bytes / base.row.size_bytes:.2f} x)"
+    lines.append(t("cost", loss=c.loss(data.loss(chosen)), value=c.value(row.row.metric), float=c.value(
+                   data.float_metric), num_samples=row.row.num_samples, error=small(row.row.error_abs_mean),
+                   flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
+                   interval=_loss_interval(c, chosen), size=megabytes(row.row.size_bytes),
+                   ratio=size_ratio))  # fmt: skip
+    if is_noise(data, row):
+        lines[-1] += " " + t("cost_noise")
+    own_float = System("fp32", None, chosen.backend)
+    same = ratio_over(data, chosen, own_float, [data.primary]) if chosen.backend != PYTORCH else None
+    if same is not None:
+        lines[-1] += " " + t("same_runtime", ratio=ratio(same.value))
+    return lines
+
+
+def _interval(name: str, found: object) -> dict[str, str]:
+    """Return the three figures of an estimate, for a sentence."""
+    return {key: ratio(getattr(found, part, None)) for key, part in ((name, "value"), ("low", "low"), ("high", "high"))}
+
+
+def _loss_interval(c: Context, system: System) -> str:
+    """Return the paired interval of the loss and McNemar's p in brackets, nothing where the row has neither."""
+    row = c.data.ok(system)
+    if row is None or row.row.loss_low is None:
+        return ""
+    low, high = (c.loss_figure(each) for each in (row.row.loss_low, row.row.loss_high))
+    p = "" if row.row.mcnemar_p is None else c.t("cost_p", p=f"{row.row.mcnemar_p:.2g}")
+    return c.t("cost_interval", low=low, high=high, p=p)
+
+
+def _stay_with_float(c: Context, advice: Advice) -> str:
+    """Return that INT8 does not pay, and by how much float is ahead of the best of it."""
+    data, t, rival, best = c.data, c.t, advice.rival or c.data.baseline, advice.within[0]
+    lines = [t("no_gain", max_loss=c.loss(c.max_loss), rival=label(rival))]
+    row, other = data.timed(best), data.timed(rival)
+    own, theirs, ahead = time_at(data, best), time_at(data, rival), ratio_over(data, rival, best)
+    if row is not None and other is not None and own is not None and theirs is not None and ahead is not None:
+        lines.append(t("float_ahead", rival=label(rival), system=label(best), shape=c.shape(),
+                       rival_ms=milliseconds(theirs.value), latency=milliseconds(own.value),
+                       mean=ratio(ahead.value), num_shapes=len(data.shapes)))  # fmt: skip
+        lines.append(f"(#{other.number}, #{row.number})")
+    return " ".join(lines)
+
+
+def _also(c: Context, chosen: System | None) -> list[str]:
+    """Return the best by error and by size: what a reader who cares for those takes instead."""
+    lines = []
+    by_error, by_size = smallest(c.data)
+    for key, system in [("best_both", by_error)] if by_error == by_size else [("best_error", by_error), (
+        "best_size", by_size)]:  # fmt: skip
+        row = None if system is None else c.data.timed(system)
+        if system is None or row is None:
+            continue
+        if system == chosen:
+            lines.append("- " + c.t(f"{key}_same"))
+            continue
+        mean = mean_speedup(c.data, system)
+        lines.append("- " + c.t(key, system=label(system), error=small(row.row.error_abs_mean), size=megabytes(
+            row.row.size_bytes), flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
+            loss=c.loss(c.data.loss(system)), mean=ratio(middle(mean))) + f" (#{row.number})")  # fmt: skip
+    return [*lines, ""] if lines else []
+
+
+def _coverage(c: Context) -> list[str]:
+    counts = Counter(row.row.status for row in c.data.rows)
+    total = len(c.data.systems) * len(c.data.shapes)
+    return [c.t("coverage", ok=counts["ok"], failed=counts["failed"], skipped=counts["skipped"], total=total,
+                left=total - len(c.data.rows))]  # fmt: skip
+
+
+def _noise(c: Context) -> list[str]:
+    """Return how many of all speed-ups, and of all times, are uncertain, and which most."""
+    data, t, lines = c.data, c.t, []
+    found = widths(data)
+    wide = [each for each in found if each[0] > MAX_WIDTH]
+    if wide:
+        width, system, shape = wide[0]
+        row = data.timed(system, shape)
+        lines += [t("wide_ratios", count=len(wide), total=len(found), limit=f"{100 * MAX_WIDTH:.0f}",
+                    rounds=len(row.details["block_ms"]) if row else NOTHING, system=label(system), shape=c.shape(shape),
+                    width=f"{100 * width:.0f}"), ""]  # fmt: skip
+    times = [(time.width, s, shape) for s in data.systems for shape in data.shapes
+             if (time := time_at(data, s, shape)) is not None]  # fmt: skip
+    busy = sorted((each for each in times if each[0] > MAX_SPREAD), key=lambda each: -each[0])
+    if busy:
+        spread, system, shape = busy[0]
+        lines += [t("noisy", count=len(busy), total=len(times), limit=f"{100 * MAX_SPREAD:.0f}", system=label(system),
+                    shape=c.shape(shape), spread=f"{100 * spread:.0f}"), ""]  # fmt: skip
+    return lines
