@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from engine.hardware import int8_outlook
+from engine.backend import get_backend
+from engine.hardware import int8_outlook, saturates
 from eval.ratios import MAX_WIDTH
 from eval.report.advice import Advice, is_noise, smallest
 from eval.report.context import Context
@@ -17,12 +18,16 @@ MAX_SPREAD = 0.25  # of a time's interval; on a quiet machine it is 2 to 10 %
 
 
 def machine(c: Context) -> list[str]:
-    """Return what INT8 can gain at most on the rows' processors; nothing for GPUs, and where the rows do not say."""
+    """Return what INT8 can gain at most on the rows' processors, and what was done about sums that saturate there;
+    nothing for GPUs, and where the rows do not say."""
     if c.data.options.device != "cpu":
         return []
     known = {(tuple(d["cpu_flags"]), d["machine"]) for row in c.data.rows if "cpu_flags" in (d := row.details)}
     lines = [c.t("machine", device=c.data.rows[0].row.device or NOTHING, threads=c.data.options.threads,
                  outlook=int8_outlook(flags, kind)) for flags, kind in sorted(known)]  # fmt: skip
+    if any(saturates(flags, kind) for flags, kind in known):
+        mends = {name: get_backend(name).saturation_mend for name in c.data.options.backends}
+        lines += [c.t("saturation", backend=name, mend=mend) for name, mend in mends.items() if mend]
     return [line for each in lines for line in (each, "")]
 
 
