@@ -1,0 +1,93 @@
+"""The arithmetic that all kernels share: exact division, rounding to INT8, activations. Runs inside Triton kernels.
+
+The torch references of the same formulas are in `kernels.reference`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: the tests' way to run the kernels on a CPU
+
+# Adding 1.5 x 2^23 to a float32 leaves no fraction bits: the sum is rounded, ties to even, and its low bits are the
+# integer. Exact for |x| < 2^22. The conversion instructions between int and float run at a fraction of the FMA's rate.
+MAGIC = tl.constexpr(12582912.0)
+MAGIC_BITS = tl.constexpr(0x4B400000)
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4, "quick_gelu": 5}
+
+
+@triton.jit
+def narrow_to_float(acc):
+    """Return the float32 of accumulators that began at MAGIC_BITS: exact for |sum| < 2^22, and no conversion at all."""
+    return acc.to(tl.float32, bitcast=True) - MAGIC
+
+
+@triton.jit
+def fma(a, b, c, IS_INTERPRETED: tl.constexpr):
+    """Return a * b + c, rounded once on a GPU (the interpreter rounds twice)."""
+    if IS_INTERPRETED:
+        return a * b + c
+    else:
+        return tl.fma(a, b, c)
+
+
+@triton.jit
+def quantize_int8(y, scale, inverse, IS_INTERPRETED: tl.constexpr):
+    """Return clamp(round_half_even(y / scale), -128, 127) in INT8, with the division rounded to float32.
+
+    y: float32, infinities allowed. inverse: 1 / scale rounded to float32. y * inverse alone can be two units in the last
+    place off, which puts a few codes in a million one step away; one correction by the remainder (Markstein 1990) makes
+    it the rounded quotient for two FMAs more. Bounding y instead of the quotient keeps infinities out of the remainder.
+    """
+    y = tl.minimum(tl.maximum(y, -128.0 * scale), 127.0 * scale)
+    if IS_INTERPRETED:  # its fma rounds twice, so that the remainder would not be exact
+        steps = tl.div_rn(y, scale + tl.zeros_like(y))
+    else:
+        steps = y * inverse
+        steps = tl.fma(tl.fma(-steps, scale, y), inverse, steps)
+    return (steps + MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
+
+
+@triton.jit
+def sigmoid(y):
+    """Return 1 / (1 + exp(-y)) with the GPU's approximate exp2 and division (2 units in the last place)."""
+    return 1.0 / (1.0 + tl.exp2(y * -LOG2_E))
+
+
+@triton.jit
+def gelu_erf(y, IS_INTERPRETED: tl.constexpr):
+    """Return y * Phi(y) as max(y, 0) - g(|y|), where g(v) = v * Phi(-v) is a polynomial on 0 to 4.5.
+
+    A minimax fit of degree 10: the error stays below 2e-5 for every y. It is FMAs alone; erf costs more than the product.
+    """
+    u = fma(tl.minimum(tl.abs(y), 4.5), 2.0 / 4.5, -1.0, IS_INTERPRETED)
+    p = fma(u, -0.0425867549, 0.0217824658, IS_INTERPRETED)
+    p = fma(p, u, 0.176380353, IS_INTERPRETED)
+    p = fma(p, u, -0.176314974, IS_INTERPRETED)
+    p = fma(p, u, -0.204907194, IS_INTERPRETED)
+    p = fma(p, u, 0.434781351, IS_INTERPRETED)
+    p = fma(p, u, -0.202968289, IS_INTERPRETED)
+    p = fma(p, u, -0.147215802, IS_INTERPRETED)
+    p = fma(p, u, 0.246592396, IS_INTERPRETED)
+    p = fma(p, u, -0.133039507, IS_INTERPRETED)
+    p = fma(p, u, 0.0274971341, IS_INTERPRETED)
+    return tl.maximum(y, 0.0) - p
+
+
+@triton.jit
+def activate(y, ACTIVATION: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+    """Return the activation that ACTIVATIONS numbers, of a float32 tensor."""
+    if ACTIVATION == 1:
+        y = gelu_erf(y, IS_INTERPRETED)
+    elif ACTIVATION == 2:  # 0.5 y (1 + tanh(z)) = y sigmoid(2 z)
+        y = y * sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    elif ACTIVATION == 3:
+        y = y * sigmoid(y)
+    elif ACTIVATION == 4:
+        y = tl.maximum(y, 0.0)
+    elif ACTIVATION == 5:
+        y = y * sigmoid(1.702 * y)
+    return y
