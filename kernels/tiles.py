@@ -67,9 +67,10 @@ _PRODUCT_TILES = (
     ProductTile(64, 32, 256, 4, 4, 2, 0),
     ProductTile(64, 32, 128, 4, 6, 2, 0),
     ProductTile(32, 32, 256, 4, 3, 2, 0),
-    ProductTile(128, 128, 64, 8, 3, 1),  # these three for the 99 KB of 8.6, 8.9 and 12.0
+    ProductTile(128, 128, 64, 8, 3, 1),  # these four for the 99 KB of 8.6, 8.9 and 12.0
     ProductTile(64, 128, 64, 4, 3, 2),
     ProductTile(64, 64, 64, 4, 4, 2, 0),
+    ProductTile(64, 32, 128, 4, 3, 2, 0),
 )
 _ATTENTION_TILES = tuple(
     AttentionTile(m, n, w, s)
