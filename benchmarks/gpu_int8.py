@@ -31,7 +31,6 @@ class Product:
     scale: Tensor
     bias: Tensor | None
     factor: Tensor  # of this product's input
-    narrow: bool
 
 
 def make_product(columns: int, depth: int, has_bias: bool) -> Product:
@@ -41,7 +40,7 @@ def make_product(columns: int, depth: int, has_bias: bool) -> Product:
     codes = torch.clamp(torch.round(w / scale[:, None]), -128, 127).to(torch.int8)
     bias = torch.randn(columns, device="cuda") * 0.02 if has_bias else None
     factor = torch.exp(torch.randn(depth, device="cuda") * 0.3)
-    return Product(codes, scale * STEP, bias, factor, linear.is_narrow(codes))
+    return Product(codes, scale * STEP, bias, factor)
 
 
 class Int8Stack:
@@ -71,7 +70,7 @@ class Int8Stack:
 
     def multiply(self, layer: dict[str, Product], name: str, x: Tensor, dtype: torch.dtype, **options) -> Tensor:
         p = layer[name]
-        return linear.linear(x, p.weight, p.scale, p.bias, dtype, narrow=p.narrow, tiles=self.tiles.get(name), **options)
+        return linear.linear(x, p.weight, p.scale, p.bias, dtype, tiles=self.tiles.get(name), **options)
 
     def project(self, layer: dict[str, Product], x: Tensor) -> Tensor:
         rounds = self.plan != "linear" and not self.model.rope  # rotary positions are applied to float Q and K

@@ -46,7 +46,9 @@ def candidates(stack: Int8Stack, name: str, kind: type) -> list:
     count = stack.batch * stack.length
     if kind is ProductTile:
         found = product_tiles(90, count, stack.model.products()[name][0])
-        return [tile for tile in found if not (count > 8192 and tile.block_m * tile.block_n < 8192)]
+        n = stack.model.products()[name][0]
+        fits = [t for t in found if 100 <= -(-count // t.block_m) * -(-n // t.block_n) <= 132 * 48 or t.block_m * t.block_n <= 64 * 128]
+        return [t for t in fits if count <= 8192 or t.block_m * t.block_n > 64 * 128]
     if kind is AttentionTile:
         return list(attention_tiles(90, stack.length))
     return row_tiles(triton.next_power_of_2(stack.model.width))
@@ -76,7 +78,7 @@ def run_stack(name: str, batch: int, length: int, plans: Sequence[str], modes: S
     torch.manual_seed(0)
     lengths = torch.randint(length // 2, length + 1, (batch,), device="cuda") if model.is_masked else None
     x = torch.randn(batch * length, model.width, device="cuda", dtype=torch.float16)
-    graphs, labels, reports = [], [], {}
+    graphs, labels, reports, stacks = [], [], {}, []  # a graph does not keep what it reads
     mask = None if lengths is None else gpu_half.half_mask(lengths, length)
     backend, alone = gpu_half.fastest_attention(model, batch, length, mask, time_ms)
     parameters = [dict(gpu_half.HalfLayer(model).half().cuda().named_parameters()) for _ in range(model.layers)]
@@ -97,6 +99,7 @@ def run_stack(name: str, batch: int, length: int, plans: Sequence[str], modes: S
         log(name, batch, length, "fp16", mode, backend)
     for plan in plans:
         stack = Int8Stack(model, plan, batch, length, lengths)
+        stacks.append(stack)
         reports[plan] = tune_stack(stack)
         graphs.append(capture([lambda stack=stack: stack(x)]))
         labels.append(plan)

@@ -60,7 +60,7 @@ def attention(
     added = q if mask is None else mask.contiguous()
     # The softmax's codes are 127ths: amax 1, scale 1 / 127.
     value = float(np.float32(value_scale) / np.float32(127)) if round_softmax else value_scale
-    launch = launch_options(target)
+    launch = launch_options(target, batch * num_queries)
     attention_kernel[(batch * heads, triton.cdiv(num_queries, tile.block_m))](
         q, k, v, added, out, out if factor is None else factor, num_queries, num_keys, heads,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], score_scale, value, out_scale, inverse_of(out_scale),

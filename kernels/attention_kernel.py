@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.numerics import LOG2_E, MAGIC, MAGIC_BITS, narrow_to_float, quantize_int8
+from kernels.numerics import LOG2_E, MAGIC, int8_to_half, quantize_int8
 
 LOWEST = tl.constexpr(-1e30)  # a mask of finfo.min times log2(e) would be -inf, and a row of those NaN
 
@@ -24,11 +24,10 @@ def _load_rows(source, rows, length, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl
 @triton.jit
 def _scores(
     q, k, mask, queries, keys, num_keys, offset, scale, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr, IS_INT8: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """Return q k^T * scale + mask in float32, times log2(e) (`scale` holds it): exp2 of a difference is the softmax's exp."""
-    if IS_INT8:  # at most 128 * 128 * 128 = 2^21: no conversion is needed
-        s = narrow_to_float(tl.dot(q, k.T, tl.full((BM, BN), MAGIC_BITS, dtype=tl.int32), out_dtype=tl.int32))
+    if IS_INT8:
+        s = tl.dot(q, k.T, out_dtype=tl.int32).to(tl.float32)
     else:
         s = tl.dot(q, k.T)
     if HAS_MASK:
@@ -74,16 +73,16 @@ def attention_kernel(
         end = tl.minimum(num_keys, (tl.program_id(1) + 1) * BM + offset)
     if ONE_BLOCK:  # all keys are in registers
         keys = _load_rows(k, block, num_keys, k_row, HEAD_DIM, BLOCK_D)
-        s = _scores(rows, keys, mask, queries, block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8, BM, BN)
+        s = _scores(rows, keys, mask, queries, block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8)
         p = tl.exp2(s - tl.max(s, 1)[:, None])
         total = tl.sum(p, 1)
         values = _load_rows(v, block, num_keys, v_row, HEAD_DIM, BLOCK_D)
         if ROUND:
             p = (p * (127.0 / total)[:, None] + MAGIC) - MAGIC
-            values = values.to(tl.float16)
+            values = int8_to_half(values)
             total = total * 0.0 + 1.0
         elif IS_INT8:
-            values = values.to(tl.float16)
+            values = int8_to_half(values)
         acc = tl.dot(p.to(values.dtype), values)
     else:
         top = tl.full((BM,), float("-inf"), dtype=tl.float32)
@@ -91,7 +90,7 @@ def attention_kernel(
         acc = tl.zeros((BM, BLOCK_D), dtype=tl.float32)
         for start in tl.range(0, end, BN):
             keys = _load_rows(k, start + block, num_keys, k_row, HEAD_DIM, BLOCK_D)
-            s = _scores(rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8, BM, BN)
+            s = _scores(rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8)
             new_top = tl.maximum(top, tl.max(s, 1))
             p = tl.exp2(s - new_top[:, None])
             shrink = tl.exp2(top - new_top)
@@ -99,7 +98,7 @@ def attention_kernel(
             if not ROUND:
                 values = _load_rows(v, start + block, num_keys, v_row, HEAD_DIM, BLOCK_D)
                 if IS_INT8:
-                    values = values.to(tl.float16)
+                    values = int8_to_half(values)
                 acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None])
             top = new_top
         if ROUND:
@@ -107,10 +106,10 @@ def attention_kernel(
             total = total * 0.0 + 1.0
             for start in tl.range(0, end, BN):
                 keys = _load_rows(k, start + block, num_keys, k_row, HEAD_DIM, BLOCK_D)
-                s = _scores(rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8, BM, BN)
+                s = _scores(rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8)
                 p = (tl.exp2(s - top[:, None]) * norm[:, None] + MAGIC) - MAGIC
-                values = _load_rows(v, start + block, num_keys, v_row, HEAD_DIM, BLOCK_D).to(tl.float16)
-                acc = tl.dot(p.to(tl.float16), values, acc)
+                values = _load_rows(v, start + block, num_keys, v_row, HEAD_DIM, BLOCK_D)
+                acc = tl.dot(p.to(tl.float16), int8_to_half(values), acc)
     if ROUND:
         y = acc * value_scale
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import triton
@@ -16,7 +17,6 @@ from kernels.numerics import ACTIVATIONS, INTERPRETED
 from kernels.reference import inverse_of, quantize_reference
 from kernels.tiles import ProductTile, pick_tile, product_tiles
 
-NARROW_LIMIT = 2**22  # sums below it become float32 without a conversion (kernels.numerics.narrow_to_float)
 TORCH_ACTIVATIONS = {
     "none": lambda y: y,
     "gelu": F.gelu,
@@ -25,11 +25,6 @@ TORCH_ACTIVATIONS = {
     "relu": F.relu,
     "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
 }
-
-
-def is_narrow(weight: Tensor) -> bool:
-    """Return whether no INT8 input can bring a sum of this weight, INT8 (N, K), to 2^22: then `narrow` may be set."""
-    return int(weight.to(torch.int32).abs().sum(1).max()) * 128 < NARROW_LIMIT
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:
@@ -50,7 +45,6 @@ def linear(
     residual_scale: float = 1.0,
     factor: Tensor | None = None,
     gated: bool = False,
-    narrow: bool = False,
     tiles: Sequence[int] | None = None,
 ) -> Tensor:
     """Return activation(x @ weight.T * scale + bias) + residual * residual_scale, cast or quantized to `out_dtype`.
@@ -63,7 +57,6 @@ def linear(
         residual: INT8 or half precision, of the result's shape; multiplied by `residual_scale`.
         factor: SmoothQuant's 1 / s of the next product, float32, shape (N,) (gated: (N / 2,)), or None; INT8 results only.
         gated: weight rows alternate gate and up (`interleave`); the result, (..., N / 2), is activation(gate) * up.
-        narrow: the caller knows that |x @ weight.T| < 2^22 (`is_narrow`); faster, and wrong where it does not hold.
         tiles: a plan of `kernels.tiles.ProductTile` by M, or nothing.
     Raises: ValueError: for dtypes, shapes, devices or a plan that do not fit.
     """
@@ -80,16 +73,17 @@ def linear(
     target = capability(x)
     tile = pick_tile(tiles, rows, ProductTile) or product_tiles(target, rows, columns)[0]
     uses_tma = target >= 90 and all(can_describe(each) for each in operands)
-    half = [tile.block_m, tile.block_n // 2]
-    blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], half, half)
+    parts = 2 if gated else tile.parts(out.element_size())
+    stored = [tile.block_m, tile.block_n // parts]
+    blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
     passed = [TensorDescriptor.from_tensor(*pair) for pair in zip(operands, blocks, strict=True)] if uses_tma else operands
     num_blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-    launch = launch_options(target)
+    launch = launch_options(target, rows)
     linear_kernel[(min(num_blocks, multiprocessors(x) * tile.per_sm),)](
         *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
         residual_scale, out_scale, inverse_of(out_scale), ACTIVATION=ACTIVATIONS[activation], HAS_BIAS=bias is not None,
-        RESIDUAL=residual is not None, HAS_FACTOR=factor is not None, OUT_INT8=out_dtype == torch.int8, GATED=gated,
-        NARROW=narrow, TMA=uses_tma, PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
+        RESIDUAL=residual is not None, HAS_FACTOR=factor is not None, OUT_INT8=out_dtype == torch.int8, GATED=gated, PARTS=parts,
+        TMA=uses_tma, PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
         FLATTEN=bool(tile.flatten), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
         **launch,
     )  # fmt: skip
@@ -98,7 +92,7 @@ def linear(
 
 @linear.register_fake
 def _(x, weight, scale, bias, out_dtype, out_scale=1.0, activation="none", residual=None, residual_scale=1.0, factor=None,
-      gated=False, narrow=False, tiles=None):  # fmt: skip
+      gated=False, tiles=None):  # fmt: skip
     return x.new_empty((*x.shape[:-1], weight.shape[0] // 2 if gated else weight.shape[0]), dtype=out_dtype)
 
 
@@ -113,7 +107,7 @@ def linear_reference(
     act = TORCH_ACTIVATIONS[activation]
     y = act(y[..., ::2]) * y[..., 1::2] if gated else act(y)
     if residual is not None:
-        y = (residual.double() * residual_scale + y.double()).float()
+        y = (residual.double() * float(np.float32(residual_scale)) + y.double()).float()
     if out_dtype != torch.int8:
         return y.to(out_dtype)
     return quantize_reference(y if factor is None else y * factor, out_scale)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.numerics import MAGIC_BITS, activate, fma, narrow_to_float, quantize_int8
+from kernels.numerics import activate, fma, int8_to_float, quantize_int8
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
 
@@ -35,9 +35,19 @@ def _store_block(target, block, first_row, first_column, rows, columns, TMA: tl.
 
 
 @triton.jit
-def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, NARROW: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
+    """Return columns PART * BN / PARTS and on of a block, by halving: in the tensor cores' layout that moves nothing."""
+    left, right = acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1).split()
+    if PARTS == 2:
+        return left if PART == 0 else right
+    else:
+        return _part(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
+
+
+@triton.jit
+def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, IS_INTERPRETED: tl.constexpr):
     """Return sum * scale + bias in float32."""
-    y = narrow_to_float(acc) if NARROW else acc.to(tl.float32)
+    y = acc.to(tl.float32)
     by = tl.load(scale + column, mask=column < num_columns, other=0.0)[None, :]
     if HAS_BIAS:
         return fma(y, by, tl.load(bias + column, mask=column < num_columns, other=0.0)[None, :], IS_INTERPRETED)
@@ -53,7 +63,8 @@ def _finish(
 ):  # fmt: skip
     """Add the residual, quantize or cast, and store one block of the result."""
     if RESIDUAL:
-        other = _load_block(residual, first_row, first_column, rows, columns, y.shape[0], y.shape[1], TMA).to(tl.float32)
+        other = _load_block(residual, first_row, first_column, rows, columns, y.shape[0], y.shape[1], TMA)
+        other = int8_to_float(other) if other.dtype == tl.int8 else other.to(tl.float32)
         y = fma(other, residual_scale, y, IS_INTERPRETED)
     if OUT_INT8:
         if HAS_FACTOR:
@@ -69,13 +80,13 @@ def _finish(
 def linear_kernel(
     x, weight, out, residual, scale, bias, factor, M, N, K, residual_scale, out_scale, out_inverse,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
-    OUT_INT8: tl.constexpr, GATED: tl.constexpr, NARROW: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
+    OUT_INT8: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr, IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """out = quantize(activation(x (M, K) @ weight (N, K).T * scale + bias) + residual); `kernels.linear` says the rest.
 
-    The result leaves in two halves (columns 0 to BN / 2, then the rest), so that half of it is in registers as float32
-    at a time. Gated: weight rows alternate gate and up, the two accumulators of a pair are neighbours in one thread.
+    The result leaves in PARTS, columns by columns: less of it is float32 in registers, or staged in shared memory, at a
+    time. Gated: weight rows alternate gate and up, the two accumulators of a pair are neighbours in one thread.
     """
     if PDL:  # start while the kernel before ends; read what it wrote only after it ended
         gdc_launch_dependents()
@@ -87,7 +98,7 @@ def linear_kernel(
         size = tl.minimum(block_rows - group * GROUP, GROUP)
         row = (group * GROUP + (tile % width) % size) * BM
         column = ((tile % width) // size) * BN
-        acc = tl.full((BM, BN), MAGIC_BITS if NARROW else 0, dtype=tl.int32)
+        acc = tl.zeros((BM, BN), dtype=tl.int32)
         for k in range(0, tl.cdiv(K, BK)):
             a = _load_block(x, row, k * BK, M, K, BM, BK, TMA)
             b = _load_block(weight, column, k * BK, N, K, BN, BK, TMA)
@@ -95,17 +106,14 @@ def linear_kernel(
         if GATED:
             gate, up = acc.reshape(BM, BN // 2, 2).split()
             pair = column + 2 * tl.arange(0, BN // 2)
-            y = activate(_affine(gate, pair, N, scale, bias, HAS_BIAS, NARROW, IS_INTERPRETED), ACTIVATION, IS_INTERPRETED)
-            y = y * _affine(up, pair + 1, N, scale, bias, HAS_BIAS, NARROW, IS_INTERPRETED)
+            y = _affine(gate, pair, N, scale, bias, HAS_BIAS, IS_INTERPRETED)
+            y = activate(y, ACTIVATION, IS_INTERPRETED) * _affine(up, pair + 1, N, scale, bias, HAS_BIAS, IS_INTERPRETED)
             _finish(y, row, column // 2, M, N // 2, out, residual, factor, residual_scale, out_scale, out_inverse,
                     RESIDUAL, HAS_FACTOR, OUT_INT8, TMA, IS_INTERPRETED)  # fmt: skip
         else:
-            left, right = acc.reshape(BM, 2, BN // 2).permute(0, 2, 1).split()
-            half = tl.arange(0, BN // 2)
-            y = activate(_affine(left, column + half, N, scale, bias, HAS_BIAS, NARROW, IS_INTERPRETED), ACTIVATION, IS_INTERPRETED)
-            _finish(y, row, column, M, N, out, residual, factor, residual_scale, out_scale, out_inverse,
-                    RESIDUAL, HAS_FACTOR, OUT_INT8, TMA, IS_INTERPRETED)  # fmt: skip
-            column += BN // 2
-            y = activate(_affine(right, column + half, N, scale, bias, HAS_BIAS, NARROW, IS_INTERPRETED), ACTIVATION, IS_INTERPRETED)
-            _finish(y, row, column, M, N, out, residual, factor, residual_scale, out_scale, out_inverse,
-                    RESIDUAL, HAS_FACTOR, OUT_INT8, TMA, IS_INTERPRETED)  # fmt: skip
+            for part in tl.static_range(PARTS):
+                y = _affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
+                            IS_INTERPRETED)  # fmt: skip
+                _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor, residual_scale,
+                        out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8, TMA, IS_INTERPRETED)  # fmt: skip
+                column += BN // PARTS

@@ -11,7 +11,8 @@ import triton.language as tl
 INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: the tests' way to run the kernels on a CPU
 
 # Adding 1.5 x 2^23 to a float32 leaves no fraction bits: the sum is rounded, ties to even, and its low bits are the
-# integer. Exact for |x| < 2^22. The conversion instructions between int and float run at a fraction of the FMA's rate.
+# integer. Exact for |x| < 2^22. Float to int, and 8 bits to float, are instructions at a fraction of the FMA's rate
+# (32 bits to float is not, on Hopper).
 MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -20,9 +21,15 @@ ACTIVATIONS = {"none": 0, "gelu": 1, "gelu_tanh": 2, "silu": 3, "relu": 4, "quic
 
 
 @triton.jit
-def narrow_to_float(acc):
-    """Return the float32 of accumulators that began at MAGIC_BITS: exact for |sum| < 2^22, and no conversion at all."""
-    return acc.to(tl.float32, bitcast=True) - MAGIC
+def int8_to_float(codes):
+    """Return INT8 codes as float32: exact, by two additions, since the conversion from 8 bits is a slow instruction."""
+    return (codes.to(tl.int32) + MAGIC_BITS).to(tl.float32, bitcast=True) - MAGIC
+
+
+@triton.jit
+def int8_to_half(codes):
+    """Return INT8 codes as float16: exact, since the bits 0x6400 + n are 1024 + n; slow otherwise, as above."""
+    return (codes.to(tl.int16) + 0x6480).to(tl.float16, bitcast=True) - 1152.0
 
 
 @triton.jit

@@ -88,7 +88,7 @@ def quantize(x: Tensor, scale: float, factor: Tensor | None = None, tiles: Seque
     rows, target = x.numel() // width, capability(x)
     block = min(triton.next_power_of_2(width), 1024)
     tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    launch = launch_options(target)
+    launch = launch_options(target, rows)
     quantize_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(width, block))](
         x, x if factor is None else factor, out, rows, width, scale, inverse_of(scale), HAS_FACTOR=factor is not None,
         ROWS=tile.rows, WIDTH=block, PDL=bool(launch), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, **launch,
@@ -140,7 +140,7 @@ def norm_quantize(
     rows, target = x.numel() // width, capability(x)
     block = triton.next_power_of_2(width)
     tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    launch = launch_options(target)
+    launch = launch_options(target, rows)
     norm_kernel[(triton.cdiv(rows, tile.rows),)](
         x, x if residual is None else residual.contiguous(), weight, weight if bias is None else bias,
         weight if factor is None else factor, codes, kept, rows, width, eps, scale, inverse_of(scale), RMS=rms,
