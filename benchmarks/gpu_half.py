@@ -10,7 +10,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu_shapes import Model
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"), "silu": F.silu}
-BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -21,7 +25,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary_tables(length: int, head_dim: int, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor]:
     """Return cos and sin of shape (length, 1, head_dim)."""
-    angles = torch.arange(length, device=device)[:, None] / 10000 ** (torch.arange(0, head_dim, 2, device=device) / head_dim)
+    angles = torch.arange(length, device=device)[:, None] / 10000 ** (
+        torch.arange(0, head_dim, 2, device=device) / head_dim
+    )
     angles = torch.cat((angles, angles), -1)[:, None, :]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -35,7 +41,9 @@ class HalfLayer(nn.Module):
         shapes = model.products()
         has_bias = not model.rms
         self.qkv, self.o, self.ffn1, self.ffn2 = (nn.Linear(k, n, bias=has_bias) for n, k in shapes.values())
-        norm = (lambda: nn.RMSNorm(model.width, eps=1e-5)) if model.rms else (lambda: nn.LayerNorm(model.width, eps=1e-5))
+        norm = (
+            (lambda: nn.RMSNorm(model.width, eps=1e-5)) if model.rms else (lambda: nn.LayerNorm(model.width, eps=1e-5))
+        )
         self.norm1, self.norm2 = norm(), norm()
 
     def attend(self, x: Tensor, mask: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
@@ -68,7 +76,9 @@ def layer_function(model: Model):
     with torch.device("meta"):
         template = HalfLayer(model).half().eval()
 
-    def layer(parameters: dict[str, Tensor], x: Tensor, mask: Tensor | None, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    def layer(
+        parameters: dict[str, Tensor], x: Tensor, mask: Tensor | None, cos: Tensor | None, sin: Tensor | None
+    ) -> Tensor:
         return torch.func.functional_call(template, parameters, (x, mask, cos, sin))
 
     return layer
@@ -82,7 +92,9 @@ def half_mask(lengths: Tensor, length: int) -> Tensor:
     return added[:, None, None, :].expand(-1, 1, length, -1)
 
 
-def fastest_attention(model: Model, batch: int, length: int, mask: Tensor | None, time_ms) -> tuple[str, dict[str, float]]:
+def fastest_attention(
+    model: Model, batch: int, length: int, mask: Tensor | None, time_ms
+) -> tuple[str, dict[str, float]]:
     """Return the SDPA backend that is fastest alone at this shape, and each one's milliseconds; what refuses is left out."""
     shape = (batch, length, model.heads, model.head_dim)
     q = torch.randn(shape, device="cuda", dtype=torch.float16).transpose(1, 2)
@@ -90,9 +102,13 @@ def fastest_attention(model: Model, batch: int, length: int, mask: Tensor | None
             for _ in range(2))  # fmt: skip
     found = {}
     for name, backend in BACKENDS.items():
+
         def call(backend=backend):
             with sdpa_kernel(backend):
-                F.scaled_dot_product_attention(q, k, v, mask, is_causal=model.is_causal, enable_gqa=model.heads != model.kv_heads)
+                F.scaled_dot_product_attention(
+                    q, k, v, mask, is_causal=model.is_causal, enable_gqa=model.heads != model.kv_heads
+                )
+
         try:
             found[name] = time_ms([call] * 10)
         except RuntimeError:  # "No available kernel": this backend takes no mask, or no grouped heads

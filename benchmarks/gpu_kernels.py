@@ -46,9 +46,7 @@ def candidates(stack: Int8Stack, name: str, kind: type) -> list:
     count = stack.batch * stack.length
     if kind is ProductTile:
         found = product_tiles(90, count, stack.model.products()[name][0])
-        n = stack.model.products()[name][0]
-        fits = [t for t in found if 100 <= -(-count // t.block_m) * -(-n // t.block_n) <= 132 * 48 or t.block_m * t.block_n <= 64 * 128]
-        return [t for t in fits if count <= 8192 or t.block_m * t.block_n > 64 * 128]
+        return [tile for tile in found if count <= 8192 or tile.block_m * tile.block_n > 64 * 128]
     if kind is AttentionTile:
         return list(attention_tiles(90, stack.length))
     return row_tiles(triton.next_power_of_2(stack.model.width))
@@ -58,14 +56,21 @@ def tune_stack(stack: Int8Stack) -> dict[str, dict[str, Any]]:
     """Set the stack's tiles to the fastest ones; return for each op its tile and microseconds."""
     report = {}
     for name, (kind, calls) in stack.tunables().items():
+
         def calls_of(tile, name=name, calls=calls):
             def with_tile(call):
                 stack.tiles[name] = store_plan({2**31 - 1: tile})
                 return call()
+
             return [lambda call=call: with_tile(call) for call in calls]
+
         best, medians = tune(candidates(stack, name, kind), calls_of)
         stack.tiles[name] = store_plan({2**31 - 1: best})
-        report[name] = {"tile": str(best), "us": medians[best] * 1e3, "all_us": {str(t): ms * 1e3 for t, ms in medians.items()}}
+        report[name] = {
+            "tile": str(best),
+            "us": medians[best] * 1e3,
+            "all_us": {str(t): ms * 1e3 for t, ms in medians.items()},
+        }
         if kind is ProductTile:
             n, k = stack.model.products()[name]
             report[name]["tops"] = 2e-9 * stack.batch * stack.length * n * k / medians[best]
@@ -85,7 +90,9 @@ def run_stack(name: str, batch: int, length: int, plans: Sequence[str], modes: S
     cos, sin = gpu_half.rotary_tables(length, model.head_dim, torch.float16, "cuda") if model.rope else (None, None)
     for mode in modes:
         torch._dynamo.reset()
-        layer_of = torch.compile(gpu_half.layer_function(model), dynamic=False, mode=None if mode == "default" else mode)
+        layer_of = torch.compile(
+            gpu_half.layer_function(model), dynamic=False, mode=None if mode == "default" else mode
+        )
 
         def half(layer_of=layer_of):
             y = x.view(batch, length, model.width)
@@ -123,8 +130,14 @@ def run_stack(name: str, batch: int, length: int, plans: Sequence[str], modes: S
 def environment() -> dict[str, Any]:
     """Return what of the GPU the figures depend on."""
     query = "clocks.sm,clocks.max.sm,power.draw,temperature.gpu,driver_version"
-    done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, check=False)
-    return {"gpu": torch.cuda.get_device_name(), "triton": triton.__version__, "smi": dict(zip(query.split(","), done.stdout.strip().split(", "), strict=False))}
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "triton": triton.__version__,
+        "smi": dict(zip(query.split(","), done.stdout.strip().split(", "), strict=False)),
+    }
 
 
 def run_kernels(out: str) -> None:
@@ -146,6 +159,7 @@ def run_kernels(out: str) -> None:
                 def with_tile(call):
                     stack.tiles[op] = store_plan({2**31 - 1: tile})
                     return call()
+
                 return [lambda call=call: with_tile(call) for call in calls]
 
             best, _ = tune(candidates(stack, op, kind), calls_of, 5)
@@ -170,8 +184,14 @@ def precompile(stacks: Sequence[tuple[str, int, int]], plans: Sequence[str], par
     for name, batch, length in stacks:
         model = model_with(MODELS[name], 1)
         for plan in plans:
-            stack = Int8Stack(model, plan, batch, length, torch.full((batch,), length, device="cuda") if model.is_masked else None)
-            jobs += [(stack, op, tile, calls[0]) for op, (kind, calls) in stack.tunables().items() for tile in candidates(stack, op, kind)]
+            stack = Int8Stack(
+                model, plan, batch, length, torch.full((batch,), length, device="cuda") if model.is_masked else None
+            )
+            jobs += [
+                (stack, op, tile, calls[0])
+                for op, (kind, calls) in stack.tunables().items()
+                for tile in candidates(stack, op, kind)
+            ]
     for stack, op, tile, call in jobs[part::parts]:
         stack.tiles[op] = store_plan({2**31 - 1: tile})
         try:
@@ -186,7 +206,9 @@ def main() -> None:
     parser.add_argument("--part", choices=["kernels", "stacks"], required=True)
     parser.add_argument("--stack", nargs="+", metavar="MODEL:BxS", default=[f"{n}:{b}x{s}" for n, b, s in STACKS])
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=list(PLANS))
-    parser.add_argument("--modes", nargs="+", default=["default"], help="of torch.compile: default, max-autotune-no-cudagraphs")
+    parser.add_argument(
+        "--modes", nargs="+", default=["default"], help="of torch.compile: default, max-autotune-no-cudagraphs"
+    )
     parser.add_argument("--out", required=True)
     parser.add_argument("--processes", type=int, default=0, help="compile all candidates first, in so many processes")
     parser.add_argument("--precompile", metavar="I/N", help=argparse.SUPPRESS)
@@ -203,7 +225,9 @@ def main() -> None:
             return
         if args.processes:
             start = [sys.executable, "-m", "benchmarks.gpu_kernels", *sys.argv[1:], "--precompile"]
-            running = [subprocess.Popen([*start, f"{i}/{args.processes}"], env={**os.environ}) for i in range(args.processes)]
+            running = [
+                subprocess.Popen([*start, f"{i}/{args.processes}"], env={**os.environ}) for i in range(args.processes)
+            ]
             for each in running:
                 each.wait()
             log("compiled the candidates")

@@ -111,7 +111,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out_dtype: torc
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.int8, torch.float16, torch.bfloat16):
         raise ValueError(f"q, k and v are all int8 or all of one half type, got {q.dtype}, {k.dtype}, {v.dtype}")
     if round_softmax and q.dtype != torch.int8:
-        raise ValueError(f"a rounded softmax multiplies INT8 values, got {v.dtype}; quantize them, or round_softmax=False")
+        raise ValueError(
+            f"a rounded softmax multiplies INT8 values, got {v.dtype}; quantize them, or round_softmax=False"
+        )
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.shape[2] % k.shape[2]:
         raise ValueError(f"q (B, S, H, D) fits no k and v: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}")
     if q.shape[3] not in HEAD_DIMS or k.shape[1] > MAX_KEYS:

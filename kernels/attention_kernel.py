@@ -106,7 +106,9 @@ def attention_kernel(
             total = total * 0.0 + 1.0
             for start in tl.range(0, end, BN):
                 keys = _load_rows(k, start + block, num_keys, k_row, HEAD_DIM, BLOCK_D)
-                s = _scores(rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8)
+                s = _scores(
+                    rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8
+                )
                 p = (tl.exp2(s - top[:, None]) * norm[:, None] + MAGIC) - MAGIC
                 values = _load_rows(v, start + block, num_keys, v_row, HEAD_DIM, BLOCK_D)
                 acc = tl.dot(p.to(tl.float16), int8_to_half(values), acc)
@@ -120,6 +122,6 @@ def attention_kernel(
     where = out + (batch * num_queries + queries)[:, None] * (heads * HEAD_DIM) + head * HEAD_DIM + d[None, :]
     inside = (queries < num_queries)[:, None] & (d < HEAD_DIM)[None, :]
     if OUT_INT8:
-        tl.store(where, quantize_int8(y, out_scale, out_inverse, IS_INTERPRETED), mask=inside)
+        tl.store(where, quantize_int8(y, out_scale, out_inverse, True, IS_INTERPRETED), mask=inside)
     else:
         tl.store(where, y.to(out.dtype.element_ty), mask=inside)

@@ -6,21 +6,22 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.numerics import activate, fma, int8_to_float, quantize_int8
+from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
 
 
 @triton.jit
-def _load_block(source, first_row, first_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr):
+def _load_block(
+    source, first_row, first_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
+):
     """Return the block at (first_row, first_column) of a contiguous matrix, zeros outside it."""
     if TMA:
         return source.load([first_row, first_column])
-    else:
-        r = first_row + tl.arange(0, ROWS)
-        c = first_column + tl.arange(0, COLUMNS)
-        inside = (r < rows)[:, None] & (c < columns)[None, :]
-        return tl.load(source + r.to(tl.int64)[:, None] * columns + c[None, :], mask=inside, other=0)
+    r = first_row + tl.arange(0, ROWS)
+    c = first_column + tl.arange(0, COLUMNS)
+    inside = (r < rows)[:, None] & (c < columns)[None, :]
+    return tl.load(source + r.to(tl.int64)[:, None] * columns + c[None, :], mask=inside, other=0)
 
 
 @triton.jit
@@ -40,8 +41,7 @@ def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
     left, right = acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1).split()
     if PARTS == 2:
         return left if PART == 0 else right
-    else:
-        return _part(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
+    return _part(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
 
 
 @triton.jit
@@ -51,14 +51,13 @@ def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, IS_IN
     by = tl.load(scale + column, mask=column < num_columns, other=0.0)[None, :]
     if HAS_BIAS:
         return fma(y, by, tl.load(bias + column, mask=column < num_columns, other=0.0)[None, :], IS_INTERPRETED)
-    else:
-        return y * by
+    return y * by
 
 
 @triton.jit
 def _finish(
     y, first_row, first_column, rows, columns, out, residual, factor, residual_scale, out_scale, out_inverse,
-    RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr, OUT_INT8: tl.constexpr, TMA: tl.constexpr,
+    RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr, OUT_INT8: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr,
     IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Add the residual, quantize or cast, and store one block of the result."""
@@ -70,7 +69,7 @@ def _finish(
         if HAS_FACTOR:
             column = first_column + tl.arange(0, y.shape[1])
             y = y * tl.load(factor + column, mask=column < columns, other=1.0)[None, :]
-        block = quantize_int8(y, out_scale, out_inverse, IS_INTERPRETED)
+        block = quantize_int8(y, out_scale, out_inverse, EXACT, IS_INTERPRETED)
     else:
         block = y.to(out.dtype if TMA else out.dtype.element_ty)
     _store_block(out, block, first_row, first_column, rows, columns, TMA)
@@ -99,7 +98,7 @@ def linear_kernel(
         row = (group * GROUP + (tile % width) % size) * BM
         column = ((tile % width) // size) * BN
         acc = tl.zeros((BM, BN), dtype=tl.int32)
-        for k in range(0, tl.cdiv(K, BK)):
+        for k in range(tl.cdiv(K, BK)):
             a = _load_block(x, row, k * BK, M, K, BM, BK, TMA)
             b = _load_block(weight, column, k * BK, N, K, BN, BK, TMA)
             acc = tl.dot(a, b.T, acc, out_dtype=tl.int32)
@@ -107,13 +106,15 @@ def linear_kernel(
             gate, up = acc.reshape(BM, BN // 2, 2).split()
             pair = column + 2 * tl.arange(0, BN // 2)
             y = _affine(gate, pair, N, scale, bias, HAS_BIAS, IS_INTERPRETED)
-            y = activate(y, ACTIVATION, IS_INTERPRETED) * _affine(up, pair + 1, N, scale, bias, HAS_BIAS, IS_INTERPRETED)
+            y = activate(y, ACTIVATION, IS_INTERPRETED) * _affine(
+                up, pair + 1, N, scale, bias, HAS_BIAS, IS_INTERPRETED
+            )
             _finish(y, row, column // 2, M, N // 2, out, residual, factor, residual_scale, out_scale, out_inverse,
-                    RESIDUAL, HAS_FACTOR, OUT_INT8, TMA, IS_INTERPRETED)  # fmt: skip
+                    RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
         else:
             for part in tl.static_range(PARTS):
                 y = _affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
                             IS_INTERPRETED)  # fmt: skip
                 _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor, residual_scale,
-                        out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8, TMA, IS_INTERPRETED)  # fmt: skip
+                        out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS

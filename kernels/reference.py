@@ -20,4 +20,6 @@ def inverse_of(scale: float) -> float:
 
 def quantize_reference(y: Tensor, scale: float) -> Tensor:
     """Return clamp(round_half_even(y / scale), -128, 127) in INT8; y in float32, the division rounded to float32."""
-    return torch.clamp(torch.round(y.float() / torch.tensor(scale, dtype=torch.float32, device=y.device)), -128, 127).to(torch.int8)
+    return torch.clamp(
+        torch.round(y.float() / torch.tensor(scale, dtype=torch.float32, device=y.device)), -128, 127
+    ).to(torch.int8)

@@ -34,7 +34,7 @@ def quantize_kernel(
     y = tl.load(x + r * N + c, mask=inside, other=0).to(tl.float32)
     if HAS_FACTOR:
         y = y * tl.load(factor + c, mask=c < N, other=1.0)
-    tl.store(out + r * N + c, quantize_int8(y, scale, inverse, IS_INTERPRETED), mask=inside)
+    tl.store(out + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def norm_kernel(
         tl.store(kept + r * N + c, y.to(kept.dtype.element_ty), mask=inside)
     if HAS_FACTOR:
         y = y * tl.load(factor + c, mask=c < N, other=1.0)
-    tl.store(codes + r * N + c, quantize_int8(y, scale, inverse, IS_INTERPRETED), mask=inside)
+    tl.store(codes + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
 
 
 @torch.library.custom_op("int8kit::quantize", mutates_args=())

@@ -58,36 +58,41 @@ Tile = TypeVar("Tile", ProductTile, AttentionTile, RowTile)
 
 # Of one multiprocessor, 1 KB for each program taken off when it is compared.
 SHARED_BYTES = {80: 164 * 1024, 86: 100 * 1024, 89: 100 * 1024, 90: 228 * 1024, 100: 228 * 1024, 120: 100 * 1024}
+SMALL_BYTES = 128 * 1024
 
-# Found on an H100 (capability 9.0), largest first: all that won at some shape. Older GPUs have less shared memory.
+# All that won at some shape on an H100 (capability 9.0), and two that nearly did.
 _PRODUCT_TILES = (
     ProductTile(128, 128, 128, 4, 3, 2),
     ProductTile(128, 128, 128, 4, 3, 2, 0),
     ProductTile(128, 256, 128, 8, 3, 1),
-    ProductTile(128, 256, 128, 8, 4, 1, 0),
-    ProductTile(128, 256, 64, 8, 6, 1),
     ProductTile(256, 128, 128, 8, 3, 1),
     ProductTile(128, 128, 64, 4, 5, 2),
-    ProductTile(128, 128, 64, 4, 6, 2, 0),
     ProductTile(64, 256, 64, 4, 4, 2),
-    ProductTile(64, 256, 128, 4, 2, 2),
     ProductTile(64, 128, 128, 4, 4, 2),
     ProductTile(64, 128, 128, 4, 4, 2, 0),
-    ProductTile(64, 128, 128, 4, 3, 3),
     ProductTile(64, 64, 128, 4, 4, 3),
     ProductTile(64, 64, 128, 4, 6, 2, 0),
     ProductTile(64, 64, 256, 4, 3, 2, 0),
     ProductTile(64, 32, 256, 4, 4, 2, 0),
-    ProductTile(128, 128, 64, 8, 3, 1),  # these four for the 99 KB of 8.6, 8.9 and 12.0
+    ProductTile(64, 32, 128, 4, 3, 2, 0),
+)
+# For GPUs whose multiprocessors have 100 KB (8.6, 8.9, 12.0); not measured.
+_SMALL_PRODUCT_TILES = (
+    ProductTile(128, 128, 64, 8, 3, 1),
     ProductTile(64, 128, 64, 4, 3, 2),
     ProductTile(64, 64, 64, 4, 4, 2, 0),
     ProductTile(64, 32, 128, 4, 3, 2, 0),
 )
-_ATTENTION_TILES = tuple(
-    AttentionTile(m, n, w, s)
-    for m, n, w, s in [(128, 128, 8, 2), (128, 64, 4, 3), (128, 64, 8, 3), (64, 64, 4, 3), (64, 128, 4, 2), (128, 128, 4, 2)]
+_ATTENTION_TILES = (
+    AttentionTile(64, 128, 4, 2),
+    AttentionTile(128, 64, 4, 3),
+    AttentionTile(64, 64, 4, 3),
+    AttentionTile(128, 64, 8, 3),
+    AttentionTile(128, 128, 8, 2),
 )
-_ROW_TILES = tuple(RowTile(r, w) for r, w in [(4, 4), (8, 8), (8, 4), (2, 2), (2, 4), (1, 1), (1, 2), (1, 4), (1, 8)])
+_ROW_TILES = tuple(RowTile(*each) for each in ((1, 1), (8, 4), (2, 2), (1, 2), (1, 4), (8, 8), (1, 8)))
+# What a GPU of about that capability has, to tell a product with a block for each multiprocessor from a smaller one.
+_MULTIPROCESSORS = 132
 
 
 def capability_bytes(capability: int) -> int:
@@ -102,20 +107,20 @@ def product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     budget = capability_bytes(capability)
     found = [
         tile
-        for tile in _PRODUCT_TILES
+        for tile in (_PRODUCT_TILES if budget > SMALL_BYTES else _SMALL_PRODUCT_TILES)
         if (tile.shared_bytes() + 1024) * tile.per_sm <= budget
         and tile.block_m <= max(64, 2 * m)
         and tile.block_n <= max(32, 2 * n)
         and (capability >= 90 or tile.block_n <= 128)  # mma.sync keeps its operands in registers too
     ]
-    programs = 132 if capability >= 90 else 108
     # A block of the result for every multiprocessor comes first, then large blocks.
-    return sorted(found, key=lambda t: -(-m // t.block_m) * -(-n // t.block_n) < programs)
+    return sorted(found, key=lambda t: -(-m // t.block_m) * -(-n // t.block_n) < _MULTIPROCESSORS)
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:
     """Return the tiles that are worth timing for attention over that many keys, the likeliest first."""
-    return [t for t in _ATTENTION_TILES if (capability >= 90 or t.block_m * t.block_n <= 8192) and t.block_n <= max(64, 2 * num_keys)]
+    fits = [t for t in _ATTENTION_TILES if capability >= 90 or t.block_m * t.block_n <= 8192]
+    return sorted(fits, key=lambda t: (num_keys <= t.block_n) != (num_keys <= 128))  # all keys at once, or loops
 
 
 def row_tiles(width: int) -> list[RowTile]:

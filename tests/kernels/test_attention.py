@@ -57,12 +57,16 @@ def test_rounded_softmax_gives_the_formulas_codes(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float16] + ([] if INTERPRETED else [torch.bfloat16]))  # no bf16 dot
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+)  # no bf16 dot
 def test_float_softmax_stays_near(case: str, dtype: torch.dtype) -> None:
     *_, causal, _ = CASES[case]
     q, k, v, mask = inputs(*CASES[case], dtype=dtype)
     score, value = (1 / 3000, 1 / 64) if dtype == INT8 else (0.2, 1.0)
-    got = attention.attention(q, k, v, mask, score, value, torch.float16, causal=causal, round_softmax=False, tiles=SMALL)
+    got = attention.attention(
+        q, k, v, mask, score, value, torch.float16, causal=causal, round_softmax=False, tiles=SMALL
+    )
     expected = attention.attention_reference(
         q, k, v, mask, score, value, torch.float16, causal=causal, round_softmax=False
     )
@@ -83,7 +87,9 @@ def test_padding_does_not_change_what_is_kept() -> None:
     q, k, v, mask = inputs(2, 45, 4, 2, 32, False, True)
     changed = v.clone()
     changed[1, 36:] = 127
-    first, second = (attention.attention(q, k, each, mask, 1 / 3000, 1 / 64, INT8, 1 / 64, tiles=SMALL) for each in (v, changed))
+    first, second = (
+        attention.attention(q, k, each, mask, 1 / 3000, 1 / 64, INT8, 1 / 64, tiles=SMALL) for each in (v, changed)
+    )
     assert torch.equal(first, second)
 
 

@@ -13,7 +13,12 @@ pytestmark = needs_device
 
 TILE = tiles.ProductTile(32, 32, 32, 4, 2, 1)
 PLAN = tiles.store_plan({2**31 - 1: TILE})
-SIZES = {"whole blocks": (64, 64, 64), "ragged, by descriptor": (50, 48, 80), "odd, by pointer": (33, 35, 37), "one row": (1, 2, 16)}
+SIZES = {
+    "whole blocks": (64, 64, 64),
+    "ragged, by descriptor": (50, 48, 80),
+    "odd, by pointer": (33, 35, 37),
+    "one row": (1, 2, 16),
+}
 HALF, INT8 = torch.float16, torch.int8
 
 
@@ -63,8 +68,9 @@ def test_gated_pairs_and_the_factor(size: str, has_factor: bool) -> None:
     assert (got.float() - torch.clamp(y * 4, -128, 127)).abs().max() <= 0.5 + 1e-4
 
 
-# The polynomial's error (kernels.numerics.gelu_erf) and the approximate exp2 and division on a GPU, both absolute.
-BOUNDS = {"gelu": 2e-5, "gelu_tanh": 1e-5, "silu": 1e-5, "quick_gelu": 1e-5, "none": 1e-6, "relu": 1e-6}
+# Absolute, and relative to y where the GPU's tanh of 11 bits is in it (the interpreter's is exact).
+BOUNDS = {"none": (1e-6, 0), "relu": (1e-6, 0), "gelu": (2e-5, 0), "gelu_fast": (3e-5, 2.5e-4), "gelu_tanh": (1e-5, 2.5e-4),
+          "silu": (1e-5, 2.5e-4), "quick_gelu": (1e-5, 2.5e-4)}  # fmt: skip
 
 
 @pytest.mark.parametrize("activation", BOUNDS)
@@ -77,7 +83,9 @@ def test_activations_stay_in_their_bound(activation: str) -> None:
     got = linear.linear(x, w, scale, None, INT8, step, activation, tiles=PLAN)
     y = (w.T.double() * scale.double()).float().double()
     expected = torch.clamp(linear.TORCH_ACTIVATIONS[activation](y) / step, -128, 127)
-    assert (got.double() - expected).abs().max() <= 0.5 + BOUNDS[activation] / step
+    absolute, relative = BOUNDS[activation]
+    bound = absolute + (0 if INTERPRETED else relative) * y.abs()
+    assert ((got.double() - expected).abs() <= 0.5 + bound / step).all()
 
 
 def test_ties_go_to_even_and_codes_saturate() -> None:
@@ -86,7 +94,10 @@ def test_ties_go_to_even_and_codes_saturate() -> None:
     w[:, 0] = torch.tensor([1, 3, 5, -1, -3, -5, 127, -127, 2, 4, 6, 100, -100, 0, 7, -7], dtype=INT8)
     got = linear.linear(x, w, torch.ones(16, device=DEVICE), None, INT8, 2.0, tiles=PLAN)[0]
     assert got.tolist() == [0, 2, 2, 0, -2, -2, 64, -64, 1, 2, 3, 50, -50, 0, 4, -4]
-    assert linear.linear(x, w, torch.ones(16, device=DEVICE), None, INT8, 0.5, tiles=PLAN)[0, 6:8].tolist() == [127, -128]
+    assert linear.linear(x, w, torch.ones(16, device=DEVICE), None, INT8, 0.5, tiles=PLAN)[0, 6:8].tolist() == [
+        127,
+        -128,
+    ]
 
 
 @pytest.mark.parametrize("scale", [1 / 3, 0.0123, 0.7])
@@ -118,7 +129,7 @@ def test_fake_and_schema() -> None:
     [
         ({"x": normal(4, 32)}, "multiplies int8 by int8, got torch.float16"),
         ({"weight": integers(-9, 9, 8, 16)}, "x has 32 columns, the weight 16"),
-        ({"activation": "swish"}, "unknown activation 'swish'; known: none, gelu"),
+        ({"activation": "swish"}, "unknown activation 'swish'; known: none, relu"),
         ({"out_dtype": torch.float32}, "float16, bfloat16 or int8, got torch.float32"),
         ({"scale": torch.ones(7, device=DEVICE if INTERPRETED else "cpu")}, "scale must be float32|one CUDA device"),
         ({"out_scale": 0.0}, "a scale must be positive"),
@@ -135,12 +146,13 @@ def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
 
 @needs_gpu
 @pytest.mark.parametrize("tile", tiles.product_tiles(90, 4096, 3072))
-@pytest.mark.parametrize("kind", ["gelu to int8", "residual to half", "gated"])
+@pytest.mark.parametrize("kind", ["gelu to int8", "fast gelu", "residual to half", "gated"])
 def test_every_tile_on_the_gpu(tile, kind: str) -> None:
     x, w, scale, bias = operands(1000, 1040, 784)
     options = {
         "gelu to int8": {"out_dtype": INT8, "out_scale": 0.11, "activation": "gelu"},
         "residual to half": {"out_dtype": HALF, "residual": normal(1000, 1040), "residual_scale": 0.3},
+        "fast gelu": {"out_dtype": INT8, "out_scale": 0.11, "activation": "gelu_fast"},
         "gated": {"out_dtype": INT8, "out_scale": 0.31, "activation": "silu", "gated": True},
     }[kind]
     capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
@@ -152,4 +164,5 @@ def test_every_tile_on_the_gpu(tile, kind: str) -> None:
         assert torch.equal(got, expected)
     else:
         off = (got.int() - expected.int()).abs()
-        assert off.max() <= 1 and (off > 0).float().mean() < 1e-3  # the polynomial's 2e-5 over a step of 0.1, near a tie
+        # Near a tie: the polynomial's 2e-5 over a step of 0.11; the hardware's tanh is 2.5e-4 of values of up to 127 steps.
+        assert off.max() <= 1 and (off > 0).float().mean() < (1e-3 if kind == "gelu to int8" else 2e-2)
