@@ -17,6 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,10 +28,11 @@ from benchmarks import gpu_half
 from benchmarks.gpu_int8 import PLANS, Int8Stack
 from benchmarks.gpu_shapes import MODELS, STACKS, Model
 from benchmarks.rows import append_row
-from kernels.tiles import AttentionTile, ProductTile, attention_tiles, product_tiles, row_tiles, store_plan
+from kernels.tiles import AttentionTile, ProductTile, Tile, attention_tiles, product_tiles, row_tiles, store_plan
 from kernels.tune import capture, time_in_turn, tune
 
 ROUNDS = 21
+ANY_SIZE = 2**31 - 1
 
 
 def log(*words: object) -> None:
@@ -56,16 +59,10 @@ def tune_stack(stack: Int8Stack) -> dict[str, dict[str, Any]]:
     """Set the stack's tiles to the fastest ones; return for each op its tile and microseconds."""
     report = {}
     for name, (kind, calls) in stack.tunables().items():
-
-        def calls_of(tile, name=name, calls=calls):
-            def with_tile(call):
-                stack.tiles[name] = store_plan({2**31 - 1: tile})
-                return call()
-
-            return [lambda call=call: with_tile(call) for call in calls]
-
-        best, medians = tune(candidates(stack, name, kind), calls_of)
-        stack.tiles[name] = store_plan({2**31 - 1: best})
+        best, medians = tune(
+            candidates(stack, name, kind), lambda tile, name=name, calls=calls: with_tile(stack, name, tile, calls)
+        )
+        stack.tiles[name] = store_plan({ANY_SIZE: best})
         report[name] = {
             "tile": str(best),
             "us": medians[best] * 1e3,
@@ -116,7 +113,7 @@ def run_stack(name: str, batch: int, length: int, plans: Sequence[str], modes: S
     for plan in plans:
         ratios = [a / b for a, b in zip(times[fastest], times[plan], strict=True)]
         row = append_row(
-            out, "gpu_stack", model=name, batch=batch, length=length, plan=plan, masked=model.is_masked,
+            out, "gpu_stack", model=name, batch=batch, length=length, plan=plan, masked=model.is_masked, activation=stacks[0].activation,
             int8_ms=statistics.median(times[plan]), fp16_ms={mode: statistics.median(times[mode]) for mode in modes},
             ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios), fp16_attention=backend,
             fp16_attention_ms=alone, ops=reports[plan], **environment(),
@@ -141,41 +138,52 @@ def environment() -> dict[str, Any]:
 
 
 def run_kernels(out: str) -> None:
-    """Time every distinct product at several M beside cuBLAS and torch._int_mm; append a row for each."""
-    shapes = sorted({(name, op, n, k) for name, model in MODELS.items() for op, (n, k) in model.products().items()
-                     if name not in ("vit-b", "gpt2")})  # fmt: skip
-    for name, op, n, k in shapes:
-        model: Model = MODELS[name]
-        for m in (128, 1024, 4096, 16384):
-            stack = Int8Stack(model_with(model, 4), "full", m // 128, 128, None)
-            kind, calls = stack.tunables()[op]
-            half_weights = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in stack.layers]
-            x = torch.randn(m, k, device="cuda", dtype=torch.float16)
-            x8 = torch.randint(-90, 91, (m, k), device="cuda", dtype=torch.int8)
-            fp16 = capture([lambda w=w: torch.nn.functional.linear(x, w) for w in half_weights])
-            int_mm = capture([lambda layer=layer: torch._int_mm(x8, layer[op].weight.t()) for layer in stack.layers])
+    """Time every product of four models at several M beside cuBLAS and torch._int_mm; append a row for each."""
+    for name in ("bert-base", "minilm-l6", "bert-large", "llama-1b"):
+        for m in (16384, 4096, 1024, 128):
+            stack = Int8Stack(model_with(MODELS[name], 4), "full", m // 128, 128, None)
+            for op in stack.model.products():
+                row = time_product(stack, op, m)
+                append_row(out, "gpu_product", model=name, op=op, **row, **environment())
+                sides = (
+                    f"{side} {row[f'{side}_us']:.1f} us {row[f'{side}_tops']:.0f}"
+                    for side in ("fp16", "int_mm", "int8")
+                )
+                print(
+                    f"PRODUCT {name} {op} {m}x{row['n']}x{row['k']}: {', '.join(sides)} TOPS, {row['tile']}", flush=True
+                )
 
-            def calls_of(tile, stack=stack, op=op, calls=calls):
-                def with_tile(call):
-                    stack.tiles[op] = store_plan({2**31 - 1: tile})
-                    return call()
 
-                return [lambda call=call: with_tile(call) for call in calls]
+def time_product(stack: Int8Stack, op: str, m: int) -> dict[str, Any]:
+    """Return microseconds and TOPS of one product, in fp16, by torch._int_mm (int32 result) and by ours with its epilogue."""
+    n, k = stack.model.products()[op]
+    kind, calls = stack.tunables()[op]
+    halves = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in stack.layers]
+    x = torch.randn(m, k, device="cuda", dtype=torch.float16)
+    x8 = torch.randint(-90, 91, (m, k), device="cuda", dtype=torch.int8)
+    fp16 = capture([lambda w=w: torch.nn.functional.linear(x, w) for w in halves])
+    int_mm = capture([lambda layer=layer: torch._int_mm(x8, layer[op].weight.t()) for layer in stack.layers])
+    best, _ = tune(candidates(stack, op, kind), lambda tile: with_tile(stack, op, tile, calls), 5)
+    graphs = [fp16, int_mm, capture(with_tile(stack, op, best, calls))]
+    row: dict[str, Any] = {"m": m, "n": n, "k": k, "tile": str(best)}
+    for side, times in zip(("fp16", "int_mm", "int8"), time_in_turn(graphs, 11), strict=True):
+        us = statistics.median(times) / len(calls) * 1e3
+        row |= {f"{side}_us": us, f"{side}_tops": 2e-6 * m * n * k / us}
+    return row
 
-            best, _ = tune(candidates(stack, op, kind), calls_of, 5)
-            ours = capture(calls_of(best))
-            us = [statistics.median(t) / len(calls) * 1e3 for t in time_in_turn([fp16, int_mm, ours], 11)]
-            tops = [2e-6 * m * n * k / each for each in us]
-            append_row(out, "gpu_product", model=name, op=op, m=m, n=n, k=k, tile=str(best), us=us[2], fp16_us=us[0],
-                       int_mm_us=us[1], tops=tops[2], fp16_tops=tops[0], int_mm_tops=tops[1], **environment())  # fmt: skip
-            print(f"PRODUCT {name} {op} {m}x{n}x{k}: fp16 {us[0]:.1f} us {tops[0]:.0f}, _int_mm {us[1]:.1f} us {tops[1]:.0f}, "
-                  f"ours {us[2]:.1f} us {tops[2]:.0f} TOPS, {best}", flush=True)  # fmt: skip
+
+def with_tile(stack: Int8Stack, op: str, tile: Tile, calls: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
+    """Return the calls, each with the op's tile set before it."""
+
+    def one(call: Callable[[], Any]) -> Any:
+        stack.tiles[op] = store_plan({ANY_SIZE: tile})
+        return call()
+
+    return [partial(one, call) for call in calls]
 
 
 def model_with(model: Model, layers: int) -> Model:
-    import dataclasses
-
-    return dataclasses.replace(model, layers=layers)
+    return replace(model, layers=layers)
 
 
 def precompile(stacks: Sequence[tuple[str, int, int]], plans: Sequence[str], part: int, parts: int) -> None:
@@ -193,7 +201,7 @@ def precompile(stacks: Sequence[tuple[str, int, int]], plans: Sequence[str], par
                 for tile in candidates(stack, op, kind)
             ]
     for stack, op, tile, call in jobs[part::parts]:
-        stack.tiles[op] = store_plan({2**31 - 1: tile})
+        stack.tiles[op] = store_plan({ANY_SIZE: tile})
         try:
             call()
         except Exception as error:  # tuning says it again

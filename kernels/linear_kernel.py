@@ -18,10 +18,11 @@ def _load_block(
     """Return the block at (first_row, first_column) of a contiguous matrix, zeros outside it."""
     if TMA:
         return source.load([first_row, first_column])
-    r = first_row + tl.arange(0, ROWS)
-    c = first_column + tl.arange(0, COLUMNS)
-    inside = (r < rows)[:, None] & (c < columns)[None, :]
-    return tl.load(source + r.to(tl.int64)[:, None] * columns + c[None, :], mask=inside, other=0)
+    else:
+        r = first_row + tl.arange(0, ROWS)
+        c = first_column + tl.arange(0, COLUMNS)
+        inside = (r < rows)[:, None] & (c < columns)[None, :]
+        return tl.load(source + r.to(tl.int64)[:, None] * columns + c[None, :], mask=inside, other=0)
 
 
 @triton.jit
@@ -41,7 +42,8 @@ def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
     left, right = acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1).split()
     if PARTS == 2:
         return left if PART == 0 else right
-    return _part(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
+    else:
+        return _part(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
 
 
 @triton.jit
@@ -51,7 +53,8 @@ def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, IS_IN
     by = tl.load(scale + column, mask=column < num_columns, other=0.0)[None, :]
     if HAS_BIAS:
         return fma(y, by, tl.load(bias + column, mask=column < num_columns, other=0.0)[None, :], IS_INTERPRETED)
-    return y * by
+    else:
+        return y * by
 
 
 @triton.jit

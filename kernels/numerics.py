@@ -40,7 +40,8 @@ def fma(a, b, c, IS_INTERPRETED: tl.constexpr):
     """Return a * b + c, rounded once on a GPU (the interpreter rounds twice)."""
     if IS_INTERPRETED:
         return a * b + c
-    return tl.fma(a, b, c)
+    else:
+        return tl.fma(a, b, c)
 
 
 @triton.jit
@@ -69,7 +70,8 @@ def tanh(x, IS_INTERPRETED: tl.constexpr):
     """Return tanh(x): one instruction on a GPU, with a relative error of 2^-11 (PTX's tanh.approx)."""
     if IS_INTERPRETED:
         return 1.0 - 2.0 / (1.0 + tl.exp2(tl.minimum(x, 40.0) * (2.0 * LOG2_E)))
-    return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+    else:
+        return tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
