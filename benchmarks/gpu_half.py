@@ -95,11 +95,13 @@ def half_mask(lengths: Tensor, length: int) -> Tensor:
 def fastest_attention(
     model: Model, batch: int, length: int, mask: Tensor | None, time_ms
 ) -> tuple[str, dict[str, float]]:
-    """Return the SDPA backend that is fastest alone at this shape, and each one's milliseconds; what refuses is left out."""
-    shape = (batch, length, model.heads, model.head_dim)
-    q = torch.randn(shape, device="cuda", dtype=torch.float16).transpose(1, 2)
-    k, v = (torch.randn(batch, length, model.kv_heads, model.head_dim, device="cuda", dtype=torch.float16).transpose(1, 2)
-            for _ in range(2))  # fmt: skip
+    """Return the SDPA backend that is fastest alone here, and each one's milliseconds; what refuses is left out."""
+
+    def operand(heads: int) -> Tensor:
+        shape = (batch, length, heads, model.head_dim)
+        return torch.randn(shape, device="cuda", dtype=torch.float16).transpose(1, 2)
+
+    q, k, v = operand(model.heads), operand(model.kv_heads), operand(model.kv_heads)
     found = {}
     for name, backend in BACKENDS.items():
 

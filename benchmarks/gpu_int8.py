@@ -1,7 +1,7 @@
-"""The INT8 side of the GPU benchmarks: the same layers built by hand from the ops of `kernels/`, random weights and ranges.
+"""The INT8 side of the GPU benchmarks: the same layers by hand from the ops of `kernels/`, random weights and ranges.
 
-Plans: "full" rounds Q, K, V, the softmax and (post-norm) the residual too; "attention" all but the residual; "linear" leaves
-attention and residual in fp16 and multiplies the inputs of the products by SmoothQuant's factor, as the default recipe does.
+Plans: "full" rounds Q, K, V, the softmax and (post-norm) the residual too; "attention" all but the residual; "linear"
+leaves attention and residual in fp16 and multiplies the products' inputs by SmoothQuant's factor, as by default.
 """
 
 from __future__ import annotations

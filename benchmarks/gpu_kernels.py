@@ -3,9 +3,9 @@
     python -m benchmarks.gpu_kernels --part kernels --out rows.jsonl
     python -m benchmarks.gpu_kernels --part stacks [--stack bert-base:32x128 ...] [--plans full linear] --out rows.jsonl
 
-Every tile is tuned on the spot. Rows: TOPS and GB/s of each product beside cuBLAS fp16 and torch._int_mm; for each stack the
-milliseconds of both sides and their ratio, the median of rounds in which both ran in turn. A padding mask is in use where
-the model has one (lengths are drawn from half to all of the length).
+Every tile is tuned on the spot. Rows: TOPS of each product beside cuBLAS fp16 and torch._int_mm; for each stack the
+milliseconds of both sides and their ratio, the median of rounds in which both ran in turn. A padding mask is in use
+where the model has one (lengths are drawn from half to all of the length).
 """
 
 from __future__ import annotations
@@ -113,13 +113,14 @@ def run_stack(name: str, batch: int, length: int, plans: Sequence[str], modes: S
     for plan in plans:
         ratios = [a / b for a, b in zip(times[fastest], times[plan], strict=True)]
         row = append_row(
-            out, "gpu_stack", model=name, batch=batch, length=length, plan=plan, masked=model.is_masked, activation=stacks[0].activation,
+            out, "gpu_stack", model=name, batch=batch, length=length, plan=plan, masked=model.is_masked,
+            activation=stacks[0].activation,
             int8_ms=statistics.median(times[plan]), fp16_ms={mode: statistics.median(times[mode]) for mode in modes},
             ratio=statistics.median(ratios), ratio_min=min(ratios), ratio_max=max(ratios), fp16_attention=backend,
             fp16_attention_ms=alone, ops=reports[plan], **environment(),
         )  # fmt: skip
         ops = sum(r["us"] for r in reports[plan].values()) + reports[plan]["norm"]["us"]
-        print(f"STACK {name} {batch}x{length} {plan}: fp16 {times[fastest] and statistics.median(times[fastest]):.3f} ms "
+        print(f"STACK {name} {batch}x{length} {plan}: fp16 {statistics.median(times[fastest]):.3f} ms "
               f"({fastest}, {backend}), int8 {row['int8_ms']:.3f} ms (ops {ops * model.layers / 1e3:.3f}), "
               f"{row['ratio']:.2f} times as fast", flush=True)  # fmt: skip
 
@@ -155,7 +156,7 @@ def run_kernels(out: str) -> None:
 
 
 def time_product(stack: Int8Stack, op: str, m: int) -> dict[str, Any]:
-    """Return microseconds and TOPS of one product, in fp16, by torch._int_mm (int32 result) and by ours with its epilogue."""
+    """Return one product's microseconds and TOPS in fp16, by torch._int_mm (int32 result), by ours."""
     n, k = stack.model.products()[op]
     kind, calls = stack.tunables()[op]
     halves = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in stack.layers]
@@ -187,7 +188,7 @@ def model_with(model: Model, layers: int) -> Model:
 
 
 def precompile(stacks: Sequence[tuple[str, int, int]], plans: Sequence[str], part: int, parts: int) -> None:
-    """Compile every `parts`-th candidate, so that its processes share the work; Triton's cache on disk holds the result."""
+    """Compile every `parts`-th candidate, so that processes share the work; Triton's cache on disk holds the result."""
     jobs = []
     for name, batch, length in stacks:
         model = model_with(MODELS[name], 1)

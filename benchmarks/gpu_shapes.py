@@ -49,7 +49,7 @@ MODELS = {
 
 # Batch x length of which the tables give a ratio: (model, batch, length).
 STACKS = (
-    ("bert-base", 128, 128), ("bert-base", 32, 128), ("bert-base", 8, 128), ("bert-base", 1, 128), ("bert-base", 32, 384),
-    ("bert-large", 32, 384), ("vit-b", 32, 197), ("vit-b", 128, 197), ("minilm-l6", 32, 64), ("gpt2", 8, 512),
-    ("llama-1b", 8, 512),
+    ("bert-base", 128, 128), ("bert-base", 32, 128), ("bert-base", 8, 128), ("bert-base", 1, 128),
+    ("bert-base", 32, 384), ("bert-large", 32, 384), ("vit-b", 32, 197), ("vit-b", 128, 197), ("minilm-l6", 32, 64),
+    ("gpt2", 8, 512), ("llama-1b", 8, 512),
 )  # fmt: skip

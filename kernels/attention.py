@@ -39,8 +39,10 @@ def attention(
     Args:
         q: shape (B, S_q, H, D); k, v: (B, S_k, H_kv, D), H a multiple of H_kv; views of one buffer are fine. All INT8,
             or all of one half type. D up to 128, S_k up to 4,096.
-        mask: what is added to each key's scores, float, shape (B, S_k), or None. -inf and finfo.min both mean "padding".
-        score_scale: q's scale x k's scale (x 1 / sqrt(D) unless q's scale has it). value_scale: v's scale (1 if not INT8).
+        mask: what is added to each key's scores, float, shape (B, S_k), or None. -inf and finfo.min
+            both mean "padding".
+        score_scale: q's scale x k's scale (x 1 / sqrt(D) unless q's scale has it).
+        value_scale: v's scale (1 if not INT8).
         out_dtype: float16, bfloat16, or int8: then clamp(round_half_even(y * factor / out_scale)).
         causal: a query sees no key after itself; the queries are the last of the keys.
         round_softmax: the softmax is rounded to 127ths (amax 1), V is INT8; else it stays float.
@@ -79,10 +81,11 @@ def _(q, k, v, mask, score_scale, value_scale, out_dtype, out_scale=1.0, causal=
 
 
 def attention_reference(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, score_scale: float, value_scale: float, out_dtype: torch.dtype,
-    out_scale: float = 1.0, causal: bool = False, round_softmax: bool = True, factor: Tensor | None = None,
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, score_scale: float, value_scale: float,
+    out_dtype: torch.dtype, out_scale: float = 1.0, causal: bool = False, round_softmax: bool = True,
+    factor: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return what `attention` does, in plain torch: the scores' integers and the rounded products are exact (float64)."""
+    """Return what `attention` does, in plain torch: scores and rounded products are exact (float64)."""
     share = q.shape[2] // k.shape[2]
     q, k, v = (each.double().transpose(1, 2) for each in (q, k, v))  # (B, H, S, D)
     k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
@@ -104,8 +107,8 @@ def attention_reference(
     return quantize_reference(y if factor is None else y * factor, out_scale)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out_dtype: torch.dtype, causal: bool, round_softmax: bool,
-           factor: Tensor | None) -> None:  # fmt: skip
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, out_dtype: torch.dtype, causal: bool,
+           round_softmax: bool, factor: Tensor | None) -> None:  # fmt: skip
     """Raise ValueError with the first argument that does not fit."""
     check_runs("attention", q, k, v, mask, factor)
     if not q.dtype == k.dtype == v.dtype or q.dtype not in (torch.int8, torch.float16, torch.bfloat16):

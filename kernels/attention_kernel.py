@@ -1,4 +1,4 @@
-"""Attention as two Triton kernels: softmax rounded to 127ths (two loops over the keys), and softmax left float (one loop)."""
+"""Attention as a Triton kernel: softmax rounded to 127ths (two loops over the keys) or left float (one loop)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def _load_rows(source, rows, length, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl
 
 @triton.jit
 def _scores(
-    q, k, mask, queries, keys, num_keys, offset, scale, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr, IS_INT8: tl.constexpr,
+    q, k, mask, queries, keys, num_keys, offset, scale, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr,
+    IS_INT8: tl.constexpr,
 ):  # fmt: skip
-    """Return q k^T * scale + mask in float32, times log2(e) (`scale` holds it): exp2 of a difference is the softmax's exp."""
+    """Return q k^T * scale + mask in float32, times log2(e) (`scale` holds it): exp2 takes the place of exp."""
     if IS_INT8:
         s = tl.dot(q, k.T, out_dtype=tl.int32).to(tl.float32)
     else:

@@ -27,7 +27,7 @@ def multiprocessors(x: Tensor) -> int:
 
 
 def can_describe(x: Tensor) -> bool:
-    """Return whether a TMA descriptor takes this matrix: rows of a multiple of 16 bytes, from a multiple of 16 bytes."""
+    """Return whether a TMA descriptor takes this matrix: rows and address are multiples of 16 bytes."""
     return (x.shape[-1] * x.element_size()) % 16 == 0 and x.data_ptr() % 16 == 0 and x.numel() > 0
 
 

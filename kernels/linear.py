@@ -29,7 +29,7 @@ TORCH_ACTIVATIONS = {
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:
-    """Return gate's and up's rows in turn, as a gated product wants its weight, scale and bias. Shapes (N, ...) → (2 N, ...)."""
+    """Return gate's and up's rows in turn, as a gated product wants weight, scale and bias: (N, ...) → (2 N, ...)."""
     return torch.stack((gate, up), dim=1).flatten(0, 1)
 
 
@@ -53,12 +53,12 @@ def linear(
     Args:
         x: INT8, shape (..., K). weight: INT8, shape (N, K).
         scale: float32, shape (N,): weight scale x input scale. bias: float32, shape (N,), or None.
-        out_dtype: float16, bfloat16, or int8: then clamp(round_half_even(y * factor / out_scale)); the division is exact
-            where y is (none, relu), else y * (1 / out_scale): the activation's own error is far larger.
+        out_dtype: float16, bfloat16, or int8: then clamp(round_half_even(y * factor / out_scale)); the division is
+            exact where y is (none, relu), else y * (1 / out_scale): the activation's own error is far larger.
         activation: a name of `kernels.numerics.ACTIVATIONS`. "gelu" is within 2e-5; "gelu_fast" (the same function),
             "gelu_tanh", "silu", "quick_gelu" within 3e-5 + 2.5e-4 |y|, as fp16 would round them.
         residual: INT8 or half precision, of the result's shape; multiplied by `residual_scale`.
-        factor: SmoothQuant's 1 / s of the next product, float32, shape (N,) (gated: (N / 2,)), or None; INT8 results only.
+        factor: SmoothQuant's 1 / s of the next product, float32, (N,) (gated: (N / 2,)), or None; INT8 results only.
         gated: weight rows alternate gate and up (`interleave`); the result, (..., N / 2), is activation(gate) * up.
         tiles: a plan of `kernels.tiles.ProductTile` by M, or nothing.
     Raises: ValueError: for dtypes, shapes, devices or a plan that do not fit.
@@ -87,8 +87,8 @@ def linear(
     linear_kernel[(min(num_blocks, multiprocessors(x) * tile.per_sm),)](
         *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
         residual_scale, out_scale, inverse_of(out_scale), ACTIVATION=ACTIVATIONS[activation], HAS_BIAS=bias is not None,
-        RESIDUAL=residual is not None, HAS_FACTOR=factor is not None, OUT_INT8=out_dtype == torch.int8, GATED=gated, PARTS=parts,
-        TMA=uses_tma, PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
+        RESIDUAL=residual is not None, HAS_FACTOR=factor is not None, OUT_INT8=out_dtype == torch.int8, GATED=gated,
+        PARTS=parts, TMA=uses_tma, PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
         FLATTEN=bool(tile.flatten), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
         **launch,
     )  # fmt: skip
@@ -96,8 +96,8 @@ def linear(
 
 
 @linear.register_fake
-def _(x, weight, scale, bias, out_dtype, out_scale=1.0, activation="none", residual=None, residual_scale=1.0, factor=None,
-      gated=False, tiles=None):  # fmt: skip
+def _(x, weight, scale, bias, out_dtype, out_scale=1.0, activation="none", residual=None, residual_scale=1.0,
+      factor=None, gated=False, tiles=None):  # fmt: skip
     return x.new_empty((*x.shape[:-1], weight.shape[0] // 2 if gated else weight.shape[0]), dtype=out_dtype)
 
 

@@ -38,7 +38,7 @@ def _store_block(target, block, first_row, first_column, rows, columns, TMA: tl.
 
 @triton.jit
 def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
-    """Return columns PART * BN / PARTS and on of a block, by halving: in the tensor cores' layout that moves nothing."""
+    """Return columns PART * BN / PARTS and on of a block, by halving: between registers nothing moves."""
     left, right = acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1).split()
     if PARTS == 2:
         return left if PART == 0 else right
@@ -118,6 +118,7 @@ def linear_kernel(
             for part in tl.static_range(PARTS):
                 y = _affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
                             IS_INTERPRETED)  # fmt: skip
-                _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor, residual_scale,
-                        out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
+                _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor,
+                        residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
+                        ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS

@@ -48,10 +48,10 @@ def fma(a, b, c, IS_INTERPRETED: tl.constexpr):
 def quantize_int8(y, scale, inverse, EXACT: tl.constexpr, IS_INTERPRETED: tl.constexpr):
     """Return clamp(round_half_even(y / scale), -128, 127) in INT8.
 
-    y: float32, infinities allowed. inverse: 1 / scale rounded to float32. EXACT: the division is rounded to float32 as the
-    formula says. y * inverse alone can be two units in the last place off, which puts a few codes in a million one step
-    away; one correction by the remainder (Markstein 1990) makes it the rounded quotient for two FMAs more. Bounding y
-    instead of the quotient keeps infinities out of the remainder.
+    y: float32, infinities allowed. inverse: 1 / scale rounded to float32. EXACT: the division is rounded to float32 as
+    the formula says. y * inverse alone can be two units in the last place off, which puts a few codes in a million one
+    step away; one correction by the remainder (Markstein 1990) makes it the rounded quotient for two FMAs more. Bounding
+    y instead of the quotient keeps infinities out of the remainder.
     """
     if EXACT:
         y = tl.minimum(tl.maximum(y, -128.0 * scale), 127.0 * scale)
@@ -76,14 +76,14 @@ def tanh(x, IS_INTERPRETED: tl.constexpr):
 
 @triton.jit
 def half_sigmoid(y, twice, IS_INTERPRETED: tl.constexpr):
-    """Return y * sigmoid(2 * twice) as y / 2 * (1 + tanh(twice)): within 2.5e-4 |y|, half a unit of fp16's last place."""
+    """Return y * sigmoid(2 * twice) as y / 2 * (1 + tanh(twice)): within 2.5e-4 |y|, as fp16 would round it."""
     half = 0.5 * y
     return fma(half, tanh(twice, IS_INTERPRETED), half, IS_INTERPRETED)
 
 
 @triton.jit
 def gelu_fast(y, IS_INTERPRETED: tl.constexpr):
-    """Return y * Phi(y) with erf(y / sqrt(2)) as tanh of an odd polynomial: within 3e-5 + 2.5e-4 |y|, in 8 instructions."""
+    """Return y * Phi(y) with erf(y / sqrt(2)) as tanh of a polynomial: within 3e-5 + 2.5e-4 |y|, in 8 instructions."""
     w = tl.minimum(y * y, 36.0)
     p = fma(fma(w, -3.51516837e-4, 3.70056463e-2, IS_INTERPRETED), w, 7.97507884e-1, IS_INTERPRETED)
     return half_sigmoid(y, y * p, IS_INTERPRETED)
@@ -93,8 +93,8 @@ def gelu_fast(y, IS_INTERPRETED: tl.constexpr):
 def gelu_erf(y, IS_INTERPRETED: tl.constexpr):
     """Return y * Phi(y) as max(y, 0) - g(|y|), where g(v) = v * Phi(-v) is a polynomial on 0 to 4.5.
 
-    A minimax fit of degree 10: the error stays below 2e-5 for every y. It is FMAs alone; erf costs more than the product,
-    and this still twice as much as `gelu_fast`.
+    A minimax fit of degree 10: the error stays below 2e-5 for every y. It is FMAs alone; erf costs more than the
+    product, and this still twice as much as `gelu_fast`.
     """
     u = fma(tl.minimum(tl.abs(y), 4.5), 2.0 / 4.5, -1.0, IS_INTERPRETED)
     p = fma(u, -0.0425867549, 0.0217824658, IS_INTERPRETED)

@@ -1,4 +1,4 @@
-"""`torch.ops.int8kit.quantize` and `norm_quantize`: from half precision to INT8, row by row, in one pass over memory."""
+"""`torch.ops.int8kit.quantize` and `norm_quantize`: from half precision to INT8 in one pass over memory."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ KEEPS = ("none", "sum", "normed")  # what `norm_quantize` returns beside the cod
 
 @triton.jit
 def quantize_kernel(
-    x, factor, out, M, N, scale, inverse, HAS_FACTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr,
-    IS_INTERPRETED: tl.constexpr,
+    x, factor, out, M, N, scale, inverse, HAS_FACTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    PDL: tl.constexpr, IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Write INT8 codes of ROWS rows and WIDTH columns."""
     if PDL:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields
+from operator import itemgetter
 from typing import TypeVar
 
 
@@ -84,8 +85,8 @@ _SMALL_PRODUCT_TILES = (
     ProductTile(64, 32, 128, 4, 3, 2, 0),
 )
 _ATTENTION_TILES = (
-    AttentionTile(64, 128, 4, 2),
     AttentionTile(128, 64, 4, 3),
+    AttentionTile(64, 128, 4, 2),
     AttentionTile(64, 64, 4, 3),
     AttentionTile(128, 64, 8, 3),
     AttentionTile(128, 128, 8, 2),
@@ -130,7 +131,8 @@ def row_tiles(width: int) -> list[RowTile]:
 
 def store_plan(plan: dict[int, Tile]) -> list[int]:
     """Return a plan, largest size → tile, as the flat list of ints that the ops take."""
-    return [number for size in sorted(plan) for number in (size, *astuple(plan[size]))]
+    rows = [(largest, *astuple(tile)) for largest, tile in sorted(plan.items(), key=itemgetter(0))]
+    return [number for row in rows for number in row]
 
 
 def pick_tile(plan: Sequence[int] | None, size: int, kind: type[Tile]) -> Tile | None:
@@ -138,9 +140,9 @@ def pick_tile(plan: Sequence[int] | None, size: int, kind: type[Tile]) -> Tile |
 
     Raises: ValueError: if the plan is not rows of (size, *fields of `kind`).
     """
-    plan, width = plan or (), len(fields(kind)) + 1
-    if len(plan) % width:
-        raise ValueError(f"a plan of {kind.__name__} has rows of {width} ints, got {len(plan)} ints; tune again")
-    rows = [plan[start : start + width] for start in range(0, len(plan), width)]
+    numbers, width = list(plan or ()), len(fields(kind)) + 1
+    if len(numbers) % width:
+        raise ValueError(f"a plan of {kind.__name__} has rows of {width} ints, got {len(numbers)} ints; tune again")
+    rows = [numbers[start : start + width] for start in range(0, len(numbers), width)]
     chosen = next((row for row in rows if size <= row[0]), rows[-1] if rows else None)
     return None if chosen is None else kind(*chosen[1:])

@@ -22,7 +22,7 @@ def capture(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        graph.capture_begin()  # not torch.cuda.graph: that collects garbage each time, 0.3 s for each of many candidates
+        graph.capture_begin()  # not torch.cuda.graph: that collects garbage, 0.3 s for each candidate
         for call in calls:
             call()
         graph.capture_end()
@@ -31,7 +31,7 @@ def capture(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
 
 
 def time_in_turn(graphs: Sequence[torch.cuda.CUDAGraph], rounds: int = 11, repeats: int = 1) -> list[list[float]]:
-    """Return each graph's milliseconds of a replay in every round; the graphs take turns, so that a clock that falls hits all."""
+    """Return each graph's milliseconds of a replay in every round; they take turns: a falling clock hits all."""
     times: list[list[float]] = [[] for _ in graphs]
     for graph in graphs:
         graph.replay()
@@ -55,8 +55,8 @@ def tune(
 
     Args:
         candidates: of `kernels.tiles`.
-        calls_of: tile → the calls that are timed together under one CUDA graph. Give as many as the model has (a layer's
-            product with every layer's own weight), so that L2 holds what it will hold there.
+        calls_of: tile → the calls that are timed together under one CUDA graph. Give as many as the model has (a
+            layer's product with every layer's own weight), so that L2 holds what it will hold there.
         rounds: replays of each, in turn.
     Raises: RuntimeError: if no candidate runs.
     """

@@ -109,7 +109,7 @@ def test_fake_and_schema() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     q, k, v, mask = inputs(*CASES["grouped heads, two loops"])
-    with pytest.raises(ValueError, match="rounded softmax multiplies INT8 values, got torch.float16"):
+    with pytest.raises(ValueError, match=r"rounded softmax multiplies INT8 values, got torch\.float16"):
         attention.attention(q.half(), k.half(), v.half(), mask, 0.1, 0.1, INT8)
     with pytest.raises(ValueError, match=r"the mask must have shape \(2, 45\)"):
         attention.attention(q, k, v, mask[:, :3], 0.1, 0.1, INT8)

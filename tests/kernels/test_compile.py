@@ -19,14 +19,14 @@ CAPABILITIES = [80, 89, 90, 100]
 FLAGS = {"IS_INTERPRETED": False}
 
 
-def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object], num_stages: int = 2) -> str:
+def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object]) -> str:
     """Return the PTX; arguments without a type are int32."""
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     constants = {**FLAGS, "PDL": capability >= 90, **constants}
     signature.update(dict.fromkeys(constants, "constexpr"))
     target = compiler.GPUTarget("cuda", capability, 32)
     source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": num_stages}).asm["ptx"]
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 2}).asm["ptx"]
 
 
 def has_int8_product(capability: int, ptx: str) -> bool:
@@ -39,12 +39,13 @@ def has_int8_product(capability: int, ptx: str) -> bool:
 @pytest.mark.parametrize("kind", ["gelu to int8", "gated, residual to half"])
 def test_linear(capability: int, kind: str) -> None:
     is_gated, tma = kind.startswith("gated"), capability >= 90
-    out, parts = ("fp16", 2) if is_gated else ("i8", 2)
-    block = {"i8": "tensordesc<i8[64, 64]>" if tma else "*i8", "out": f"tensordesc<{out}[64, 32]>" if tma else f"*{out}"}
-    types = {"x": block["i8"], "weight": block["i8"], "out": block["out"], "residual": block["out"]}
-    types |= {"scale": "*fp32", "bias": "*fp32", "factor": "*fp32", "residual_scale": "fp32", "out_scale": "fp32", "out_inverse": "fp32"}
+    out = "fp16" if is_gated else "i8"
+    operand, result = ("tensordesc<i8[64, 64]>", f"tensordesc<{out}[64, 32]>") if tma else ("*i8", f"*{out}")
+    types = {"x": operand, "weight": operand, "out": result, "residual": result}
+    types |= dict.fromkeys(("scale", "bias", "factor"), "*fp32")
+    types |= dict.fromkeys(("residual_scale", "out_scale", "out_inverse"), "fp32")
     constants = {"ACTIVATION": 5 if is_gated else 2, "HAS_BIAS": True, "RESIDUAL": is_gated, "HAS_FACTOR": not is_gated,
-                 "OUT_INT8": not is_gated, "GATED": is_gated, "PARTS": parts, "TMA": tma, "BM": 64, "BN": 64, "BK": 64,
+                 "OUT_INT8": not is_gated, "GATED": is_gated, "PARTS": 2, "TMA": tma, "BM": 64, "BN": 64, "BK": 64,
                  "FLATTEN": True}  # fmt: skip
     assert has_int8_product(capability, compile_for(capability, linear_kernel, types, constants))
 
@@ -65,6 +66,7 @@ def test_attention(capability: int, rounds: bool) -> None:
 def test_rows(capability: int) -> None:
     types = {"x": "*fp16", "residual": "*fp16", "weight": "*fp16", "bias": "*fp16", "factor": "*fp32", "codes": "*i8",
              "kept": "*fp16", "out": "*i8", "eps": "fp32", "scale": "fp32", "inverse": "fp32"}  # fmt: skip
-    norm = {"RMS": False, "HAS_RESIDUAL": True, "HAS_BIAS": True, "HAS_FACTOR": True, "KEEP": 1, "ROWS": 1, "WIDTH": 1024}
+    norm = {"RMS": False, "HAS_RESIDUAL": True, "HAS_BIAS": True, "HAS_FACTOR": True, "KEEP": 1, "ROWS": 1,
+            "WIDTH": 1024}  # fmt: skip
     compile_for(capability, norm_kernel, types, norm)
     compile_for(capability, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024})

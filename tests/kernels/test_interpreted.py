@@ -1,4 +1,4 @@
-"""Runs the kernels' tests on the CPU: Triton decides at its import whether it interprets, so in a process of its own."""
+"""Runs the kernels' tests on the CPU: Triton decides at its import, so in a process of its own."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The INT8 product against plain torch: equal integers where every step of the formula is exact, a stated bound elsewhere."""
+"""The INT8 product against plain torch: equal integers where the formula is exact, a stated bound elsewhere."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ HALF, INT8 = torch.float16, torch.int8
 
 
 def operands(m: int, n: int, k: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
-    """Return x, weight, scale and bias; scales are powers of two and biases eighths, so that nothing is ever rounded."""
+    """Return x, weight, scale and bias; scales are powers of two and biases eighths: nothing is rounded."""
     x, w = integers(-128, 128, m, k, seed=seed), integers(-127, 128, n, k, seed=seed + 1)
     scale = 2.0 ** integers(-14, -10, n, seed=seed + 2, dtype=torch.float32)
     return x, w, scale, integers(-16, 17, n, seed=seed + 3, dtype=torch.float32) / 8
@@ -69,8 +69,8 @@ def test_gated_pairs_and_the_factor(size: str, has_factor: bool) -> None:
 
 
 # Absolute, and relative to y where the GPU's tanh of 11 bits is in it (the interpreter's is exact).
-BOUNDS = {"none": (1e-6, 0), "relu": (1e-6, 0), "gelu": (2e-5, 0), "gelu_fast": (3e-5, 2.5e-4), "gelu_tanh": (1e-5, 2.5e-4),
-          "silu": (1e-5, 2.5e-4), "quick_gelu": (1e-5, 2.5e-4)}  # fmt: skip
+BOUNDS = {"none": (1e-6, 0), "relu": (1e-6, 0), "gelu": (2e-5, 0), "gelu_fast": (3e-5, 2.5e-4),
+          "gelu_tanh": (1e-5, 2.5e-4), "silu": (1e-5, 2.5e-4), "quick_gelu": (1e-5, 2.5e-4)}  # fmt: skip
 
 
 @pytest.mark.parametrize("activation", BOUNDS)
@@ -164,5 +164,5 @@ def test_every_tile_on_the_gpu(tile, kind: str) -> None:
         assert torch.equal(got, expected)
     else:
         off = (got.int() - expected.int()).abs()
-        # Near a tie: the polynomial's 2e-5 over a step of 0.11; the hardware's tanh is 2.5e-4 of values of up to 127 steps.
+        # Near a tie: the polynomial's 2e-5 over a step of 0.11; the hardware's tanh, 2.5e-4 of up to 127 steps.
         assert off.max() <= 1 and (off > 0).float().mean() < (1e-3 if kind == "gelu to int8" else 2e-2)

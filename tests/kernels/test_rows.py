@@ -42,7 +42,7 @@ def test_norm_is_rounded_right(width: int, rms: bool, keep: str, has_residual: b
     residual = normal(9, width, seed=3) if has_residual else None
     codes, kept = rows.norm_quantize(x, weight, bias, 1e-5, 0.02, residual, None, rms, keep, PLAN)
     y, total = rows.norm_reference(x, weight, bias, 1e-5, residual, rms, keep)
-    # Mean and variance are summed in float32 (2^-24 x values of up to 5, over a step of 0.02): 1e-4 of a step near a tie.
+    # Mean and variance are summed in float32 (2^-24 of up to 5, over a step of 0.02): 1e-4 of a step near a tie.
     assert (codes.double() - torch.clamp(y / 0.02, -128, 127)).abs().max() <= 0.5 + 1e-4
     if keep == "none":
         assert kept.numel() == 0
