@@ -50,8 +50,8 @@ def quantize_int8(y, scale, inverse, EXACT: tl.constexpr, IS_INTERPRETED: tl.con
 
     y: float32, infinities allowed. inverse: 1 / scale rounded to float32. EXACT: the division is rounded to float32 as
     the formula says. y * inverse alone can be two units in the last place off, which puts a few codes in a million one
-    step away; one correction by the remainder (Markstein 1990) makes it the rounded quotient for two FMAs more. Bounding
-    y instead of the quotient keeps infinities out of the remainder.
+    step away; one correction by the remainder (Markstein 1990) makes it the rounded quotient for two FMAs more.
+    Bounding y instead of the quotient keeps infinities out of the remainder.
     """
     if EXACT:
         y = tl.minimum(tl.maximum(y, -128.0 * scale), 127.0 * scale)

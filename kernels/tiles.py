@@ -6,7 +6,7 @@ A plan is what an engine stores and an op takes: a flat list of ints, rows of (l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from operator import itemgetter
 from typing import TypeVar
@@ -129,7 +129,7 @@ def row_tiles(width: int) -> list[RowTile]:
     return [tile for tile in _ROW_TILES if tile.rows * width <= 16_384 or tile.rows == 1]
 
 
-def store_plan(plan: dict[int, Tile]) -> list[int]:
+def store_plan(plan: Mapping[int, ProductTile | AttentionTile | RowTile]) -> list[int]:
     """Return a plan, largest size → tile, as the flat list of ints that the ops take."""
     rows = [(largest, *astuple(tile)) for largest, tile in sorted(plan.items(), key=itemgetter(0))]
     return [number for row in rows for number in row]
