@@ -1,4 +1,4 @@
-"""Where the kernels' tests run: on a GPU, else on the CPU in a process whose Triton interprets (TRITON_INTERPRET=1)."""
+"""Where the kernels' tests run: on a GPU, else on the CPU in Triton's interpreter (tests/conftest.py sets it)."""
 
 import os
 
@@ -11,7 +11,7 @@ ON_GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8,
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 needs_device = pytest.mark.skipif(
-    not (ON_GPU or INTERPRETED), reason="needs a GPU of capability 8.0 or newer; test_interpreted.py runs it on the CPU"
+    not (ON_GPU or INTERPRETED), reason="needs a GPU of capability 8.0 or newer, or TRITON_INTERPRET=1"
 )
 needs_gpu = pytest.mark.skipif(not ON_GPU or INTERPRETED, reason="needs a GPU of capability 8.0 or newer")
 
