@@ -42,8 +42,10 @@ def launch_options(target: int, rows: int) -> dict[str, bool]:
 
 
 def check_runs(op: str, *tensors: Tensor | None) -> None:
-    """Raise ValueError where an op's tensors are not all on one GPU (or on the CPU, in Triton's interpreter)."""
-    devices = {str(tensor.device) for tensor in tensors if tensor is not None}
-    if len(devices) != 1 or not (INTERPRETED or devices.pop().startswith("cuda")):
-        found = ", ".join(sorted({str(tensor.device) for tensor in tensors if tensor is not None}))
+    """Raise ValueError where an op's tensors are not all on the current GPU (in Triton's interpreter: on the CPU)."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    found = ", ".join(sorted(str(device) for device in devices))
+    if len(devices) != 1 or not (INTERPRETED or found.startswith("cuda")):
         raise ValueError(f"int8kit::{op} needs its tensors on one CUDA device, got {found}; move them there")
+    if not INTERPRETED and devices.pop().index != torch.cuda.current_device():  # Triton launches on the current one
+        raise ValueError(f"int8kit::{op} runs on the current device, got {found}; torch.cuda.set_device it")

@@ -30,7 +30,7 @@ def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[
 
 
 def has_int8_product(capability: int, ptx: str) -> bool:
-    """Return whether the tensor cores multiply INT8: wgmma on 9.0, mma elsewhere (10.0's own instruction takes no INT8)."""
+    """Return whether the tensor cores multiply INT8: wgmma on 9.0, mma elsewhere (10.0's own takes no INT8)."""
     name = "wgmma.mma_async" if capability == 90 else "mma.sync"
     return any(name in line and ".s8" in line for line in ptx.splitlines())
 
