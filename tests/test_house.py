@@ -11,10 +11,11 @@ import pytest
 from quant.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
-OURS = {"quant", "calib", "engine", "eval"}
+OURS = {"kernels", "quant", "calib", "engine", "eval"}
 SCRIPTS = {"train_qat", "export", "build_engine", "benchmarks", "tests"}
 # What each room may import of ours, beside itself.
-MAY_IMPORT = {"quant": set(), "calib": {"quant"}, "engine": set(), "eval": {"quant", "calib", "engine"}}
+MAY_IMPORT = {"kernels": set(), "quant": set(), "calib": {"quant"}, "engine": set(),
+              "eval": {"quant", "calib", "engine"}}  # fmt: skip
 # engine/ runs on a deployment box that has none of these.
 TRAINING_PACKAGES = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas"}
 NOT_OF_THE_NAME = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir",

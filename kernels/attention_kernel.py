@@ -1,0 +1,128 @@
+"""Attention as a Triton kernel: softmax rounded to 127ths (two loops over the keys) or left float (one loop)."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from kernels.numerics import LOG2_E, MAGIC, int8_to_half, quantize_int8
+
+LOWEST = tl.constexpr(-1e30)  # a mask of finfo.min times log2(e) would be -inf, and a row of those NaN
+
+
+@triton.jit
+def _load_rows(source, rows, length, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Return rows of one head, zeros beyond `length` and beyond the head."""
+    d = tl.arange(0, BLOCK_D)
+    inside = (rows < length)[:, None]
+    if HEAD_DIM < BLOCK_D:
+        inside = inside & (d < HEAD_DIM)[None, :]
+    return tl.load(source + rows.to(tl.int64)[:, None] * stride + d[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def _scores(
+    q, k, mask, queries, keys, num_keys, offset, scale, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr,
+    IS_INT8: tl.constexpr,
+):  # fmt: skip
+    """Return q k^T * scale + mask in float32, times log2(e) (`scale` holds it): exp2 takes the place of exp."""
+    if IS_INT8:
+        s = tl.dot(q, k.T, out_dtype=tl.int32).to(tl.float32)
+    else:
+        s = tl.dot(q, k.T)
+    if HAS_MASK:
+        added = tl.load(mask + keys, mask=keys < num_keys, other=float("-inf")).to(tl.float32)
+        added = tl.where(keys < num_keys, tl.maximum(added * LOG2_E, LOWEST), float("-inf"))
+        s = s * scale + added[None, :]
+    else:
+        s = tl.where((keys < num_keys)[None, :], s * scale, float("-inf"))
+    if CAUSAL:
+        s = tl.where(keys[None, :] <= (queries + offset)[:, None], s, float("-inf"))
+    return s
+
+
+@triton.jit
+def attention_kernel(
+    q, k, v, mask, out, factor, num_queries, num_keys, heads,
+    q_batch, q_row, q_head, k_batch, k_row, k_head, v_batch, v_row, v_head,
+    score_scale, value_scale, out_scale, out_inverse,
+    SHARE: tl.constexpr, HAS_MASK: tl.constexpr, CAUSAL: tl.constexpr, ROUND: tl.constexpr, IS_INT8: tl.constexpr,
+    HAS_FACTOR: tl.constexpr, OUT_INT8: tl.constexpr, ONE_BLOCK: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PDL: tl.constexpr, IS_INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """One (batch, head) and BM queries. ROUND: codes of the softmax are known only once its sum is, hence two loops.
+
+    Codes of the softmax (0 to 127) and V's are exact in fp16, their sums (at most 254 * 128) exact in float32: the fp16
+    product gives INT8's integers to the bit, without the transposed V that the INT8 tensor cores want.
+    """
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    head, batch = tl.program_id(0) % heads, (tl.program_id(0) // heads).to(tl.int64)
+    queries = tl.program_id(1) * BM + tl.arange(0, BM)
+    offset = num_keys - num_queries  # causal: the queries are the last of the keys
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + (head // SHARE) * k_head
+    v += batch * v_batch + (head // SHARE) * v_head
+    mask += batch * num_keys
+    block = tl.arange(0, BN)
+    rows = _load_rows(q, queries, num_queries, q_row, HEAD_DIM, BLOCK_D)
+    scale = score_scale * LOG2_E
+    end = num_keys
+    if CAUSAL:
+        end = tl.minimum(num_keys, (tl.program_id(1) + 1) * BM + offset)
+    if ONE_BLOCK:  # all keys are in registers
+        keys = _load_rows(k, block, num_keys, k_row, HEAD_DIM, BLOCK_D)
+        s = _scores(rows, keys, mask, queries, block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8)
+        p = tl.exp2(s - tl.max(s, 1)[:, None])
+        total = tl.sum(p, 1)
+        values = _load_rows(v, block, num_keys, v_row, HEAD_DIM, BLOCK_D)
+        if ROUND:
+            p = (p * (127.0 / total)[:, None] + MAGIC) - MAGIC
+            values = int8_to_half(values)
+            total = total * 0.0 + 1.0
+        elif IS_INT8:
+            values = int8_to_half(values)
+        acc = tl.dot(p.to(values.dtype), values)
+    else:
+        top = tl.full((BM,), float("-inf"), dtype=tl.float32)
+        total = tl.zeros((BM,), dtype=tl.float32)
+        acc = tl.zeros((BM, BLOCK_D), dtype=tl.float32)
+        for start in tl.range(0, end, BN):
+            keys = _load_rows(k, start + block, num_keys, k_row, HEAD_DIM, BLOCK_D)
+            s = _scores(rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8)
+            new_top = tl.maximum(top, tl.max(s, 1))
+            p = tl.exp2(s - new_top[:, None])
+            shrink = tl.exp2(top - new_top)
+            total = total * shrink + tl.sum(p, 1)
+            if not ROUND:
+                values = _load_rows(v, start + block, num_keys, v_row, HEAD_DIM, BLOCK_D)
+                if IS_INT8:
+                    values = int8_to_half(values)
+                acc = tl.dot(p.to(values.dtype), values, acc * shrink[:, None])
+            top = new_top
+        if ROUND:
+            norm = 127.0 / total
+            total = total * 0.0 + 1.0
+            for start in tl.range(0, end, BN):
+                keys = _load_rows(k, start + block, num_keys, k_row, HEAD_DIM, BLOCK_D)
+                s = _scores(
+                    rows, keys, mask, queries, start + block, num_keys, offset, scale, HAS_MASK, CAUSAL, IS_INT8
+                )
+                p = (tl.exp2(s - top[:, None]) * norm[:, None] + MAGIC) - MAGIC
+                values = _load_rows(v, start + block, num_keys, v_row, HEAD_DIM, BLOCK_D)
+                acc = tl.dot(p.to(tl.float16), int8_to_half(values), acc)
+    if ROUND:
+        y = acc * value_scale
+    else:
+        y = acc * (value_scale / total)[:, None]
+    d = tl.arange(0, BLOCK_D)
+    if HAS_FACTOR:
+        y = y * tl.load(factor + head * HEAD_DIM + d, mask=d < HEAD_DIM, other=1.0)[None, :]
+    where = out + (batch * num_queries + queries)[:, None] * (heads * HEAD_DIM) + head * HEAD_DIM + d[None, :]
+    inside = (queries < num_queries)[:, None] & (d < HEAD_DIM)[None, :]
+    if OUT_INT8:
+        tl.store(where, quantize_int8(y, out_scale, out_inverse, True, IS_INTERPRETED), mask=inside)
+    else:
+        tl.store(where, y.to(out.dtype.element_ty), mask=inside)

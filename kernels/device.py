@@ -1,0 +1,51 @@
+"""What the ops ask of the GPU they run on: its capability, its multiprocessors, and what it can read by descriptor."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from kernels.numerics import INTERPRETED
+
+
+@functools.cache
+def _properties(index: int) -> tuple[int, int]:
+    properties = torch.cuda.get_device_properties(index)
+    return 10 * properties.major + properties.minor, properties.multi_processor_count
+
+
+def capability(x: Tensor) -> int:
+    """Return 10 x major + minor of the tensor's GPU; 90 in Triton's interpreter, so that its descriptors are tested."""
+    return 90 if INTERPRETED else _properties(x.get_device())[0]
+
+
+def multiprocessors(x: Tensor) -> int:
+    """Return the number of multiprocessors of the tensor's GPU; 4 in Triton's interpreter."""
+    return 4 if INTERPRETED else _properties(x.get_device())[1]
+
+
+def can_describe(x: Tensor) -> bool:
+    """Return whether a TMA descriptor takes this matrix: rows and address are multiples of 16 bytes."""
+    return (x.shape[-1] * x.element_size()) % 16 == 0 and x.data_ptr() % 16 == 0 and x.numel() > 0
+
+
+# Up to so many rows a kernel starts while the one before it ends (programmatic dependent launch, 9.0 and newer): 9 % of
+# BERT-base at 1 x 128 on an H100. At 8 x 128 and above it costs 1 to 2 %: early programs take room from late ones.
+OVERLAPPED_ROWS = 512
+
+
+def launch_options(target: int, rows: int) -> dict[str, bool]:
+    """Return what a launch over that many rows asks for on a GPU of that capability."""
+    return {"launch_pdl": True} if target >= 90 and rows <= OVERLAPPED_ROWS and not INTERPRETED else {}
+
+
+def check_runs(op: str, *tensors: Tensor | None) -> None:
+    """Raise ValueError where an op's tensors are not all on the current GPU (in Triton's interpreter: on the CPU)."""
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    found = ", ".join(sorted(str(device) for device in devices))
+    if len(devices) != 1 or not (INTERPRETED or found.startswith("cuda")):
+        raise ValueError(f"int8kit::{op} needs its tensors on one CUDA device, got {found}; move them there")
+    if not INTERPRETED and devices.pop().index != torch.cuda.current_device():  # Triton launches on the current one
+        raise ValueError(f"int8kit::{op} runs on the current device, got {found}; torch.cuda.set_device it")

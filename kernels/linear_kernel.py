@@ -1,0 +1,124 @@
+"""The INT8 product as one persistent Triton kernel: operands and result through TMA descriptors, or plain pointers."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
+
+GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
+
+
+@triton.jit
+def _load_block(
+    source, first_row, first_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
+):
+    """Return the block at (first_row, first_column) of a contiguous matrix, zeros outside it."""
+    if TMA:
+        return source.load([first_row, first_column])
+    else:
+        r = first_row + tl.arange(0, ROWS)
+        c = first_column + tl.arange(0, COLUMNS)
+        inside = (r < rows)[:, None] & (c < columns)[None, :]
+        return tl.load(source + r.to(tl.int64)[:, None] * columns + c[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def _store_block(target, block, first_row, first_column, rows, columns, TMA: tl.constexpr):
+    if TMA:
+        target.store([first_row, first_column], block)
+    else:
+        r = first_row + tl.arange(0, block.shape[0])
+        c = first_column + tl.arange(0, block.shape[1])
+        inside = (r < rows)[:, None] & (c < columns)[None, :]
+        tl.store(target + r.to(tl.int64)[:, None] * columns + c[None, :], block, mask=inside)
+
+
+@triton.jit
+def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
+    """Return columns PART * BN / PARTS and on of a block, by halving: between registers nothing moves."""
+    left, right = acc.reshape(acc.shape[0], 2, acc.shape[1] // 2).permute(0, 2, 1).split()
+    if PARTS == 2:
+        return left if PART == 0 else right
+    else:
+        return _part(left if PART < PARTS // 2 else right, PART % (PARTS // 2), PARTS // 2)
+
+
+@triton.jit
+def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+    """Return sum * scale + bias in float32."""
+    y = acc.to(tl.float32)
+    by = tl.load(scale + column, mask=column < num_columns, other=0.0)[None, :]
+    if HAS_BIAS:
+        return fma(y, by, tl.load(bias + column, mask=column < num_columns, other=0.0)[None, :], IS_INTERPRETED)
+    else:
+        return y * by
+
+
+@triton.jit
+def _finish(
+    y, first_row, first_column, rows, columns, out, residual, factor, residual_scale, out_scale, out_inverse,
+    RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr, OUT_INT8: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Add the residual, quantize or cast, and store one block of the result."""
+    if RESIDUAL:
+        other = _load_block(residual, first_row, first_column, rows, columns, y.shape[0], y.shape[1], TMA)
+        other = int8_to_float(other) if other.dtype == tl.int8 else other.to(tl.float32)
+        y = fma(other, residual_scale, y, IS_INTERPRETED)
+    if OUT_INT8:
+        if HAS_FACTOR:
+            column = first_column + tl.arange(0, y.shape[1])
+            y = y * tl.load(factor + column, mask=column < columns, other=1.0)[None, :]
+        block = quantize_int8(y, out_scale, out_inverse, EXACT, IS_INTERPRETED)
+    else:
+        block = y.to(out.dtype if TMA else out.dtype.element_ty)
+    _store_block(out, block, first_row, first_column, rows, columns, TMA)
+
+
+@triton.jit
+def linear_kernel(
+    x, weight, out, residual, scale, bias, factor, M, N, K, residual_scale, out_scale, out_inverse,
+    ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
+    OUT_INT8: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr, IS_INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """out = quantize(activation(x (M, K) @ weight (N, K).T * scale + bias) + residual); `kernels.linear` says the rest.
+
+    The result leaves in PARTS, columns by columns: less of it is float32 in registers, or staged in shared memory, at a
+    time. Gated: weight rows alternate gate and up, the two accumulators of a pair are neighbours in one thread.
+    """
+    if PDL:  # start while the kernel before ends; read what it wrote only after it ended
+        gdc_launch_dependents()
+        gdc_wait()
+    block_rows, block_columns = tl.cdiv(M, BM), tl.cdiv(N, BN)
+    width = GROUP * block_columns
+    for tile in tl.range(tl.program_id(0), block_rows * block_columns, tl.num_programs(0), flatten=FLATTEN):
+        group = tile // width
+        size = tl.minimum(block_rows - group * GROUP, GROUP)
+        row = (group * GROUP + (tile % width) % size) * BM
+        column = ((tile % width) // size) * BN
+        acc = tl.zeros((BM, BN), dtype=tl.int32)
+        for k in range(tl.cdiv(K, BK)):
+            a = _load_block(x, row, k * BK, M, K, BM, BK, TMA)
+            b = _load_block(weight, column, k * BK, N, K, BN, BK, TMA)
+            acc = tl.dot(a, b.T, acc, out_dtype=tl.int32)
+        if GATED:
+            gate, up = acc.reshape(BM, BN // 2, 2).split()
+            pair = column + 2 * tl.arange(0, BN // 2)
+            y = _affine(gate, pair, N, scale, bias, HAS_BIAS, IS_INTERPRETED)
+            y = activate(y, ACTIVATION, IS_INTERPRETED) * _affine(
+                up, pair + 1, N, scale, bias, HAS_BIAS, IS_INTERPRETED
+            )
+            _finish(y, row, column // 2, M, N // 2, out, residual, factor, residual_scale, out_scale, out_inverse,
+                    RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
+        else:
+            for part in tl.static_range(PARTS):
+                y = _affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
+                            IS_INTERPRETED)  # fmt: skip
+                _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor,
+                        residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
+                        ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
+                column += BN // PARTS

@@ -1,0 +1,73 @@
+"""Every kernel compiles for the GPUs it is made for; that needs none of them."""
+
+import os
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="the kernels need the package triton")
+compiler = pytest.importorskip("triton.backends.compiler")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("Triton interprets in this process, and compiles nothing", allow_module_level=True)
+
+from triton.compiler import ASTSource  # noqa: E402
+
+from kernels.attention_kernel import attention_kernel  # noqa: E402
+from kernels.linear_kernel import linear_kernel  # noqa: E402
+from kernels.rows import norm_kernel, quantize_kernel  # noqa: E402
+
+CAPABILITIES = [80, 89, 90, 100]
+FLAGS = {"IS_INTERPRETED": False}
+
+
+def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object]) -> str:
+    """Return the PTX; arguments without a type are int32."""
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    constants = {**FLAGS, "PDL": capability >= 90, **constants}
+    signature.update(dict.fromkeys(constants, "constexpr"))
+    target = compiler.GPUTarget("cuda", capability, 32)
+    source = ASTSource(kernel, signature, constants)
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 2}).asm["ptx"]
+
+
+def has_int8_product(capability: int, ptx: str) -> bool:
+    """Return whether the tensor cores multiply INT8: wgmma on 9.0, mma elsewhere (10.0's own takes no INT8)."""
+    name = "wgmma.mma_async" if capability == 90 else "mma.sync"
+    return any(name in line and ".s8" in line for line in ptx.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind"),
+    [(each, "gelu to int8") for each in CAPABILITIES] + [(each, "gated, residual to half") for each in (80, 90)],
+)
+def test_linear(capability: int, kind: str) -> None:
+    is_gated, tma = kind.startswith("gated"), capability >= 90
+    out = "fp16" if is_gated else "i8"
+    operand, result = ("tensordesc<i8[64, 64]>", f"tensordesc<{out}[64, 32]>") if tma else ("*i8", f"*{out}")
+    types = {"x": operand, "weight": operand, "out": result, "residual": result}
+    types |= dict.fromkeys(("scale", "bias", "factor"), "*fp32")
+    types |= dict.fromkeys(("residual_scale", "out_scale", "out_inverse"), "fp32")
+    constants = {"ACTIVATION": 5 if is_gated else 2, "HAS_BIAS": True, "RESIDUAL": is_gated, "HAS_FACTOR": not is_gated,
+                 "OUT_INT8": not is_gated, "GATED": is_gated, "PARTS": 2, "TMA": tma, "BM": 64, "BN": 64, "BK": 64,
+                 "FLATTEN": True}  # fmt: skip
+    assert has_int8_product(capability, compile_for(capability, linear_kernel, types, constants))
+
+
+@pytest.mark.parametrize(("capability", "rounds"), [*((each, True) for each in CAPABILITIES), (90, False)])
+def test_attention(capability: int, rounds: bool) -> None:
+    half = "*i8" if rounds else "*fp16"
+    types = {"q": half, "k": half, "v": half, "mask": "*fp32", "out": "*i8", "factor": "*fp32"}
+    types |= dict.fromkeys(("score_scale", "value_scale", "out_scale", "out_inverse"), "fp32")
+    constants = {"SHARE": 2, "HAS_MASK": True, "CAUSAL": True, "ROUND": rounds, "IS_INT8": rounds, "HAS_FACTOR": True,
+                 "OUT_INT8": True, "ONE_BLOCK": False, "HEAD_DIM": 64, "BLOCK_D": 64, "BM": 64, "BN": 32}  # fmt: skip
+    ptx = compile_for(capability, attention_kernel, types, constants)
+    assert has_int8_product(capability, ptx) or not rounds
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_rows(capability: int) -> None:
+    types = {"x": "*fp16", "residual": "*fp16", "weight": "*fp16", "bias": "*fp16", "factor": "*fp32", "codes": "*i8",
+             "kept": "*fp16", "out": "*i8", "eps": "fp32", "scale": "fp32", "inverse": "fp32"}  # fmt: skip
+    norm = {"RMS": False, "HAS_RESIDUAL": True, "HAS_BIAS": True, "HAS_FACTOR": True, "KEEP": 1, "ROWS": 1,
+            "WIDTH": 1024}  # fmt: skip
+    compile_for(capability, norm_kernel, types, norm)
+    compile_for(capability, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024})
