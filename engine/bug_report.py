@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from engine.backend import BACKENDS, BuildOptions, get_backend
+from engine.backend import BACKENDS, BuildOptions, get_backend, saturation_of
 from engine.cli import CommandParser, UsageError, check_free, near_matches, print_result, run_command, whole_output
 from engine.environment import environment
 from engine.graph_file import weight_files
 from engine.lint import lint
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import sha256_of
+from engine.openvino import compile_config
 from engine.ort import plain_session
 from engine.run import read_feeds
 from engine.shapes import ShapeRange, check_shapes, graph_inputs, parse_shapes, spread
@@ -45,7 +46,7 @@ for x, ref in zip(actual, expected):
 plain = ort.SessionOptions()
 plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 expected = ort.InferenceSession("{model}", plain).run(None, feeds)
-compiled = ov.Core().compile_model("{model}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+compiled = ov.Core().compile_model("{model}", "CPU", {config})
 actual = compiled(feeds)
 for index, ref in enumerate(expected):
     print(np.abs(actual[index] - ref).max(), np.abs(actual[index] - ref).mean())""",
@@ -174,7 +175,8 @@ def reproduction(
     if arguments.backend in REPRODUCTION and not arguments.outputs:
         loaded = 'feeds = dict(np.load("feeds.npz"))  # attach it'
         code = loaded if arguments.feeds or fed is None else made_feeds_code(fed)
-        return ["```python", REPRODUCTION[arguments.backend].format(model=name, feeds=code), "```"]
+        config = compile_config("fp32", None, saturation_of(get_backend("openvino"), BuildOptions()))  # as it was built
+        return ["```python", REPRODUCTION[arguments.backend].format(model=name, feeds=code, config=config), "```"]
     # A file of target tensorrt says its types itself; any other takes them from flags, which TensorRT 11 has no more.
     flags = ["stronglyTyped"] if file_type(read_onnx(arguments.onnx)) else ["fp16", "int8"]
     command = trtexec_command(arguments.backend, name, "engine", shapes, flags, TensorRTOptions())

@@ -94,7 +94,7 @@ def test_outputs_of_another_machine_give_the_statistics_for_tensorrt(model, tmp_
     assert call(*arguments, "--shapes", "x:1x16:2x16:4x16", "--log", "log.txt", "--actual", "It is wrong.") == 0
     text = (tmp_path / "bug.md").read_text()
     assert "| y0 | 2x3 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 0.5 | 0 |" in text and "It is wrong." in text
-    assert "--fp16 --int8 --minShapes=x:1x16 --optShapes=x:2x16 --maxShapes=x:4x16" in text
+    assert "--fp16 --int8 --avgTiming=1 --minShapes=x:1x16 --optShapes=x:2x16 --maxShapes=x:4x16" in text
     assert "line 499" in text and "line 299\n" not in text and "the last 200 of 500 lines" in text
 
 
@@ -113,7 +113,7 @@ def test_for_tensorrt_the_report_says_whether_the_file_builds_and_never_names_er
     def refuse(*_):
         raise RuntimeError("the build failed: CHECK(status)")
 
-    monkeypatch.setattr("engine.trt.build_bytes", refuse)
+    monkeypatch.setattr("engine.trt.build_engine", refuse)
     assert call("--onnx", model, "--backend", "tensorrt_rtx", "--shapes", "x:2x16", "--out", "c.md") == 0
     assert "the build failed: CHECK(status)`" in (tmp_path / "c.md").read_text()
 
