@@ -20,6 +20,7 @@ from engine.graph_file import weight_files
 from engine.lint import lint
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import sha256_of
+from engine.openvino import BACKEND as OPENVINO
 from engine.openvino import compile_config
 from engine.ort import plain_session
 from engine.run import read_feeds
@@ -175,7 +176,7 @@ def reproduction(
     if arguments.backend in REPRODUCTION and not arguments.outputs:
         loaded = 'feeds = dict(np.load("feeds.npz"))  # attach it'
         code = loaded if arguments.feeds or fed is None else made_feeds_code(fed)
-        config = compile_config("fp32", None, saturation_of(get_backend("openvino"), BuildOptions()))  # as it was built
+        config = compile_config("fp32", None, saturation_of(OPENVINO, BuildOptions()))  # as it was built
         return ["```python", REPRODUCTION[arguments.backend].format(model=name, feeds=code, config=config), "```"]
     # A file of target tensorrt says its types itself; any other takes them from flags, which TensorRT 11 has no more.
     flags = ["stronglyTyped"] if file_type(read_onnx(arguments.onnx)) else ["fp16", "int8"]
