@@ -261,14 +261,28 @@ def conditions(rows: list[Row]) -> list[str]:
     ]
 
 
+# Whose rows depend on what the CPU's INT8 products can do: a section for each kind.
+BY_VNNI = ("fidelity", "speed")
+
+
+def sections(stem: str, title: str, rows: list[Row]) -> list[tuple[str, list[Row]]]:
+    """Return (title, rows) of each section that the rows of one file make."""
+    if stem not in BY_VNNI:
+        return [(title, rows)]
+    kinds: dict[str, list[Row]] = {"with VNNI": [], "without VNNI": []}
+    for row in rows:
+        kinds["with VNNI" if "vnni" in row["device"] else "without VNNI"].append(row)
+    return [(f"{title}, a CPU {kind}", found) for kind, found in kinds.items() if found]
+
+
 def run(options: argparse.Namespace) -> None:
     """Write `RESULTS/tables.md` from the rows that stand in RESULTS."""
     lines = ["# Results", "", "Made by `python -m benchmarks.tables` from the rows beside this file."]
     for stem, (title, make) in TABLES.items():
         path = Path(options.results) / f"{stem}.jsonl"
         if path.exists():
-            rows = read_rows(path)
-            lines += ["", f"## {title}", "", *make(rows), *conditions(rows)]
+            for heading, rows in sections(stem, title, read_rows(path)):
+                lines += ["", f"## {heading}", "", *make(rows), *conditions(rows)]
     (Path(options.results) / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
