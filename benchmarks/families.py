@@ -35,8 +35,8 @@ SOURCES = (
     "quant/attention.py", "quant/own_attention.py", "quant/modules.py", "quant/tensor_quantizer.py",
     "quant/onnx_export.py", "quant/distillation.py", "calib/collect.py", "calib/apply.py", "calib/smoothquant.py",
     "engine/qdq.py", "engine/weights.py", "engine/placement.py", "engine/lowering.py", "engine/half.py",
-    "engine/tensorrt_graph.py", "engine/integers.py", "eval/parity.py", "eval/parity_limits.py", "eval/rounding_noise.py",
-    "eval/graph_parity.py", "quant/formats.py", "benchmarks/family_cells.py",
+    "engine/tensorrt_graph.py", "engine/integers.py", "eval/parity.py", "eval/parity_limits.py",
+    "eval/rounding_noise.py", "eval/graph_parity.py", "quant/formats.py", "benchmarks/family_cells.py",
 )  # fmt: skip
 
 
