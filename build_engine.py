@@ -53,7 +53,7 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
         an ONNX file that is not the one it was built from.
     """
     given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items()
-             if name not in BESIDE_REBUILD and value not in (None, False, [])]  # fmt: skip
+             if name not in BESIDE_REBUILD and value is not None and value is not False and value != []]  # fmt: skip
     if given:
         raise UsageError(f"{', '.join(given)} and --rebuild: the manifest says what to build; give one of the two")
     manifest = _read(arguments.rebuild)

@@ -20,7 +20,7 @@ from calib.statistics import Statistics
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
 from eval.tasks import get_task
 from quant.checkpoint import save_checkpoint
-from quant.insert import insert_quantizers, summarize_sites
+from quant.insert import insert_quantizers, quantization_of, summarize_sites
 from quant.interop import import_amax
 from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
@@ -60,7 +60,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
     _save(loaded, statistics, arguments, provenance)
-    on = sum(site.enabled for site in sites)
+    on = sum(site.enabled for site in quantization_of(loaded.model).sites)  # without those that no sample reached
     row = {"checkpoint": arguments.out, "recipe": used.name, "recipe_digest": used.digest,
            "method": used.calibrator.method, "num_sites": on, **provenance}  # fmt: skip
     print_result(row, f"{arguments.out}: {used.name}, {used.calibrator.method}, {on} quantizers from "

@@ -43,11 +43,14 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
     folded into the weights is undone first.
     Raises: ValueError: statistics of another model (other weights) or recipe; the model is unchanged then.
     """
-    quantization = quantization_of(model)
+    quantization = _with_unseen(quantization_of(model))
     recipe = quantization.recipe if method is None else quantization.recipe.with_options(method=method)
     _check_match(quantization, statistics)
+    _check_seen(quantization.sites, statistics)
     _restore_weights(model, quantization, statistics)
     quantizers = dict(named_quantizers(model))
+    for site in quantization.sites:
+        quantizers[site.name].enabled = site.enabled
     planned = _leave_unseen(quantization.sites, quantizers, statistics)
     sites = [_calibrate_site(model, site, quantizers, statistics, recipe) for site in planned]
     for site in sites:
@@ -60,15 +63,8 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
 def _leave_unseen(
     sites: tuple[Site, ...], quantizers: dict[str, TensorQuantizer], statistics: Statistics
 ) -> tuple[Site, ...]:
-    """Return the sites with those off that no sample reached (a router's experts), each with its layers' weights.
-
-    Raises: ValueError: no site saw a value.
-    """
-    seen = {name for name, site in statistics.sites.items() if site.histogram.num_values}
-    needed = [site for site in sites if _reads_samples(site)]
-    unseen = [site for site in needed if site.name not in seen]
-    if needed and len(unseen) == len(needed):
-        raise ValueError(f"{unseen[0].name} and all other sites saw no value; were all samples padding?")
+    """Return the sites with those off that no sample reached (a router's experts), each with its layers' weights."""
+    unseen = _unseen(sites, statistics)
     layers = {layer for site in unseen for layer in site.consumers}
     weights = {s.name for s in sites if s.is_weight and s.enabled and s.consumers[0] in layers}
     off = {site.name for site in unseen} | weights
@@ -78,6 +74,29 @@ def _leave_unseen(
         shown = ", ".join(site.name for site in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
         logger.warning("no sample reached %d sites: %s They stay float; give more samples", len(unseen), shown)
     return tuple(dataclasses.replace(s, enabled=False, reason=UNSEEN) if s.name in off else s for s in sites)
+
+
+def _with_unseen(quantization: Quantization) -> Quantization:
+    """Return the plan with those sites on again that an earlier call left float because no sample had reached them."""
+    return dataclasses.replace(
+        quantization,
+        sites=tuple(
+            dataclasses.replace(site, enabled=True, reason="") if site.reason == UNSEEN else site
+            for site in quantization.sites
+        ),
+    )
+
+
+def _unseen(sites: tuple[Site, ...], statistics: Statistics) -> list[Site]:
+    seen = {name for name, site in statistics.sites.items() if site.histogram.num_values}
+    return [site for site in sites if _reads_samples(site) and site.name not in seen]
+
+
+def _check_seen(sites: tuple[Site, ...], statistics: Statistics) -> None:
+    """Raise ValueError if no site saw a value."""
+    unseen = _unseen(sites, statistics)
+    if unseen and len(unseen) == sum(map(_reads_samples, sites)):
+        raise ValueError(f"{unseen[0].name} and all other sites saw no value; were all samples padding?")
 
 
 def _reads_samples(site: Site) -> bool:

@@ -229,7 +229,10 @@ def installed_version(package: str) -> str | None:
     module = package.replace("-", "_")
     if importlib.util.find_spec(module) is None:
         return None
-    for name in (package, *importlib.metadata.packages_distributions().get(module, ())):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    # Only then: it reads the lists of files of all that is installed, half a second.
+    for name in importlib.metadata.packages_distributions().get(module, ()):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(name)
     return str(getattr(importlib.import_module(module), "__version__", "unknown"))

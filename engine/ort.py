@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from engine.backend import (
 from engine.graph import sweep
 from engine.graph_file import MAX_FILE_BYTES, SMALL_BYTES, data_path, weight_bytes
 from engine.manifest import check_loadable, read_manifest
-from engine.ort_fusion import PASSES, own_zero_points
+from engine.ort_fusion import fuse_integer_products, own_constants
 from engine.products import Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
@@ -96,7 +96,7 @@ class OrtBackend:
         products = find_products(model)
         is_avoiding = saturation_of(self, options) == "avoided"
         with engine_output(out, options.force) as partial:
-            fused = _fuse(model, (*PASSES, own_zero_points) if is_avoiding else PASSES)
+            fused = _fuse(model, is_avoiding)
             set_static_sizes(fused, spread(model, options.shapes))
             session_options = make_session_options(options.threads)
             session_options.optimized_model_filepath = str(partial)
@@ -176,11 +176,12 @@ def plain_session(model: str | bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _fuse(model: onnx.ModelProto, passes: Iterable[Callable[[ir.Model], int]]) -> onnx.ModelProto:
+def _fuse(model: onnx.ModelProto, is_avoiding: bool) -> onnx.ModelProto:
     graph_model = ir.from_proto(model)
-    for each in passes:
-        each(graph_model)
-        sweep(graph_model)
+    fuse_integer_products(graph_model, is_avoiding)
+    sweep(graph_model)
+    if is_avoiding:
+        own_constants(graph_model)
     return ir.to_proto(graph_model)
 
 

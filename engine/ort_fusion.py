@@ -11,12 +11,12 @@ import onnx_ir as ir
 
 from engine.graph import (
     add_constant,
-    constant,
     constant_shape,
     constant_tensor,
     dequantizer,
     int_attribute,
     is_op,
+    numbers,
     only_user,
     operand,
     replace,
@@ -25,14 +25,20 @@ from engine.graph import (
 MICROSOFT = "com.microsoft"
 
 
-def fuse_integer_products(model: ir.Model) -> int:
-    """Turn MatMul(DQ, DQ weight) and the Add of a bias into one MatMulIntegerToFloat; return how many."""
+def fuse_integer_products(model: ir.Model, is_avoiding: bool = False) -> int:
+    """Turn MatMul(DQ, DQ weight) and the Add of a bias into one MatMulIntegerToFloat; return how many.
+
+    Args: is_avoiding: the session will make weights uint8 (session.x64quantprecision): a product with int8 activations
+        is left to ONNX Runtime then, which makes both sides uint8; it has no kernel of int8 by uint8.
+    """
     fused = 0
     for node in list(model.graph):
         if not is_op(node, "MatMul"):
             continue
         a, b = dequantizer(operand(node, 0), of_constant=False), dequantizer(operand(node, 1), of_constant=True)
         if a is None or b is None or not _is_per_tensor(a) or not _is_per_tensor_or_column(b):
+            continue
+        if is_avoiding and _is_int8(operand(a, 0)):
             continue
         bias, last = _bias_and_end(node, (constant_shape(operand(b, 0)) or ())[-1])
         zero_points = [operand(each, 2) if len(each.inputs) > 2 else None for each in (a, b)]
@@ -48,6 +54,17 @@ def fuse_integer_products(model: ir.Model) -> int:
     if fused:
         model.graph.opset_imports.setdefault(MICROSOFT, 1)
     return fused
+
+
+def _is_int8(value: ir.Value) -> bool:
+    """Return whether the codes that a QuantizeLinear makes are int8, by its zero point (left out: uint8)."""
+    quantize = value.producer()
+    while quantize is not None and not is_op(quantize, "QuantizeLinear") and quantize.inputs:
+        quantize = None if quantize.inputs[0] is None else quantize.inputs[0].producer()
+    if quantize is None:
+        return value.dtype == ir.DataType.INT8
+    zero = constant_tensor(quantize.inputs[2]) if len(quantize.inputs) > 2 else None
+    return zero is not None and zero.dtype == ir.DataType.INT8
 
 
 def _is_per_tensor(node: ir.Node) -> bool:
@@ -69,34 +86,42 @@ def _bias_and_end(product: ir.Node, columns: int) -> tuple[ir.Value | None, ir.N
     return None, product
 
 
-def own_zero_points(model: ir.Model) -> int:
-    """Give each INT8 weight a zero point that nothing else reads; return how many were copied.
+def own_constants(model: ir.Model) -> int:
+    """Give each INT8 product a weight and a zero point that no other reads; return how many were copied.
 
-    ONNX Runtime's session.x64quantprecision turns each weight and its zero point into uint8; where another weight has
-    the same one it fails (1.31.1: "Attempt to replace the existing tensor"). `tests/engine/test_saturation.py` says
-    when this can go.
+    ONNX Runtime's session.x64quantprecision turns each product's weight and zero point into uint8; where another
+    product reads the same one it fails (1.31.1: "Attempt to replace the existing tensor"). Zero points are shared by
+    whole models, weights by few (DeBERTa's, of tokens and of positions). `tests/engine/test_saturation.py` says when
+    this can go.
     """
     taken: set[ir.Value] = set()
     copied = 0
     for node in model.graph:
-        for index, value in enumerate(node.inputs):
-            if value is None or not _is_zero_point(node, index):
-                continue  # before any number is read: a large weight stands in a file, not here
-            array = constant(value)
-            if array is None or array.dtype != np.int8:
+        weight, zero_point = _replaced_inputs(node)
+        for index in (weight, zero_point):
+            value = node.inputs[index] if 0 <= index < len(node.inputs) else None
+            if value is None or constant_tensor(value) is None:
                 continue
-            if value in taken or len(value.uses()) > 1:
+            is_shared = value in taken or (index == zero_point and len(value.uses()) > 1)
+            taken.add(value)
+            if not is_shared:
+                continue  # before any number is read: a large weight stands in a file, not here
+            array = numbers(value)
+            if array.dtype == np.int8:
                 node.replace_input_with(index, add_constant(model.graph, f"{value.name}_own", array))
                 copied += 1
-            taken.add(value)
     return copied
 
 
-def _is_zero_point(node: ir.Node, index: int) -> bool:
+# Where an operator has its weight and the weight's zero point.
+WEIGHT_INPUTS = {
+    "MatMulIntegerToFloat": (1, 5), "DynamicQuantizeMatMul": (1, 3), "MatMulInteger": (1, 3), "ConvInteger": (1, 3),
+    "QLinearMatMul": (3, 5), "QLinearConv": (3, 5), "QGemm": (3, 5),
+}  # fmt: skip
+
+
+def _replaced_inputs(node: ir.Node) -> tuple[int, int]:
+    """Return which inputs are a weight and its zero point; (-1, -1) where there are none."""
     if is_op(node, "DequantizeLinear"):
-        return index == 2 and constant_tensor(operand(node, 0)) is not None
-    return node.op_type == "MatMulIntegerToFloat" and node.domain == MICROSOFT and index == 5
-
-
-# What an engine is built with, in this order.
-PASSES = (fuse_integer_products,)
+        return (0, 2) if constant_tensor(operand(node, 0)) is not None else (-1, -1)
+    return WEIGHT_INPUTS.get(node.op_type, (-1, -1))

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
+from eval.metric_types import get_metric
 from eval.report.advice import advise
 from eval.report.run_data import RunData, read_run
 from eval.results import device_name, package_versions
@@ -50,6 +51,7 @@ class Reproduction:
     latency_ms_before: float | None
     is_latency_like: bool | None
     differs: tuple[str, ...]
+    metric_name: str | None = None
 
     @property
     def is_same(self) -> bool:
@@ -70,8 +72,10 @@ class Reproduction:
         if self.is_onnx_equal is not None:
             parts.append(f"ONNX file {'equal' if self.is_onnx_equal else 'differs'}")
         if self.metric is not None and self.metric_before is not None:
-            same = "the same" if self.metric == self.metric_before else f"against {100 * self.metric_before:.2f} %"
-            parts.append(f"metric {100 * self.metric:.2f} %, {same}")
+            kind = get_metric(self.metric_name or "accuracy")
+            before, now = (f"{kind.text(value)}{kind.unit}" for value in (self.metric_before, self.metric))
+            same = "the same" if self.metric == self.metric_before else f"against {before}"
+            parts.append(f"{kind.name} {now}, {same}")
         if self.latency_ms is not None:
             like = "alike" if self.is_latency_like else "NOT alike"
             parts.append(f"{self.latency_ms:.3g} ms against {self.latency_ms_before:.3g} ms, {like}")
@@ -102,6 +106,7 @@ def reproduce(data: RunData, row: SweepRow) -> Reproduction:
             row.number, row.system, row.shape, num_scales, num_equal, after.get("source") == before.get("source"),
             after["onnx"] == before["onnx"] if "onnx" in after and "onnx" in before else None, fresh.metric,
             row.row.metric, latency_ms, row.row.latency_ms_p50, _is_like(latency_ms, row), _differs(data),
+            row.row.metric_name,
         )  # fmt: skip
 
 

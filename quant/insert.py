@@ -17,7 +17,7 @@ from quant.coverage import refuse_float, unquantizable, unreached
 from quant.encoder_decoder import encoder_prefix
 from quant.formats import INT8, get_format
 from quant.layer_class import quant_class
-from quant.modules import is_norm, quant_norm_class
+from quant.modules import QuantLayer, is_norm, quant_norm_class
 from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
 from quant.site_formats import with_formats
@@ -278,9 +278,9 @@ def attach_sites(model: PreTrainedModel, quantization: Quantization) -> None:
         owner, _, attribute = site.name.rpartition(".")
         if attribute == "input_quantizer" and not site.enabled:
             _attach(model.get_submodule(owner), attribute, TensorQuantizer(site.axis, False, site.name))
-        if attribute == "weight_quantizer" and site.reason == UNREACHED:  # other inputs may reach it: it runs as float
-            name = f"{owner}.input_quantizer"
-            _attach(model.get_submodule(owner), "input_quantizer", TensorQuantizer(None, False, name))
+    for name, module in model.named_modules():  # the trace missed it, so it has no such site; other inputs may reach it
+        if isinstance(module, QuantLayer) and not hasattr(module, "input_quantizer"):
+            module.input_quantizer = TensorQuantizer(None, False, f"{name}.input_quantizer")
     nn.Module.to(model, next(model.parameters()).device)
     set_attention(model, ATTENTION_NAME)
     model.quantization = quantization  # type: ignore[assignment]  # a plain attribute of the module

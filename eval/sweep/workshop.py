@@ -22,7 +22,7 @@ from calib.apply import apply_statistics
 from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
-from engine.backend import Backend, BuildOptions, get_backend
+from engine.backend import Backend, BuildOptions, get_backend, saturation_of
 from engine.cli import CommandParser, near_matches
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
@@ -157,7 +157,9 @@ class Workshop:
         if system.recipe is None:
             return self.model_digest
         description = read_description(self.checkpoint(system))
-        return digest_of({"files": description["digests"], "sites": description["sites"]})
+        # int8 is what sites meant before they told their format: runs of then are still told to be the same
+        sites = [{k: v for k, v in site.items() if (k, v) != ("format", "int8")} for site in description["sites"]]
+        return digest_of({"files": description["digests"], "sites": sites})
 
     def onnx(self, system: System) -> Path:
         """Return the ONNX file of a system, made for its backend."""
@@ -217,6 +219,8 @@ class Workshop:
         inputs = {"onnx": sha256_of(onnx_path), "backend": system.backend, "precision": precision_of(system, backend),
                   "shapes": {name: str(each) for name, each in ranges.items()}, "threads": self.options.threads,
                   "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
+        if (saturation := saturation_of(backend, BuildOptions())) == "avoided":  # older engines of such a CPU saturate
+            inputs["saturation"] = saturation
         tensorrt = self._tensorrt_options(system.backend)
         if tensorrt != TensorRTOptions():
             inputs["options"] = dataclasses.asdict(tensorrt)

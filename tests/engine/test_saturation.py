@@ -110,17 +110,36 @@ def test_what_is_built_for_a_cpu_without_vnni_is_right_on_any(tmp_path, monkeypa
     assert "this CPU has no VNNI" in manifest.warnings[0] and get_backend(name).saturation_mend in manifest.warnings[0]
 
 
-def test_weights_with_one_zero_point_build(tmp_path, monkeypatch):
-    """ONNX Runtime's own mend fails where weights share a zero point; `own_zero_points` can go when it does not."""
+def test_a_file_with_int8_activations_builds_and_is_right(tmp_path, monkeypatch):
+    """As ModelOpt and target tensorrt write it: ONNX Runtime has no kernel of int8 by the uint8 that it makes."""
+    monkeypatch.setattr(backend_module, "cpu_flags", lambda: ("avx2",))
+    codes = codes_of("ends", (24, 64), 3)
+    model = product_model(codes, 0.02, np.full(24, 0.01, np.float32), np.zeros(24, np.float32))
+    onnx.save(model, tmp_path / "m.onnx")  # the exporter's graph, as it is
+    x = {"x": (codes_of("any", (9, 64), 4) * 0.02).astype(np.float32)}
+    expected = plain_session(str(tmp_path / "m.onnx")).run(None, x)[0]
+    backend = get_backend("onnxruntime")
+    backend.build(tmp_path / "m.onnx", tmp_path / "engine", BuildOptions(threads=1))
+    with backend.load(tmp_path / "engine") as runner:
+        np.testing.assert_allclose(runner(x)["y"], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_weights", [1, 3], ids=["one weight of three", "one zero point of three"])
+def test_products_that_share_a_weight_or_zero_point_build(tmp_path, monkeypatch, num_weights):
+    """ONNX Runtime's own mend fails where products share either; `own_constants` can go when it does not."""
     monkeypatch.setattr(backend_module, "cpu_flags", lambda: ("avx2",))
     backend, rng = get_backend("onnxruntime"), np.random.default_rng(0)
-    nodes = quantize("x", "x_dq", "x_scale", "x_zero", "x")
-    constants = {"x_scale": np.float32(0.02), "x_zero": np.int8(0), "zeros": np.zeros(WIDTH, np.int8)}
-    for i in range(3):
+    nodes = [node for i in range(3) for node in quantize(f"x{i}", f"x_dq{i}", "x_scale", "x_zero", f"x{i}")]
+    nodes = [helper.make_node("Identity", ["x"], ["x0"]), *nodes]  # three inputs: else products of one weight are one
+    nodes[0:0] = [helper.make_node("Mul", ["x", f"by{i}"], [f"x{i}"]) for i in (1, 2)]
+    constants = {"by1": np.float32(0.5), "by2": np.float32(2), "x_scale": np.float32(0.02), "x_zero": np.int8(0)}
+    constants["zeros"] = np.zeros(WIDTH, np.int8)
+    for i in range(num_weights):
         constants[f"w{i}"] = rng.normal(size=(WIDTH, WIDTH)).astype(np.float32)
         constants[f"s{i}"] = rng.uniform(0.02, 0.05, WIDTH).astype(np.float32)
         nodes += quantize(f"w{i}", f"w_dq{i}", f"s{i}", "zeros", f"w{i}", axis=1)
-        nodes.append(helper.make_node("MatMul", ["x_dq", f"w_dq{i}"], [f"y{i}"], name=f"product{i}"))
+    for i in range(3):
+        nodes.append(helper.make_node("MatMul", [f"x_dq{i}", f"w_dq{i % num_weights}"], [f"y{i}"], name=f"product{i}"))
     outputs = [(f"y{i}", TensorProto.FLOAT, ["batch", WIDTH]) for i in range(3)]
     model = prepare_for_target(
         make_model(nodes, [("x", TensorProto.FLOAT, ["batch", WIDTH])], outputs, constants), "onnxruntime"
@@ -132,7 +151,7 @@ def test_weights_with_one_zero_point_build(tmp_path, monkeypatch):
         for y, ref in zip(runner(samples(64)).values(), expected, strict=True):
             np.testing.assert_allclose(y, ref, rtol=1e-5, atol=1e-4)
     if saturates(cpu_flags()):
-        monkeypatch.setattr("engine.ort.own_zero_points", lambda model: 0)
+        monkeypatch.setattr("engine.ort.own_constants", lambda model: 0)
         with pytest.raises(RuntimeError, match="AddInitializerWithOrtValue"):
             backend.build(tmp_path / "m.onnx", tmp_path / "engine", BuildOptions(threads=1, force=True))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import sys
@@ -90,12 +89,20 @@ def test_an_engine_of_a_process_that_ended_is_not_taken_for_another(process, tmp
     np.testing.assert_array_equal(new(feeds)["y"], feeds["x"])
 
 
+class Interrupted:
+    """A pipe whose answer does not come before Ctrl-C."""
+
+    def __init__(self, pipe):
+        self.send, self.close = pipe.send, pipe.close
+
+    def recv(self):
+        raise KeyboardInterrupt
+
+
 def test_an_interrupt_ends_the_process_and_the_next_answer_is_its_own():
     here = TrtProcess(sys.executable)
     try:
-        # It needs half a second to import what it answers with: the interrupt comes while the answer is waited for.
-        here._start()
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        here._pipe = Interrupted(here._start())  # Ctrl-C while the answer is waited for
         with pytest.raises(KeyboardInterrupt):
             here.ask("version")
         first = here._process

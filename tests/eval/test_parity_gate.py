@@ -144,11 +144,11 @@ def test_an_engine_that_is_not_its_file_is_told_apart_from_a_wrong_file(tmp_path
             yield Wrong(runner)
 
     monkeypatch.setattr(parity, "_engine", engine)
-    for flags, why in ((("avx2",), "no VNNI, and INT8 sums saturate"), (("avx2", "avx_vnni"), "round otherwise")):
-        monkeypatch.setattr(parity, "cpu_flags", lambda flags=flags: flags)
+    for saturation, why in (("allow", "no VNNI, and INT8 sums saturate"), (None, "round otherwise")):
+        monkeypatch.setattr(parity, "cpu_flags", lambda: ("avx2",))
         monkeypatch.setattr("engine.hardware.platform.machine", lambda: "x86_64")
         with pytest.raises(ValueError, match=rf"the file is right as written \(.*but the engine that onnx.*{why}"):
-            check_parity(tmp_path / "model.onnx", loaded)
+            check_parity(tmp_path / "model.onnx", loaded, saturation=saturation)
 
 
 def test_a_half_type_that_rounds_otherwise_is_told_apart_from_a_wrong_file(tmp_path, gate, monkeypatch):
@@ -169,6 +169,23 @@ def test_a_half_type_that_rounds_otherwise_is_told_apart_from_a_wrong_file(tmp_p
     onnx.save(prepare_for_target(graph, "tensorrt", dtype="bf16"), tmp_path / "model.onnx")
     with pytest.raises(ValueError, match=r"bf16 rounds otherwise: the file's graph is right in fp32 .*other --dtype"):
         check_parity(tmp_path / "model.onnx", loaded, backend="tensorrt")
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [("bf16", 3e4), ("fp16", 6.6e4)], ids=["no digit left", "infinite"])
+def test_a_half_type_in_which_the_model_itself_is_lost_is_refused(tmp_path, gate, dtype, bias):
+    """Whatever PyTorch's own error in that type: it does not excuse any file."""
+    loaded, exported = gate
+    classifier = loaded.model.classifier
+    before = classifier.bias.detach().clone()
+    graph = onnx.ModelProto()
+    graph.CopyFrom(exported)
+    try:
+        classifier.bias.data += bias
+        with pytest.raises(ValueError, match=rf"{dtype} rounds otherwise: PyTorch itself, .*other --dtype"):
+            onnx.save(prepare_for_target(graph, "tensorrt", dtype=dtype), tmp_path / "model.onnx")
+            check_parity(tmp_path / "model.onnx", loaded, backend="tensorrt")
+    finally:
+        classifier.bias.data.copy_(before)
 
 
 def logits(*rows: tuple[float, float]) -> list[dict[str, np.ndarray]]:
