@@ -14,6 +14,7 @@ from tests.families import FAMILIES, get_family
 TABLE = ROOT / "benchmarks" / "results" / "families.md"
 
 
+@pytest.mark.slow  # its mend takes 40 minutes: make families
 def test_the_rows_are_of_the_present_code():
     stale = stale_rows()
     assert not stale, (
