@@ -19,7 +19,7 @@ demo: $(STAMP)  ## train, quantize, export, build, score and report the digits V
 test: $(STAMP)  ## run the tests but the slow ones, in two processes; skips are printed with their reasons
 	@$(PYTEST) -m "not slow"
 
-test-all: $(STAMP)  ## run all tests, as the CI does
+test-all: $(STAMP)  ## run all tests
 	@$(PYTEST)
 
 families: $(STAMP)  ## run every family of transformers through every step: benchmarks/results/families.jsonl, about 20 minutes
