@@ -1,6 +1,8 @@
 """Where the kernels' tests run: on a GPU, else on the CPU in Triton's interpreter (tests/conftest.py sets it)."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,11 @@ needs_device = pytest.mark.skipif(
     not (ON_GPU or INTERPRETED), reason="needs a GPU of capability 8.0 or newer, or TRITON_INTERPRET=1"
 )
 needs_gpu = pytest.mark.skipif(not ON_GPU or INTERPRETED, reason="needs a GPU of capability 8.0 or newer")
+
+
+def on_gpu(cases: Sequence[Any]) -> Sequence[Any]:
+    """Return the cases of a GPU test; elsewhere the first alone, so that one skip says why."""
+    return cases if ON_GPU and not INTERPRETED else cases[:1]
 
 
 def integers(low: int, high: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.int8) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.kernels.device import DEVICE, INTERPRETED, integers, needs_device, needs_gpu, normal
+from tests.kernels.device import DEVICE, INTERPRETED, integers, needs_device, needs_gpu, normal, on_gpu
 
 attention = pytest.importorskip("kernels.attention")
 tiles = pytest.importorskip("kernels.tiles")
@@ -120,9 +120,9 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("length", [128, 197, 384, 4096])
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", on_gpu([128, 197, 384, 4096]))
+@pytest.mark.parametrize("head_dim", on_gpu([32, 64, 128]))
+@pytest.mark.parametrize("causal", on_gpu([False, True]))
 def test_every_tile_on_the_gpu(length: int, head_dim: int, causal: bool) -> None:
     q, k, v, mask = inputs(2, length, 4, 2, head_dim, causal, True)
     expected = attention.attention_reference(q, k, v, mask, 1 / 20000, 1 / 64, INT8, 1 / 64, causal)

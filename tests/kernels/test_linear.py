@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.kernels.device import DEVICE, INTERPRETED, integers, needs_device, needs_gpu, normal
+from tests.kernels.device import DEVICE, INTERPRETED, integers, needs_device, needs_gpu, normal, on_gpu
 
 linear = pytest.importorskip("kernels.linear")
 tiles = pytest.importorskip("kernels.tiles")
@@ -145,8 +145,8 @@ def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("tile", tiles.product_tiles(90, 4096, 3072))
-@pytest.mark.parametrize("kind", ["gelu to int8", "fast gelu", "residual to half", "gated"])
+@pytest.mark.parametrize("tile", on_gpu(tiles.product_tiles(90, 4096, 3072)))
+@pytest.mark.parametrize("kind", on_gpu(["gelu to int8", "fast gelu", "residual to half", "gated"]))
 def test_every_tile_on_the_gpu(tile, kind: str) -> None:
     x, w, scale, bias = operands(1000, 1040, 784)
     options = {
