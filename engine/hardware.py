@@ -51,6 +51,8 @@ def int8_outlook(flags: tuple[str, ...], machine: str | None = None) -> str:
     sets = ", ".join(flags) or "instruction sets unknown"
     if (machine or platform.machine()).lower() not in X86:
         return f"CPU: {sets}; int8kit's INT8 was not run on this kind of processor"
+    if not flags:
+        return f"CPU: {sets}; sums of INT8 products are taken to saturate here, as without VNNI"
     if saturates(flags, machine):
         return f"CPU: {sets}, no VNNI; INT8 products gain at most about 1.3 times over fp32 here"
     most = "16" if "amx_int8" in flags else "4"
