@@ -277,11 +277,15 @@ def outlook(backends: Iterable[str]) -> list[str]:
     """Return what INT8 can gain on this CPU, and what the named backends do here about sums that saturate: a line
     each."""
     flags = cpu_flags()
-    lines = [int8_outlook(flags)]
-    if saturates(flags):
-        mends = {name: get_backend(name).saturation_mend for name in backends}
-        lines += [f"{name}: {mend}" for name, mend in mends.items() if mend]
-    return lines
+    mends = saturation_mends(backends) if saturates(flags) else {}
+    return [int8_outlook(flags), *(f"{name}: {mend}" for name, mend in mends.items())]
+
+
+def saturation_mends(backends: Iterable[str]) -> dict[str, str]:
+    """Return what each of the named backends that runs on CPUs does about sums that saturate; unknown ones are left
+    out."""
+    mends = {name: get_backend(name).saturation_mend for name in backends if name in BACKENDS}
+    return {name: mend for name, mend in mends.items() if mend}
 
 
 def require(reason: str | None, task: str) -> None:

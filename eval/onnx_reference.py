@@ -40,10 +40,7 @@ def widen_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model with every fp16 and bf16 constant, cast and value in fp32; the constants keep their numbers."""
     halves = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
     wide = ir.from_proto(model)
-    for name, value in wide.graph.initializers.items():
-        if value.const_value is not None and value.const_value.dtype in halves:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
-            value.dtype = ir.DataType.FLOAT
+    _widen_constants(wide, halves)
     for node in wide.graph:
         for output in node.outputs:
             if output.dtype in halves:
@@ -54,6 +51,14 @@ def widen_halves(model: onnx.ModelProto) -> onnx.ModelProto:
             elif node.op_type == "Cast" and key == "to" and attribute.as_int() in halves:
                 node.attributes[key] = ir.AttrInt64(key, int(ir.DataType.FLOAT))
     return ir.to_proto(wide)
+
+
+def _widen_constants(model: ir.Model, types: tuple[ir.DataType, ...]) -> None:
+    """Turn the initializers of these types into fp32, with the same numbers."""
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and value.const_value.dtype in types:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
+            value.dtype = ir.DataType.FLOAT
 
 
 def half_type(model: onnx.ModelProto) -> str | None:
@@ -67,10 +72,7 @@ def half_type(model: onnx.ModelProto) -> str | None:
 def widen_bfloat16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return the model in fp32 with every result that was bf16 rounded to it by Cast → Cast."""
     wide = ir.from_proto(model)
-    for name, value in wide.graph.initializers.items():
-        if value.const_value is not None and value.const_value.dtype == ir.DataType.BFLOAT16:
-            value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=name)
-            value.dtype = ir.DataType.FLOAT
+    _widen_constants(wide, (ir.DataType.BFLOAT16,))
     for node in list(wide.graph):
         for output in node.outputs:
             if output.dtype != ir.DataType.BFLOAT16:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from engine.backend import BACKENDS, get_backend
+from engine.backend import saturation_mends
 from engine.hardware import int8_outlook, saturates
 from eval.ratios import MAX_WIDTH
 from eval.report.advice import Advice, is_noise, smallest
@@ -26,8 +26,8 @@ def machine(c: Context) -> list[str]:
     lines = [c.t("machine", device=c.data.rows[0].row.device or NOTHING, threads=c.data.options.threads,
                  outlook=int8_outlook(flags, kind)) for flags, kind in sorted(known)]  # fmt: skip
     if any(saturates(flags, kind) for flags, kind in known):
-        mends = {name: get_backend(name).saturation_mend for name in c.data.options.backends if name in BACKENDS}
-        lines += [c.t("saturation", backend=name, mend=mend) for name, mend in mends.items() if mend]
+        mends = saturation_mends(c.data.options.backends)
+        lines += [c.t("saturation", backend=name, mend=mend) for name, mend in mends.items()]
     return [line for each in lines for line in (each, "")]
 
 
