@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def row_digest(family_name: str, recipe_name: str) -> str:
     """Return what identifies a row's subject, 16 hexadecimal digits.
 
     It covers the family's entry, every site with its reason (so of a recipe's rules those that act here), the recipe's
-    options, and the code of SOURCES without comments, docstrings and layout.
+    options, and the code of SOURCES without comments, docstrings, layout and the places where it stands.
     """
     family, recipe = get_family(family_name), load_recipe(recipe_name)
     model = family.model()
@@ -56,9 +56,26 @@ def row_digest(family_name: str, recipe_name: str) -> str:
 
 @cache
 def code_digest() -> str:
-    """Return the digest of the code of SOURCES."""
-    trees = [_plain(ast.parse((ROOT / name).read_text(encoding="utf-8"))) for name in SOURCES]
-    return hashlib.sha256(json.dumps(trees).encode()).hexdigest()
+    """Return the digest of the code of SOURCES: of their definitions, in whichever of the files each stands.
+
+    Moving a function from one file to another, or a file to another folder, changes no cell and no digest.
+    """
+    return digest_of((ROOT / name).read_text(encoding="utf-8") for name in SOURCES)
+
+
+def digest_of(texts: Iterable[str]) -> str:
+    """Return the digest of the top-level statements of modules, imports and docstrings left out."""
+    statements = [
+        json.dumps(_plain(node))
+        for text in texts
+        for node in ast.parse(text).body
+        if not isinstance(node, ast.Import | ast.ImportFrom) and not _is_text(node)
+    ]
+    return hashlib.sha256("\n".join(sorted(statements)).encode()).hexdigest()
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _plain(node: Any) -> Any:
@@ -69,7 +86,7 @@ def _plain(node: Any) -> Any:
         return repr(node)
     fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, [])}
     body = fields.get("body")
-    if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+    if isinstance(body, list) and _is_text(body[0]):
         fields["body"] = body[1:]
     return [type(node).__name__, {name: _plain(value) for name, value in sorted(fields.items())}]
 

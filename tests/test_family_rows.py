@@ -1,11 +1,10 @@
 """The committed rows of the matrix of families: of the present code, whole, and what the table says."""
 
-import ast
 from pathlib import Path
 
 import pytest
 
-from benchmarks.families import ROOT, ROWS, _plain, stale_rows
+from benchmarks.families import ROOT, ROWS, digest_of, stale_rows
 from benchmarks.families_table import between, table, write_table
 from benchmarks.rows import read_rows
 from quant.recipe import shipped_recipes
@@ -44,12 +43,12 @@ def test_no_step_of_any_family_failed():
     assert not failed
 
 
-def test_the_digest_knows_code_from_comments():
-    def plain(text):
-        return _plain(ast.parse(text))
-
-    code = 'def f(x):\n    """Doc."""\n    return x + 1  # why\n'
-    assert plain(code) == plain("def f(x):\n    return (x + 1)\n") != plain(code.replace("1", "2"))
+def test_the_digest_knows_code_from_comments_and_places():
+    code = '"""Room."""\nimport a\ndef f(x):\n    """Doc."""\n    import b\n    return x + 1  # why\n'
+    other = "C = 3\n"
+    digest = digest_of([code, other])
+    assert digest == digest_of([other + "from c import d\ndef f(x):\n    import b\n    return (x + 1)\n"])
+    assert digest != digest_of([code.replace("1", "2"), other])
 
 
 def test_the_table_shows_what_failed_with_its_reason(tmp_path):
