@@ -21,6 +21,7 @@ from engine.backend import (
 )
 from engine.graph_file import MAX_FILE_BYTES
 from engine.manifest import check_loadable, read_manifest
+from engine.openvino_graph import keep_channel_factors_apart
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
 from engine.source import engine_output, place, read_onnx
@@ -73,6 +74,7 @@ class OpenVinoBackend:
             core = openvino.Core()
             try:
                 model = core.read_model(str(onnx_path))
+                keep_channel_factors_apart(model)
                 shapes = spread(onnx_model, options.shapes)
                 if shapes:
                     model.reshape({name: _partial_shape(shapes[name]) for name in shapes})
