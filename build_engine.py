@@ -8,10 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
+from engine.backends.tensorrt.options import add_arguments, check_options, options_from, options_from_json
 from engine.cli import CommandParser, UsageError, check_positive, print_result, run_command
 from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of, weights_digest
 from engine.shapes import parse_shapes
-from engine.trt_options import add_arguments, check_options, options_from, options_from_json
 
 # What may stand beside --rebuild: where files lie, and how the result is told. All else is the manifest's to say.
 BESIDE_REBUILD = ("rebuild", "onnx", "out", "timing_cache", "force", "json", "debug")

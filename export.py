@@ -11,12 +11,12 @@ from typing import Any
 
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
 from engine.graph_file import data_path, save_graph
-from engine.qdq import TARGETS, check_dtype, prepare_graph
-from eval.parity import check_parity
+from engine.passes.qdq import TARGETS, check_dtype, prepare_graph
+from eval.parity.check import check_parity
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
-from quant.encoder_decoder import PARTS, is_encoder_decoder, model_part, part_of
+from quant.models.encoder_decoder import PARTS, is_encoder_decoder, model_part, part_of
+from quant.models.pretrained import LoadedModel, load_float_model
 from quant.onnx_export import export_graph
-from quant.pretrained import LoadedModel, load_float_model
 from quant.tensor_quantizer import HALF_TYPES, rounded_scales
 
 

@@ -17,12 +17,12 @@ import torch
 from transformers import HfArgumentParser, TrainingArguments
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
-from eval.fine_tune import FineTuneArguments, make_trainer, plot_curves, prepare, save_result, score
-from eval.training_run import describe_run, hold_run, score_row, start_row
 from quant.checkpoint import load_checkpoint
-from quant.pretrained import load_float_model
+from quant.models.pretrained import load_float_model
 from quant.recipe import Recipe, load_recipe
-from quant.resume import last_whole_checkpoint
+from training.fine_tune import FineTuneArguments, make_trainer, plot_curves, prepare, save_result, score
+from training.resume import last_whole_checkpoint
+from training.run_folder import describe_run, hold_run, score_row, start_row
 
 
 @dataclass

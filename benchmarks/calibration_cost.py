@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from benchmarks.accuracy.sst2 import INPUT_NAMES, read_split
 from benchmarks.rows import append_row, median_interval
-from benchmarks.sst2 import INPUT_NAMES, read_split
 from calib.calibrators import CALIBRATORS, compute_amax
 from calib.collect import collect
 from calib.samples import load_samples
@@ -26,7 +26,7 @@ from calib.statistics import Statistics
 from engine.cli import CommandParser, run_command
 from quant.formats import INT8
 from quant.insert import insert_quantizers
-from quant.pretrained import LoadedModel, load_float_model
+from quant.models.pretrained import LoadedModel, load_float_model
 from quant.recipe import CalibratorOptions, load_recipe
 
 Batches = list[dict[str, torch.Tensor]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.sst2 import INPUT_NAMES, load_float, tokenize
+from benchmarks.accuracy.sst2 import INPUT_NAMES, load_float, tokenize
 
 LEGACY_OPSET, DYNAMO_OPSET = 17, 20
 

@@ -24,12 +24,12 @@ from benchmarks.rows import append_row
 from calib.apply import apply_statistics
 from calib.collect import collect
 from engine.graph_file import save_graph
-from engine.qdq import prepare_graph
-from eval.parity import check_parity
-from quant.example_inputs import example_inputs
+from engine.passes.qdq import prepare_graph
+from eval.parity.check import check_parity
 from quant.insert import insert_quantizers
+from quant.models.example_inputs import example_inputs
+from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_graph
-from quant.pretrained import LoadedModel
 from quant.recipe import load_recipe
 
 

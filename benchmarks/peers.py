@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.accuracy.sst2 import FloatModel, equal_length_feeds, single_feeds
 from benchmarks.float_export import export_legacy
 from benchmarks.runtimes import Artifact
-from benchmarks.sst2 import FloatModel, equal_length_feeds, single_feeds
 
 Prepare = Callable[[FloatModel, list[str], Path], Artifact]
 

@@ -25,8 +25,8 @@ from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.dropout import switch_dropout_off
 from quant.insert import insert_quantizers
-from quant.qat import start_qat
 from quant.recipe import QatOptions, load_recipe
+from training.qat import start_qat
 
 
 def batch(size: int, length: int, device: str) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.sst2 import INPUT_NAMES, Feeds
+from benchmarks.accuracy.sst2 import INPUT_NAMES, Feeds
 
 Run = Callable[[Feeds], np.ndarray]  # feeds of shape (batch, tokens) -> logits (batch, classes)
 RUNTIMES = ("onnxruntime", "openvino", "pytorch")

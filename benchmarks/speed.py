@@ -18,11 +18,11 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from benchmarks.accuracy.sst2 import Feeds, FloatModel, draw_sentences, full_feeds, load_float
 from benchmarks.float_export import export_dynamo, export_fused
 from benchmarks.peers import PEERS, float_onnx, get_peer
 from benchmarks.rows import append_row, median_interval
 from benchmarks.runtimes import Artifact, Run, engine_artifact, open_artifact
-from benchmarks.sst2 import Feeds, FloatModel, draw_sentences, full_feeds, load_float
 from engine.cli import CommandParser, UsageError, run_command
 
 SHAPES = ("1x32", "8x64", "32x64", "8x128")

@@ -97,9 +97,7 @@ def cost_table(rows: list[Row]) -> list[str]:
 
 def size_table(rows: list[Row]) -> list[str]:
     """Return lines of the size table."""
-    body = [
-        [row["system"], f"{row['size_bytes'] / 1e6:.2f}", f"{row['ratio']:.3f}"] for row in newest(rows, "system")
-    ]
+    body = [[row["system"], f"{row['size_bytes'] / 1e6:.2f}", f"{row['ratio']:.3f}"] for row in newest(rows, "system")]
     return table(["file", "MB", "over float"], body)
 
 

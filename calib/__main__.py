@@ -21,8 +21,8 @@ from engine.cli import CommandParser, UsageError, check_free, print_result, run_
 from eval.tasks import get_task
 from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers, quantization_of, summarize_sites
-from quant.interop import import_amax
-from quant.pretrained import LoadedModel, load_float_model
+from quant.interop.importer import import_amax
+from quant.models.pretrained import LoadedModel, load_float_model
 from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
 
 IMPORT_RECIPE = "int8_linear"  # with --import-amax: an import brings its own SmoothQuant, or none

@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from calib.folding import evaluation_mode
 from calib.statistics import SiteStatistics, Statistics
-from quant.encoder_decoder import encoder_prefix, is_encoder_decoder, write_greedily
 from quant.insert import Site, quantization_of
+from quant.models.encoder_decoder import encoder_prefix, is_encoder_decoder, write_greedily
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantizers_disabled
 from quant.weights_digest import weights_digest
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
+from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES, is_norm
 from quant.tensor_quantizer import along_axis, named_quantizers, quantizers_disabled
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from calib.sample_files import Raw, Reader, Sample
-from quant.pretrained import LoadedModel
+from quant.models.pretrained import LoadedModel
 
 logger = logging.getLogger(__name__)
 

@@ -32,8 +32,8 @@ from calib.sample_files import (
     choose_columns,
     read_file,
 )
-from quant.digits import digits_split
-from quant.pretrained import DIGITS, LoadedModel
+from quant.models.digits import digits_split
+from quant.models.pretrained import DIGITS, LoadedModel
 
 logger = logging.getLogger(__name__)
 

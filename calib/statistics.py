@@ -114,8 +114,12 @@ class Statistics:
             save_file(
                 tensors,
                 path,
-                {"sites": json.dumps(meta), "num_samples": str(self.num_samples), "weights": self.weights,
-                 "format": FORMAT},
+                {
+                    "sites": json.dumps(meta),
+                    "num_samples": str(self.num_samples),
+                    "weights": self.weights,
+                    "format": FORMAT,
+                },
             )
 
     @classmethod

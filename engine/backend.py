@@ -15,11 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
+from engine.backends.tensorrt.options import TensorRTOptions
 from engine.cli import UsageError, near_matches
 from engine.hardware import cpu_flags, int8_outlook, saturates
 from engine.manifest import Manifest
 from engine.shapes import ShapeRange
-from engine.trt_options import TensorRTOptions
 
 # Where a CPU's fast INT8 kernels saturate: compute what the file says all the same, or take the kernels as they are.
 SATURATIONS = ("avoid", "allow")
@@ -201,10 +201,10 @@ class Backend(Protocol):
 
 # Backend name -> the module that holds it as BACKEND: its runtime is imported only when it is asked for.
 BACKENDS: dict[str, str] = {
-    "onnxruntime": "engine.ort",
-    "openvino": "engine.openvino",
-    "tensorrt": "engine.trt",
-    "tensorrt_rtx": "engine.trt_rtx",
+    "onnxruntime": "engine.backends.onnxruntime.backend",
+    "openvino": "engine.backends.openvino.backend",
+    "tensorrt": "engine.backends.tensorrt.backend",
+    "tensorrt_rtx": "engine.backends.tensorrt_rtx.backend",
 }
 
 

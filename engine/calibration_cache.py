@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from engine.backends.onnxruntime.backend import plain_session
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
-from engine.float_graph import activation_scales, without_quantization
-from engine.ort import plain_session
+from engine.passes.float_graph import activation_scales, without_quantization
 from engine.run import read_feeds
 from engine.shapes import graph_inputs
 from engine.source import read_onnx

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +27,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 EXPORTER_ADVICE = re.compile(r"This is step \d/\d of exporting the model.*?## Exception summary ")
 MAX_EXPORTER = 400  # characters
+WIDEST = 110  # columns of a report
 
 
 class UsageError(ValueError):
@@ -187,3 +189,20 @@ def replace_path(source: Path, target: Path) -> None:
 def print_result(row: dict[str, Any], summary: str, as_json: bool) -> None:
     """Print one result on stdout: the row as one JSON line for machines, else the summary line."""
     print(json.dumps(row, sort_keys=True, ensure_ascii=False) if as_json else summary, flush=True)
+
+
+def columns_here() -> int:
+    """Return the columns of the terminal, at most WIDEST: reports are readable down to 60."""
+    return min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)
+
+
+def cut_left(text: str, width: int) -> str:
+    """Return a text cut from the left to a width: what tells layers apart stands at the end of their names."""
+    return text if len(text) <= width else "..." + text[-(width - 3) :]
+
+
+def wrapped(text: str, columns: int, first: str = "", rest: str | None = None) -> list[str]:
+    """Return a text as lines of at most so many columns: `first` before the first, `rest` (as many blanks) before the
+    others."""
+    indent = " " * len(first) if rest is None else rest
+    return textwrap.wrap(text, max(columns, 30), initial_indent=first, subsequent_indent=indent)

@@ -121,9 +121,7 @@ def _from_json(content: Mapping[str, Any]) -> Manifest:
     return Manifest(**values)
 
 
-def check_loadable(
-    engine: str | Path, manifest: Manifest, backend: str, version: str, gpu: str | None = None
-) -> None:
+def check_loadable(engine: str | Path, manifest: Manifest, backend: str, version: str, gpu: str | None = None) -> None:
     """Raise RuntimeError, with all reasons and what to do, if an engine was built by another version or for other
     hardware (`gpu`: the one here, where the engine is bound to it).
 

@@ -13,7 +13,7 @@ from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.arguments import add_data_arguments, batch_options, load_samples_of, task_of
 from eval.batches import PADDINGS
 from eval.evaluate import evaluate
-from eval.layer_parity import run_layers
+from eval.parity.layers import run_layers
 from eval.subject import Subject, check_meta, load_model, open_engine, open_model, open_outputs
 from eval.summary import log_details, result_row, summary_line
 

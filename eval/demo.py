@@ -25,7 +25,7 @@ from eval.report.writing import milliseconds
 from eval.sweep.grid import REFERENCES, SweepOptions
 from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST
-from quant.pretrained import DIGITS
+from quant.models.pretrained import DIGITS
 
 say = partial(print, file=sys.stderr, flush=True)  # progress; the table and the report's path alone go to stdout
 RUN = Path("runs/demo")

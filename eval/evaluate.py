@@ -16,10 +16,10 @@ from datasets import Dataset
 from tqdm import tqdm
 
 from eval.batches import BatchOptions, check_length, iter_batches, select_feeds
-from eval.latency import Feeds, Latency, measure
-from eval.metrics import loss_interval, mcnemar_p_value, num_flips
+from eval.metrics.scores import loss_interval, mcnemar_p_value, num_flips
 from eval.tasks.base import Arrays, Scores, Task
 from eval.tensor_error import ErrorStream, TensorError, check_finite
+from eval.timing.latency import Feeds, Latency, measure
 
 
 class Runner(Protocol):

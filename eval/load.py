@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
-from eval.latency import Feeds
-from eval.load_points import MIN_REQUESTS, LoadPoint, backlog_growth, closed_knee, table
+from eval.timing.latency import Feeds
+from eval.timing.load_points import MIN_REQUESTS, LoadPoint, backlog_growth, closed_knee, table
 
 # One session of these serves many threads; other runtimes keep buffers in the runner, so each client gets its own.
 THREAD_SAFE = ("onnxruntime", "pytorch")
@@ -138,7 +138,12 @@ def _empty(waiting: queue.Queue[float | None]) -> int:
 
 
 def _point(
-    mode: str, clients: int, rate: float | None, latencies_ms: list[float], elapsed_s: float, num_dropped: int = 0,
+    mode: str,
+    clients: int,
+    rate: float | None,
+    latencies_ms: list[float],
+    elapsed_s: float,
+    num_dropped: int = 0,
     growth: float | None = None,
 ) -> LoadPoint:
     if not latencies_ms:
@@ -149,7 +154,11 @@ def _point(
 
 
 def measure_system(
-    open_runner: Callable[[], Any], feeds: Feeds, clients: Iterable[int], seconds: float, backend: str,
+    open_runner: Callable[[], Any],
+    feeds: Feeds,
+    clients: Iterable[int],
+    seconds: float,
+    backend: str,
     rates: Iterable[float] | None = None,
 ) -> list[LoadPoint]:
     """Return the closed-loop points for every number of clients, then the open-loop points for every rate.
@@ -206,7 +215,7 @@ def _numbers(flag: str, values: list[str]) -> list[float]:
 def _system(arguments: argparse.Namespace, stack: ExitStack) -> tuple[Callable[[], Any], Feeds, str]:
     """Return how to open a runner, the feeds of one request, and the backend."""
     from eval.subject import load_model, open_engine
-    from quant.example_inputs import example_inputs
+    from quant.models.example_inputs import example_inputs
 
     source = arguments.checkpoint or arguments.model or arguments.processor
     if arguments.engine and source is None:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from eval.latency import Feeds, time_calls
-from quant.example_inputs import OUTPUT_NAMES, example_inputs, input_names
-from quant.pretrained import LoadedModel
+from eval.timing.latency import Feeds, time_calls
+from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, input_names
+from quant.models.pretrained import LoadedModel
 
 
 class PyTorchRunner:

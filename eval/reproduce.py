@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
-from eval.metric_types import get_metric
+from eval.metrics.types import get_metric
 from eval.report.advice import advise
 from eval.report.run_data import RunData, read_run
 from eval.results import device_name, package_versions

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from eval.metric_types import METRICS, get_metric
+from eval.metrics.types import METRICS, get_metric
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "skipped")

@@ -20,8 +20,8 @@ from engine.run import read_feeds
 from eval.evaluate import ReplayRunner, Runner
 from eval.pytorch_runner import PyTorchRunner
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
-from quant.pretrained import LoadedModel, load_float_model
-from quant.site_formats import format_names
+from quant.models.pretrained import LoadedModel, load_float_model
+from quant.sites.formats import format_names
 
 META_KEY = "_eval"
 

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from eval.evaluate import Evaluation
-from eval.metrics import MetricValue
+from eval.metrics.scores import MetricValue
 from eval.results import ResultRow, provenance
 from eval.subject import Subject
 

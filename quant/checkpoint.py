@@ -18,11 +18,11 @@ from torch import nn
 
 from quant.dropout import own_configuration
 from quant.insert import Quantization, Site, attach_sites, quantization_of
+from quant.models.pretrained import LoadedModel, load_float_model
 from quant.modules import weight_range
-from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import recipe_from_dict
-from quant.site_check import check_sites
-from quant.site_formats import check_formats
+from quant.sites.check import check_sites
+from quant.sites.formats import check_formats
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 CHECKPOINT_FILE = "quantization.json"

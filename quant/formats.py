@@ -27,6 +27,11 @@ class NumberFormat:
     """The same in torch, e.g. int8."""
 
     @property
+    def ends(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        return self.qmin, self.qmax
+
+    @property
     def is_narrow(self) -> bool:
         """Whether the storage holds integers that are no codes: whoever writes codes must clip them."""
         storage = np.iinfo(self.torch_type)

@@ -13,16 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
-from quant.coverage import refuse_float, unquantizable, unreached
-from quant.encoder_decoder import encoder_prefix
 from quant.formats import INT8, get_format
-from quant.layer_class import quant_class
+from quant.models.encoder_decoder import encoder_prefix
 from quant.modules import QuantLayer, is_norm, quant_norm_class
 from quant.own_attention import quantizer_names, set_attention, swap_attention
 from quant.recipe import Recipe, Rule
-from quant.site_formats import with_formats
+from quant.sites.coverage import refuse_float, unquantizable, unreached
+from quant.sites.formats import with_formats
+from quant.sites.layer_class import quant_class
+from quant.sites.trace import ModelTrace, trace_model
 from quant.tensor_quantizer import TensorQuantizer
-from quant.trace import ModelTrace, trace_model
 
 logger = logging.getLogger(__name__)
 UNREACHED = "the traced forward did not reach this layer"

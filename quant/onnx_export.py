@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
-from quant.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
-from quant.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.formats import INT8
+from quant.models.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
+from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES, QuantEmbedding
 from quant.own_attention import set_attention
-from quant.site_formats import format_names
+from quant.sites.formats import format_names
 from quant.tensor_quantizer import along_axis, named_quantizers
 
 
@@ -42,14 +42,14 @@ def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 
     """Return the ONNX graph with inputs and outputs by their names and free batch and length.
 
     A float model is exported too. Activations become QuantizeLinear → DequantizeLinear; weights are still float before
-    their Q/DQ, and `engine.qdq` stores them as INT8. Opset 20: ONNX Runtime refuses these nodes at 21.
+    their Q/DQ, and `engine.passes.qdq` stores them as INT8. Opset 20: ONNX Runtime refuses these nodes at 21.
     The weights are the model's own memory, not copies: write or convert the graph before the model changes.
     Raises: RuntimeError: quantizers without an amax. ValueError: a whole encoder-decoder.
     """
     if is_encoder_decoder(model):
         raise ValueError(
             f"{type(model).__name__} is exported in two parts: export_onnx(model_part(model, part)) for each part of "
-            f"{', '.join(PARTS)} (quant.encoder_decoder)"
+            f"{', '.join(PARTS)} (quant.models.encoder_decoder)"
         )
     check_calibrated(model)
     model.eval()

@@ -34,9 +34,7 @@ def quantize(x: Tensor, scale: Tensor, number_format: NumberFormat) -> Tensor:
     return (x.float() / scale).round_().clamp_(number_format.qmin, number_format.qmax)
 
 
-def fake_quantize(
-    x: Tensor, scale: Tensor, number_format: NumberFormat, dtype: torch.dtype | None = None
-) -> Tensor:
+def fake_quantize(x: Tensor, scale: Tensor, number_format: NumberFormat, dtype: torch.dtype | None = None) -> Tensor:
     """Return x rounded to the format's grid of `scale`, in x's dtype or `dtype`; the arithmetic is always float32.
 
     The rounding passes gradients straight through, the clamp stops them outside the range; the gradient that reaches
@@ -76,12 +74,12 @@ class _FakeQuantize(torch.autograd.Function):
 
 @cache
 def fused_kernels() -> ModuleType | None:
-    """Return `quant.fused_fake_quantize`, or None where Triton is not installed (a torch without a GPU)."""
+    """Return `kernels.fake_quantize`, or None where Triton is not installed (a torch without a GPU)."""
     if importlib.util.find_spec("triton") is None:
         return None
-    from quant import fused_fake_quantize
+    from kernels import fake_quantize as kernels
 
-    return fused_fake_quantize
+    return kernels
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -217,7 +215,7 @@ class TensorQuantizer(nn.Module):
             stored_range, is_log2 = self._stored_range(x)
             if kernels.can_fuse(x, stored_range, self.axis):
                 return kernels.fused_fake_quantize(
-                    x, stored_range, self.format, is_log2=is_log2, axis=self.axis, dtype=dtype
+                    x, stored_range, self.format.ends, is_log2=is_log2, axis=self.axis, dtype=dtype
                 )
         return fake_quantize(x, self.broadcast_scale(x), self.format, dtype)
 

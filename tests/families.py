@@ -2,7 +2,7 @@
 
 A family is one entry: the model's class and a small configuration. Nothing is downloaded. `make test` quantizes and
 saves each once, `make test-all` exports each too (`tests/quant/test_families.py`), `make families` runs the whole
-matrix (`benchmarks/families.py`); CONTRIBUTING.md has the page "Add a family".
+matrix (`benchmarks/families/__main__.py`); CONTRIBUTING.md has the page "Add a family".
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quant.example_inputs import example_inputs
+from quant.models.example_inputs import example_inputs
 
 Batch = dict[str, Tensor]
 
@@ -174,7 +174,7 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-# Exported in two parts, so tested apart (`tests/quant/test_encoder_decoder.py`).
+# Exported in two parts, so tested apart (`tests/quant/models/test_encoder_decoder.py`).
 ENCODER_DECODERS: dict[str, Family] = {
     "t5": Family(
         "T5ForConditionalGeneration",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.families import ROOT, ROWS, digest_of, stale_rows
-from benchmarks.families_table import between, table, write_table
+from benchmarks.families.__main__ import ROOT, ROWS, digest_of, stale_rows
+from benchmarks.families.table import between, table, write_table
 from benchmarks.rows import read_rows
 from quant.recipe import shipped_recipes
 from tests.families import FAMILIES, get_family

@@ -1,9 +1,13 @@
 """The house rules: who may import whom, that every pin has a reason, and that the README and the recipes hold."""
 
 import ast
+import graphlib
 import re
 import runpy
+import statistics
+import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,11 +15,14 @@ import pytest
 from quant.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
-OURS = {"kernels", "quant", "calib", "engine", "eval"}
+OURS = {"kernels", "quant", "calib", "engine", "eval", "training"}
 SCRIPTS = {"train_qat", "export", "build_engine", "benchmarks", "tests"}
-# What each room may import of ours, beside itself.
-MAY_IMPORT = {"kernels": set(), "quant": set(), "calib": {"quant"}, "engine": set(),
-              "eval": {"quant", "calib", "engine"}}  # fmt: skip
+# What each floor may import of ours, beside itself.
+MAY_IMPORT = {"kernels": set(), "quant": {"kernels"}, "engine": set(), "calib": {"quant"},
+              "eval": {"quant", "calib", "engine"}, "training": {"quant", "calib", "engine", "eval"}}  # fmt: skip
+MAX_LINES = 300
+MEDIAN_LINES = 130
+MAX_FILES = 15  # of code in one folder; __init__.py says what the room is for
 # engine/ runs on a deployment box that has none of these.
 TRAINING_PACKAGES = {"torch", "transformers", "datasets", "accelerate", "safetensors", "sklearn", "pandas"}
 NOT_OF_THE_NAME = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML", "onnx_ir": "onnx-ir",
@@ -58,6 +65,38 @@ def test_nothing_imports_upward_or_a_script(path: Path) -> None:
     assert "eval" not in names, "write 'from eval.tasks import get_task', never 'import eval'"
     if room == "engine":
         assert not roots & TRAINING_PACKAGES
+
+
+def code_files() -> list[Path]:
+    """Return all files of code but __init__.py."""
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [path for name in listed.split() if (path := ROOT / name).exists() and path.name != "__init__.py"]
+
+
+def test_files_and_folders_stay_small() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in code_files()}
+    long = {str(path.relative_to(ROOT)): lines for path, lines in lengths.items() if lines > MAX_LINES}
+    assert not long, f"split them: {long}"
+    assert statistics.median(lengths.values()) <= MEDIAN_LINES
+    folders = Counter(str(path.parent.relative_to(ROOT)) for path in lengths)
+    full = {name: number for name, number in folders.items() if number > MAX_FILES}
+    assert not full, f"make a room: {full}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """At import time; what a function imports when it is called cannot close a circle."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in code_files()}
+    graph = {
+        name: {
+            module
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, ast.ImportFrom) and node.module
+            for module in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            if module in names
+        }
+        for name, path in names.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError with the circle
 
 
 def test_scripts_do_not_import_each_other() -> None:

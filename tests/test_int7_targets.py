@@ -12,15 +12,15 @@ from onnx import numpy_helper
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from engine.lint import lint
-from engine.qdq import prepare_for_target
-from engine.tensorrt_graph import quantize_attention_outputs
-from eval.graph_parity import check_sites
-from eval.onnx_reference import plain_runner
-from eval.parity import check_parity
+from engine.lint.report import lint
+from engine.passes.qdq import prepare_for_target
+from engine.passes.tensorrt_graph import quantize_attention_outputs
+from eval.parity.check import check_parity
+from eval.parity.graph import check_sites
+from eval.parity.onnx_reference import plain_runner
 from quant.insert import insert_quantizers
+from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_onnx
-from quant.pretrained import LoadedModel
 from quant.recipe import load_recipe, recipe_from_dict
 from quant.tensor_quantizer import rounded_scales
 from tests.conftest import text_batch, tiny_bert

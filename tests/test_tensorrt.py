@@ -17,13 +17,13 @@ from transformers import (
 
 from engine.backend import BuildOptions, get_backend
 from engine.manifest import read_manifest
-from engine.qdq import TARGETS, prepare_for_target
+from engine.passes.qdq import TARGETS, prepare_for_target
 from engine.shapes import parse_shapes
-from eval.onnx_reference import plain_runner
-from eval.parity import check_parity
+from eval.parity.check import check_parity
+from eval.parity.onnx_reference import plain_runner
 from quant.insert import insert_quantizers
+from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_onnx
-from quant.pretrained import LoadedModel
 from quant.recipe import load_recipe, shipped_recipes
 from quant.tensor_quantizer import HALF_TYPES, named_quantizers, rounded_scales
 from tests.conftest import TINY_MODELS, batch_for, tiny_bert

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from eval.ratios import Estimate
 from eval.report.advice import pareto
 from eval.report.figure_style import INK, RECOMMENDED, Canvas, log_axis, mark
 from eval.report.run_data import RunData, label
@@ -12,6 +11,7 @@ from eval.report.speeds import time_at
 from eval.report.writing import milliseconds, small
 from eval.sweep.grid import System
 from eval.sweep.run_folder import SweepRow
+from eval.timing.ratios import Estimate
 
 ROUNDING_SHARE = 0.01  # of the least INT8 error: what is below is float rounding (fp16 is above: 0.05 to 1)
 MOST_TICKS = 9

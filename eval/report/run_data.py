@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from eval.metric_types import Metric, get_metric
+from eval.metrics.types import Metric, get_metric
 from eval.sweep.grid import (
     COMPILED,
     DYNAMIC,

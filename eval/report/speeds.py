@@ -1,4 +1,4 @@
-"""How fast the systems of a run are: times, ratios and verdicts, all from the rows' blocks by `eval.ratios`."""
+"""How fast the systems of a run are: times, ratios and verdicts, all from the rows' blocks by `eval.timing.ratios`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from eval.ratios import Estimate, Term, estimate, ratio_term, shared_confidence, time_of
 from eval.report.run_data import RunData
 from eval.sweep.grid import Shape, System
 from eval.sweep.run_folder import SweepRow
+from eval.timing.ratios import Estimate, Term, estimate, ratio_term, shared_confidence, time_of
 
 
 def time_at(data: RunData, system: System, shape: Shape | None = None) -> Estimate | None:

@@ -6,13 +6,13 @@ from collections import Counter
 
 from engine.backend import saturation_mends
 from engine.hardware import int8_outlook, saturates
-from eval.ratios import MAX_WIDTH
 from eval.report.advice import Advice, is_noise, smallest
 from eval.report.context import Context
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, ratio_over, speedup_at, time_at, widths
 from eval.report.writing import NOTHING, megabytes, milliseconds, ratio, small
 from eval.sweep.grid import PYTORCH, System
+from eval.timing.ratios import MAX_WIDTH
 
 MAX_SPREAD = 0.25  # of a time's interval; on a quiet machine it is 2 to 10 %
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
-from eval.load_points import MIN_REQUESTS, LoadPoint, closed_knee, is_undecided, open_knee
-from eval.ratios import Estimate
+from engine.backends.tensorrt.options import BACKENDS as TENSORRT_BACKENDS
 from eval.report.context import Context
 from eval.report.run_data import RUNTIMES, RunData, label
 from eval.report.speeds import mean_speedup, middle, speedup_at, time_at, verdict
@@ -22,6 +20,8 @@ from eval.report.writing import (
 )
 from eval.sweep.grid import System
 from eval.sweep.run_folder import SweepRow
+from eval.timing.load_points import MIN_REQUESTS, LoadPoint, closed_knee, is_undecided, open_knee
+from eval.timing.ratios import Estimate
 
 
 def candidates(c: Context) -> list[str]:

@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from engine.backends.tensorrt.options import BACKENDS as TENSORRT_BACKENDS
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
 from eval.arguments import task_of
 from eval.results import STATUSES
 from eval.sweep.grid import (

@@ -19,7 +19,6 @@ from engine.graph_file import onnx_bytes
 from engine.manifest import read_manifest, sha256_of
 from eval.batches import BatchOptions, check_length
 from eval.evaluate import evaluate
-from eval.latency import Feeds
 from eval.pytorch_runner import PyTorchRunner
 from eval.results import ResultRow, provenance
 from eval.subject import Subject
@@ -36,7 +35,8 @@ from eval.sweep.same_graph import graph_digest
 from eval.sweep.store import digest_of
 from eval.sweep.workshop import Workshop
 from eval.tasks import Task, get_task
-from quant.site_formats import format_names
+from eval.timing.latency import Feeds
+from quant.sites.formats import format_names
 
 MAX_SCORE_BATCH = 32
 SCORED = ("num_samples", "metric_name", "metric", "metric_low", "metric_high", "mcnemar_p", "loss_low", "loss_high",

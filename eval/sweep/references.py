@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.ort import make_session_options
-from eval.latency import CallRunner, Feeds, compare
+from engine.backends.onnxruntime.backend import make_session_options
 from eval.pytorch_runner import PyTorchRunner
 from eval.sweep.grid import System
 from eval.sweep.workshop import ONNX_FILE, Workshop
-from quant.example_inputs import OUTPUT_NAMES, example_inputs
-from quant.pretrained import LoadedModel
+from eval.timing.latency import CallRunner, Feeds, compare
+from quant.models.example_inputs import OUTPUT_NAMES, example_inputs
+from quant.models.pretrained import LoadedModel
 
 logger = logging.getLogger(__name__)
 LEGACY_OPSET = 17

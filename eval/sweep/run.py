@@ -39,8 +39,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 def run_sweep(
-    options: SweepOptions, out: str | Path, command: str, *, budget_s: float | None = None, num_processes: int = 1,
-    ray: str | None = None, retry_failed: bool = False,
+    options: SweepOptions,
+    out: str | Path,
+    command: str,
+    *,
+    budget_s: float | None = None,
+    num_processes: int = 1,
+    ray: str | None = None,
+    retry_failed: bool = False,
 ) -> SweepResult:
     """Measure every point that has no row yet and return the counts.
 
@@ -64,7 +70,12 @@ def run_sweep(
 
 
 def _run(
-    options: SweepOptions, path: Path, command: str, budget_s: float | None, num_processes: int, ray: str | None,
+    options: SweepOptions,
+    path: Path,
+    command: str,
+    budget_s: float | None,
+    num_processes: int,
+    ray: str | None,
     retry_failed: bool,
 ) -> SweepResult:
     bench = Bench(Workshop(options, ArtifactStore(RunFolder(path).artifacts)), command)

@@ -30,10 +30,10 @@ class SweepRow:
         row: the fields every result has.
         system: the system's name.
         shape: the shape's name.
-        details: latency_ms (the geometric mean of its blocks, as `eval.ratios` says) and its interval, speedup and its
-            interval, baseline, block_ms, timed_as (whose blocks these are: one that runs the same graph), graph (its
-            digest), timing (number of the session it was timed in; older rows have none: 0), baseline_ms (blocks of
-            that session's baseline, where it is not the first), digests of what it was made from, products, session,
+        details: latency_ms (the geometric mean of its blocks, as `eval.timing.ratios` says) and its interval, speedup
+            and its interval, baseline, block_ms, timed_as (whose blocks these are: one that runs the same graph), graph
+            (its digest), timing (number of the session it was timed in; older rows have none: 0), baseline_ms (blocks
+            of that session's baseline, where it is not the first), digests of what it was made from, products, session,
             cpu_flags and machine (instruction sets and architecture of what measured).
         number: its line in results.jsonl, from 1; 0 before it is written.
     """

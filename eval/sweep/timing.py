@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.cli import one_line
-from eval.latency import Feeds, compare
-from eval.ratios import ratio_of, time_of
+from eval.timing.latency import Feeds, compare
+from eval.timing.ratios import ratio_of, time_of
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,16 @@ class ShapeTiming:
 
 
 def time_systems(
-    runners: Mapping[str, Any], feeds: Feeds, baseline: str, rounds: int, tick: Callable[[], None] = lambda: None, *,
-    max_rounds: int | None = None, graphs: Mapping[str, str] | None = None,
+    runners: Mapping[str, Any],
+    feeds: Feeds,
+    baseline: str,
+    rounds: int,
+    tick: Callable[[], None] = lambda: None,
+    *,
+    max_rounds: int | None = None,
+    graphs: Mapping[str, str] | None = None,
 ) -> ShapeTiming:
-    """Return the latencies of all runners, measured in alternation (eval.latency.compare).
+    """Return the latencies of all runners, measured in alternation (eval.timing.latency.compare).
 
     Args:
         runners: name -> runner; one that fails on its first call is left out and named.

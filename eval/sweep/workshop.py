@@ -23,21 +23,21 @@ from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
 from engine.backend import Backend, BuildOptions, get_backend, saturation_of
+from engine.backends.tensorrt.options import BACKENDS as TENSORRT_BACKENDS
+from engine.backends.tensorrt.options import TensorRTOptions, add_arguments, options_from
+from engine.backends.tensorrt.process import TrtProcess
 from engine.cli import CommandParser, near_matches
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
-from engine.qdq import TARGETS, prepare_for_target
+from engine.passes.qdq import TARGETS, prepare_for_target
 from engine.shapes import ShapeRange
-from engine.trt_options import BACKENDS as TENSORRT_BACKENDS
-from engine.trt_options import TensorRTOptions, add_arguments, options_from
-from engine.trt_process import TrtProcess
 from eval.sweep.grid import FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
-from quant.example_inputs import example_inputs
 from quant.insert import insert_quantizers, plan_sites
+from quant.models.example_inputs import example_inputs
+from quant.models.pretrained import LoadedModel, load_float_model
 from quant.onnx_export import export_onnx
-from quant.pretrained import LoadedModel, load_float_model
 from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
 
 ROOT = Path(__file__).parents[2]

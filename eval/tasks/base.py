@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from eval.metrics import MetricValue
+from eval.metrics.scores import MetricValue
 from eval.tasks.data import load_split
 
 Arrays = dict[str, np.ndarray]

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from eval import metrics
+from eval.metrics import scores as metrics
 from eval.tasks.base import Arrays, Scores, Task
 
 # Macro F1 over a thousand classes costs a matrix per class and says little; accuracy alone is reported above this.

@@ -8,12 +8,12 @@ from pathlib import Path
 import datasets
 
 from eval.tasks.image_classification import ImageClassification
-from quant.digits import digits_split
+from quant.models.digits import digits_split
 
 
 @dataclass(frozen=True)
 class Digits(ImageClassification):
-    """The fixed, stratified splits of `quant.digits`; --data may still name a folder in the same form."""
+    """The fixed, stratified splits of `quant.models.digits`; --data may still name a folder in the same form."""
 
     def load(
         self,

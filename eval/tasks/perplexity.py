@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from eval import metrics
+from eval.metrics import scores as metrics
 from eval.tasks.base import ROWS_PER_CHUNK, Arrays, Rows, Scores, Task
 
 # What stands between two rows of text: lines of wikitext are paragraphs (the usual form of its perplexity).

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from eval import metrics
+from eval.metrics import scores as metrics
 from eval.tasks.base import Arrays, Rows, Scores, Task, model_inputs, tokenize
 
 

@@ -13,10 +13,10 @@ from calib.unfolding import apply_fold
 from quant.checkpoint import load_checkpoint, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.modules import QuantLinear
-from quant.qat import start_qat
 from quant.recipe import METHODS, load_recipe
 from quant.weights_digest import weights_digest
 from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2, tiny_llama, tiny_vit
+from training.qat import start_qat
 
 
 def prepared(recipe="int8_full"):

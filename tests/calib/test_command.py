@@ -8,7 +8,7 @@ import torch
 from calib.__main__ import main
 from quant.checkpoint import load_checkpoint
 from quant.insert import insert_quantizers
-from quant.interop import import_amax
+from quant.interop.importer import import_amax
 from quant.recipe import load_recipe
 from tests.conftest import tiny_bert
 

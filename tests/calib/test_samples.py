@@ -13,8 +13,8 @@ from PIL import Image
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from calib.samples import load_samples
-from quant.digits import DigitsSettings, digits_config, digits_processor
-from quant.pretrained import LoadedModel
+from quant.models.digits import DigitsSettings, digits_config, digits_processor
+from quant.models.pretrained import LoadedModel
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film"]
 SENTENCES = [" ".join(["good"] * (1 + i % 5) + ["film"]) for i in range(40)]

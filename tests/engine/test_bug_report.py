@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
-from engine import bug_report, environment
-from engine.bug_report import error_rows, main
-from engine.qdq import prepare_for_target
+from engine.bug_report import environment
+from engine.bug_report import report as bug_report
+from engine.bug_report.__main__ import main
+from engine.bug_report.errors import error_rows
+from engine.passes.qdq import prepare_for_target
 from tests.engine.graphs import linear_model
 
 
@@ -101,7 +103,7 @@ def test_outputs_of_another_machine_give_the_statistics_for_tensorrt(model, tmp_
 def test_for_tensorrt_the_report_says_whether_the_file_builds_and_never_names_errors_that_nobody_measured(
     model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("engine.trt.find_gpu", lambda: None)
+    monkeypatch.setattr("engine.backends.tensorrt.backend.find_gpu", lambda: None)
     assert call("--onnx", model, "--backend", "tensorrt", "--shapes", "x:2x16", "--out", "a.md") == 0
     text = (tmp_path / "a.md").read_text()
     assert "It was not built where this was written, and was not run there." in text and "differ as below" not in text
@@ -113,7 +115,7 @@ def test_for_tensorrt_the_report_says_whether_the_file_builds_and_never_names_er
     def refuse(*_):
         raise RuntimeError("the build failed: CHECK(status)")
 
-    monkeypatch.setattr("engine.trt.build_engine", refuse)
+    monkeypatch.setattr("engine.backends.tensorrt.backend.build_engine", refuse)
     assert call("--onnx", model, "--backend", "tensorrt_rtx", "--shapes", "x:2x16", "--out", "c.md") == 0
     assert "the build failed: CHECK(status)`" in (tmp_path / "c.md").read_text()
 

@@ -7,8 +7,8 @@ import onnx
 import pytest
 
 from engine.calibration_cache import CalibrationCache, fill_scales, main, read_cache, version_number, write_cache
-from engine.float_graph import activation_scales, without_quantization
-from engine.qdq import prepare_for_target
+from engine.passes.float_graph import activation_scales, without_quantization
+from engine.passes.qdq import prepare_for_target
 from tests.engine.graphs import count, linear_model, run_plain, samples, table_model
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engine.qdq import prepare_for_target
+from engine.passes.qdq import prepare_for_target
 from tests.engine.graphs import WIDTH, linear_model, run_plain, samples
 
 ROOT = Path(__file__).parents[2]

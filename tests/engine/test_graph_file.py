@@ -9,9 +9,9 @@ from engine.backend import BuildOptions, get_backend
 from engine.cli import whole_output
 from engine.graph_file import data_path, save_graph
 from engine.source import read_onnx
-from eval.parity import check_parity
+from eval.parity.check import check_parity
+from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_graph, export_onnx
-from quant.pretrained import LoadedModel
 from tests.conftest import tiny_llama
 
 

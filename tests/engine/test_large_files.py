@@ -13,13 +13,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from engine import ort as ort_module
-from engine import trt as trt_module
-from engine import trt_builder
 from engine.backend import BuildOptions, get_backend
+from engine.backends.onnxruntime import backend as ort_module
+from engine.backends.tensorrt import backend as trt_module
+from engine.backends.tensorrt import builder as trt_builder
 from engine.graph_file import data_path, weight_bytes, weight_files
 from engine.manifest import manifest_path, read_manifest
-from engine.qdq import prepare_for_target
+from engine.passes.qdq import prepare_for_target
 from engine.shapes import parse_shapes
 from engine.source import read_onnx
 from tests.engine.graphs import WIDTH, linear_model, make_model, quantize, run_plain
@@ -168,7 +168,7 @@ LIMITED = """
 import json, resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, (5 << 30, 5 << 30))
 from engine.backend import BuildOptions, get_backend
-from engine.qdq import prepare_for_target
+from engine.passes.qdq import prepare_for_target
 from engine.shapes import parse_shapes
 name, source, out, shapes = sys.argv[1:]
 options = BuildOptions(parse_shapes([shapes]), threads=1)

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from engine.graph_file import data_path
-from engine.qdq import prepare_for_target
+from engine.passes.qdq import prepare_for_target
 from tests.engine.graphs import WIDTH, linear_model
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ for name, value in model.graph.initializers.items():
         value.shape = value.const_value.shape
 save_graph(model, sys.argv[2])
 """
-LINT = "import sys; from engine.lint import main; main([sys.argv[1], '--json'])"
+LINT = "import sys; from engine.lint.__main__ import main; main([sys.argv[1], '--json'])"
 PEAK = """
 import atexit, re, sys
 def say():  # VmHWM, not getrusage: that begins with what the parent had

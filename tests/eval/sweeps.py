@@ -9,10 +9,10 @@ import signal
 import threading
 from pathlib import Path
 
-from eval import latency
 from eval.sweep import run_folder
 from eval.sweep.grid import SweepOptions
 from eval.sweep.run import run_sweep
+from eval.timing import latency
 
 COMMAND = "python -m eval.sweep (test)"
 

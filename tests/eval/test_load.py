@@ -6,9 +6,9 @@ import pytest
 from sweeps import sweep_options
 
 from eval import load
-from eval.load_points import GROWTH_LIMIT, LoadPoint, backlog_growth, closed_knee, is_undecided, open_knee, table
 from eval.sweep.load_step import planned_seconds
 from eval.sweep.run_folder import LOAD, RunFolder
+from eval.timing.load_points import GROWTH_LIMIT, LoadPoint, backlog_growth, closed_knee, is_undecided, open_knee, table
 
 
 def sleeper(seconds):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from eval import metrics
+from eval.metrics import scores as metrics
 
 Z = 1.959963984540054
 

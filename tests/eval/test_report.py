@@ -36,7 +36,7 @@ def test_both_languages_have_the_same_sentences_with_the_same_values():
 
 
 def test_a_runner_that_fails_leaves_the_others_their_times(monkeypatch):
-    monkeypatch.setattr("eval.latency.PAUSE_S", 0.0)
+    monkeypatch.setattr("eval.timing.latency.PAUSE_S", 0.0)
 
     class Runner:
         input_names = ()

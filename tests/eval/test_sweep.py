@@ -12,7 +12,6 @@ from sweeps import COMMAND, sweep_options
 
 from engine import backend
 from engine.cli import UsageError
-from eval import latency
 from eval.report.__main__ import build, check, write_report
 from eval.report.run_data import read_run
 from eval.reproduce import choose_row, reproduce
@@ -22,6 +21,7 @@ from eval.sweep.grid import System, options_from_dict, primary_shape, shapes_of,
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder, SweepRow, claim
 from eval.sweep.store import ArtifactStore, check_disk
+from eval.timing import latency
 from tests.forks import fork_context
 
 BAD_RECIPE = "extends: int8_linear\nrules:\n  - {match: '*no_such_layer*', enable: false}\n"

@@ -20,7 +20,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from quant.pretrained import LoadedModel
+from quant.models.pretrained import LoadedModel
 
 INPUTS = ["input_ids", "token_type_ids", "attention_mask"]
 TEXT = "the a film is good bad not very plot acting was great awful who wrote paris france capital of lives in anna"

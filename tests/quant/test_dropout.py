@@ -11,12 +11,12 @@ from calib.collect import collect
 from quant.attention import explicit_attention
 from quant.checkpoint import save_checkpoint
 from quant.dropout import switch_dropout_off
-from quant.example_inputs import OUTPUT_NAMES
 from quant.insert import insert_quantizers
-from quant.qat import finish_qat, start_qat
+from quant.models.example_inputs import OUTPUT_NAMES
 from quant.recipe import QatOptions, load_recipe
 from quant.tensor_quantizer import TensorQuantizer
 from tests.families import ENCODER_DECODERS, FAMILIES, Family
+from training.qat import finish_qat, start_qat
 
 # Rates that the families' small configurations leave at 0 by default, so that each kind of noise is there.
 NOISE = {"drop_path_rate": 0.5, "layerdrop": 0.5, "encoder_layerdrop": 0.5, "decoder_layerdrop": 0.5,

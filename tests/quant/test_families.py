@@ -10,11 +10,11 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from engine.ort import OrtRunner, plain_session
-from engine.qdq import prepare_for_target
+from engine.backends.onnxruntime.backend import OrtRunner, plain_session
+from engine.passes.qdq import prepare_for_target
 from quant.checkpoint import load_checkpoint, save_checkpoint
-from quant.example_inputs import OUTPUT_NAMES
 from quant.insert import insert_quantizers, plan_sites
+from quant.models.example_inputs import OUTPUT_NAMES
 from quant.onnx_export import export_onnx
 from quant.own_attention import OWN_ATTENTIONS
 from quant.recipe import load_recipe

@@ -14,16 +14,16 @@ from calib.apply import apply_statistics
 from calib.collect import collect
 from calib.smoothquant import Smoothing, _output_error
 from calib.statistics import SiteStatistics
-from engine.qdq import prepare_for_target
+from engine.passes.qdq import prepare_for_target
 from quant.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
 from quant.formats import FORMATS, INT7, INT8, NumberFormat, get_format
 from quant.insert import insert_quantizers, plan_sites, summarize_sites
 from quant.onnx_export import export_onnx
-from quant.qat import finish_qat, start_qat
 from quant.recipe import Recipe, Rule, load_recipe, recipe_from_dict
-from quant.site_formats import format_names
+from quant.sites.formats import format_names
 from quant.tensor_quantizer import TensorQuantizer, amax_to_scale, fake_quantize, named_quantizers, quantize
 from tests.conftest import text_batch, tiny_bert, tiny_gpt2
+from training.qat import finish_qat, start_qat
 
 WEIGHTS, ALL = {"match": "*weight_quantizer", "format": "int7"}, {"match": "*", "format": "int7"}
 

@@ -8,8 +8,8 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from engine.ort import plain_session
-from engine.qdq import prepare_for_target
+from engine.backends.onnxruntime.backend import plain_session
+from engine.passes.qdq import prepare_for_target
 from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe, recipe_from_dict

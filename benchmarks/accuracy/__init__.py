@@ -1,0 +1,1 @@
+"""Accuracy of models and recipes on real data, beside the peers."""

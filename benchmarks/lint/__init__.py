@@ -1,0 +1,1 @@
+"""The linter against the runtimes that it speaks of."""

@@ -1,0 +1,1 @@
+"""A report for an upstream issue."""

@@ -1,0 +1,1 @@
+"""What an engine really runs: precision, kernel and time of each layer."""

@@ -1,5 +1,0 @@
-"""TensorRT-RTX as a backend of its own name; all of it is in `trt.py`."""
-
-from engine.trt import TrtBackend
-
-BACKEND = TrtBackend("tensorrt_rtx")

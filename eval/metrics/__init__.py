@@ -1,0 +1,1 @@
+"""Metrics, their ranges and directions."""

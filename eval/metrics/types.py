@@ -1,0 +1,93 @@
+"""What a metric is: its name, range, direction, and how its values and losses are printed.
+
+Adding one is one entry of METRICS; rows, report and plots ask it, none of them knows a metric by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One kind of score.
+
+    Attributes:
+        name: as rows hold it.
+        low, high: what values are possible, both included.
+        is_higher_better: False for perplexity and error rates.
+        is_percent: whether it is a share, printed times 100.
+        is_loss_relative: whether a loss is a share of the reference's value: a perplexity has no scale of its own.
+        is_share_right: whether it is the share of examples with `is_correct`, so that McNemar's test judges its loss.
+    """
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    is_higher_better: bool = True
+    is_percent: bool = True
+    is_loss_relative: bool = False
+    is_share_right: bool = False
+
+    @property
+    def unit(self) -> str:
+        """What stands behind a value: " %", or nothing."""
+        return " %" if self.is_percent else ""
+
+    def loss(self, value: float, reference: float) -> float:
+        """Return by how much a value is worse than the reference's (below 0: better), relative where that is its way.
+
+        Source of the relative form: a perplexity of 30 against 20 and one of 15 against 10 are the same loss of nats.
+        """
+        difference = reference - value if self.is_higher_better else value - reference
+        if not self.is_loss_relative:
+            return difference
+        return difference / reference if reference else math.copysign(math.inf, difference) if difference else 0.0
+
+    def scaled(self, value: float) -> float:
+        """Return a value as it is printed and drawn: percent for shares."""
+        return 100 * value if self.is_percent else value
+
+    def text(self, value: float) -> str:
+        """Return a value in print, without its unit: two decimals of percent, else four digits that count."""
+        if self.is_percent:
+            return f"{100 * value:.2f}"
+        return f"{value:.4f}" if self.high <= 1 else f"{value:.4g}"
+
+    def loss_text(self, loss: float) -> str:
+        """Return a loss in print: points of percent, percent where it is relative, else four decimals."""
+        is_percent = self.is_percent or self.is_loss_relative
+        found = f"{100 * loss:.2f}" if is_percent else f"{loss:.4f}"
+        return found.removeprefix("-") if float(found) == 0 else found
+
+    @property
+    def loss_key(self) -> str:
+        """What a loss is counted in: "points", "relative" (percent of the reference's) or "plain"."""
+        return "relative" if self.is_loss_relative else "points" if self.is_percent else "plain"
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", is_share_right=True),
+        Metric("exact_match", is_share_right=True),
+        Metric("f1"),
+        Metric("pearson", -1.0, 1.0, is_percent=False),
+        Metric("spearman", -1.0, 1.0, is_percent=False),
+        Metric("perplexity", 1.0, math.inf, is_higher_better=False, is_percent=False, is_loss_relative=True),
+        Metric("word_error_rate", 0.0, math.inf, is_higher_better=False),  # more words inserted than there are: above 1
+    )
+}
+
+
+def get_metric(name: str) -> Metric:
+    """Return a metric by the name that rows hold. Raises: ValueError: an unknown one, with near matches."""
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, 1)
+        raise ValueError(
+            f"no metric '{name}'{f' (did you mean {near[0]}?)' if near else ''}; known: {', '.join(METRICS)}; a new "
+            "one is an entry of METRICS in eval/metrics/types.py"
+        )
+    return METRICS[name]

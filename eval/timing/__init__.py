@@ -1,0 +1,1 @@
+"""Latency, ratios of latencies, load."""

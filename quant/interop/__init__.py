@@ -1,0 +1,1 @@
+"""Ranges and weights that other toolkits quantized."""

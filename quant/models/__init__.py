@@ -1,0 +1,1 @@
+"""The float models: loading, what they are fed, their digest."""

@@ -1,0 +1,1 @@
+"""Fine-tuning with quantizers: QAT, distillation, resume, the run folder."""
