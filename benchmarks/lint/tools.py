@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.lint import forms, integers, layers, moves  # noqa: F401  (they enter their files)
+from benchmarks.lint import forms, grids, integers, layers, moves  # noqa: F401  (they enter their files)
 from benchmarks.lint.files import FILES, WIDTH, Maker
 from engine.passes.qdq import TARGETS, prepare_for_target
 from tests.engine.graphs import LENGTH, Graph, linear_model, table_model

@@ -1,6 +1,6 @@
 """Find, without a GPU, every product of a Q/DQ ONNX file that will not run in INT8 or will not fuse.
 
-A new rule is a small function in `lint_numbers`, `lint_placement`, `lint_blocks`, `lint_operators` or `lint_speed`, a
+A new rule is a small function in `numbers`, `axes`, `placement`, `blocks`, `operators` or `speed` of this folder, a
 line in its table that says what it claims, and a file in `benchmarks/` on which the consumers bear it out.
 """
 
