@@ -3,155 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
-import json
-import logging
 import re
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import HfArgumentParser, TrainingArguments
-
-from engine.cli import CommandParser, UsageError, print_result, run_command
-from quant.checkpoint import load_checkpoint
-from quant.models.pretrained import load_float_model
-from quant.recipe import Recipe, load_recipe
-from training.fine_tune import FineTuneArguments, make_trainer, plot_curves, prepare, save_result, score
-from training.resume import last_whole_checkpoint
-from training.run_folder import describe_run, hold_run, score_row, start_row
-
-
-@dataclass
-class QatTrainingArguments(TrainingArguments):
-    """transformers' TrainingArguments with the defaults of fine-tuning; every flag is theirs."""
-
-    learning_rate: float = field(
-        default=0.0, metadata={"help": "of the weights (default: 5e-6 with a teacher, 2e-5 without)"}
-    )
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "samples of a step on each device"})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "samples of an evaluation batch"})
-    lr_scheduler_type: str = field(default="linear", metadata={"help": "learning rate schedule"})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the training data"})
-    eval_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch"})
-    save_strategy: str = field(default="epoch", metadata={"help": "no, steps or epoch"})
-    save_total_limit: int = field(default=2, metadata={"help": "checkpoints kept"})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "keep the best checkpoint by the metric"})
-    logging_steps: float = field(default=50, metadata={"help": "steps between two log lines"})
-    report_to: str = field(default="none", metadata={"help": "tensorboard, wandb, ..."})
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "leave off: the batches are made of raw columns"}
-    )
-    warmup_steps: float = field(default=0.06, metadata={"help": "steps, or a share of all steps, with a rising rate"})
-
-
-def train(arguments: FineTuneArguments, training: QatTrainingArguments) -> None:
-    """Train in a run folder that is this process's alone. Raises: KeyboardInterrupt: saying from where it goes on."""
-    out = Path(str(training.output_dir))
-    recipe = None if arguments.recipe == "none" else load_recipe(arguments.recipe)
-    description = describe_run(arguments, training, recipe)
-    try:
-        with contextlib.ExitStack() as held:
-            with training.main_process_first(local=False):
-                if training.process_index == 0:
-                    resume = held.enter_context(hold_run(out, description, arguments.force))
-                else:
-                    last = last_whole_checkpoint(out)
-                    resume = str(last) if last else None
-            _train(arguments, training, recipe, resume)
-    except KeyboardInterrupt:
-        kept = last_whole_checkpoint(out)
-        where = f"goes on from {kept}" if kept else "starts again (no checkpoint was written yet)"
-        raise KeyboardInterrupt(f"the same command {where}") from None
-
-
-def _train(
-    arguments: FineTuneArguments, training: QatTrainingArguments, recipe: Recipe | None, resume: str | None
-) -> None:
-    """Prepare, score before, train, save, score after; print one summary line."""
-    out, is_first = Path(str(training.output_dir)), training.process_index == 0
-    prepared = prepare(arguments, training, recipe, resume)
-    scores: dict[str, dict[str, Any]] = {}
-    if is_first and prepared.recipe is not None:
-        start = start_row(out, resume, lambda: score(prepared, prepared.loaded, training))
-        scores |= {"PTQ": start} if start else {}
-    trainer = make_trainer(prepared, arguments, training)
-    trainer.train(resume_from_checkpoint=resume)
-    if trainer.is_fsdp_enabled:
-        trainer.save_model(str(out))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # the rest is the first process's alone
-    if not is_first:
-        return
-    if not trainer.is_fsdp_enabled:
-        save_result(prepared, out)
-    plot_curves(trainer.state.log_history, out / "curves.png")
-    saved = load_checkpoint(out) if prepared.recipe is not None else load_float_model(out)
-    name = "QAT" if prepared.recipe is not None else "fine-tuned"
-    scores[name] = score_row(score(prepared, saved, training))
-    row, summary = _result(scores, arguments, trainer)
-    (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-    print_result(row, f"{out}: {summary}", arguments.json)
-
-
-def _result(
-    scores: dict[str, dict[str, Any]], arguments: FineTuneArguments, trainer: Any
-) -> tuple[dict[str, Any], str]:
-    """Return the result as a row and as one line: float, PTQ, QAT."""
-    row: dict[str, Any] = {"model": arguments.model, "task": arguments.task, "recipe": arguments.recipe}
-    row |= {
-        "learning_rate": trainer.args.learning_rate,
-        "steps": trainer.state.global_step,
-        "train_runtime_s": trainer.state.log_history[-1].get("train_runtime"),
-    }
-    parts = []
-    for name, measured in scores.items():
-        if measured["float"] is not None and "float" not in row:
-            row["float"] = measured["float"]
-            parts.append(f"float {row['float']:.4f}")
-        row[name] = {key: value for key, value in measured.items() if not key.startswith("float")}
-        error = measured["error_abs_mean"]
-        flips = "" if measured["num_flips"] is None else f", {measured['num_flips']} flips"
-        distance = "" if error is None else f" (mean |Δ| {error:.4f}{flips})"
-        parts.append(f"{name} {measured['metric']:.4f}{distance}")
-    return row, "  ".join(parts)
+from engine.cli import run_command
+from quant.recipe import load_recipe
+from training.arguments import TrainParser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    given = sys.argv[1:] if argv is None else argv
-    words = [re.sub(r"^--out(?==|$)", "--output_dir", word) for word in given]
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "torch", "accelerate"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    run_command(TrainParser(), _train_from, words)
+    words = [re.sub(r"^--out(?==|$)", "--output_dir", word) for word in (sys.argv[1:] if argv is None else argv)]
 
+    def train(arguments: argparse.Namespace) -> None:
+        if not arguments.help_all and arguments.recipe != "none":
+            load_recipe(arguments.recipe)  # a mistyped recipe is said before torch is loaded
+        from training.command import TrainerParser, train_from
 
-class TrainParser(CommandParser, HfArgumentParser):
-    """Our flags and all of TrainingArguments', with near matches for what is mistyped."""
+        if arguments.help_all:
+            TrainerParser().print_help()
+            return
+        train_from(words)
 
-    types = (FineTuneArguments, QatTrainingArguments)
-
-    def __init__(self) -> None:
-        super().__init__("python train_qat.py", str(__doc__), dataclass_types=self.types)
-
-
-def _train_from(namespace: argparse.Namespace) -> None:
-    given = vars(namespace)
-    if given["resume_from_checkpoint"]:
-        raise UsageError(
-            f"--resume_from_checkpoint {given['resume_from_checkpoint']}: leave it out; the same command with the same "
-            "--out goes on from its last whole checkpoint, and --init starts a new run from a checkpoint"
-        )
-    if not given["learning_rate"]:
-        # A student that starts at its teacher's weights is driven off by Adam's steps, however small its gradients are.
-        is_taught = given["recipe"] != "none" and given["teach"] and load_recipe(given["recipe"]).qat.distills
-        given["learning_rate"] = 5e-6 if is_taught else 2e-5
-    made: list[Any] = [t(**{f.name: given[f.name] for f in dataclasses.fields(t) if f.init}) for t in TrainParser.types]
-    train(*made)
+    run_command(TrainParser(), train, words)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,14 @@ class UsageError(ValueError):
     """A command line that cannot be right: reported in one line, exit code 2."""
 
 
+class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """States a default where there is one and the text does not say it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        has_own = "default" in (action.help or "")
+        return action.help if has_own or action.default in (None, False) else super()._get_help_string(action)
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser that states defaults in --help and answers a mistyped flag or choice with its near matches."""
 
@@ -41,7 +49,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             prog=prog,
             description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=DefaultsHelpFormatter,
             allow_abbrev=False,
             **kwargs,
         )
@@ -55,14 +63,18 @@ class CommandParser(argparse.ArgumentParser):
         self.mistyped = [word for word in given if word.startswith("--") and word not in self._flags()]
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unknown argument {', '.join(self._with_near(word) for word in unknown)}")
+            self.refuse_unknown(unknown)
         return known
+
+    def refuse_unknown(self, words: list[str], more_flags: list[str] | None = None) -> NoReturn:
+        """End the program for unknown flags, each with its near matches among this parser's and more."""
+        self.error(f"unknown argument {', '.join(self._with_near(word, more_flags) for word in words)}")
 
     def _flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings]
 
-    def _with_near(self, word: str) -> str:
-        near = near_matches(word.split("=")[0], self._flags())
+    def _with_near(self, word: str, more_flags: list[str] | None = None) -> str:
+        near = near_matches(word.split("=")[0], list(dict.fromkeys([*self._flags(), *(more_flags or [])])))
         return f"{word} (did you mean {', '.join(near)}?)" if near else word
 
     def error(self, message: str) -> NoReturn:

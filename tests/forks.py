@@ -14,14 +14,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What the children run; with the packages that these import.
-PRELOADED = ["tests.conftest", "tests.training.test_qat", "tests.calib.test_collect", "sweeps"]
+PRELOADED = ["tests.conftest", "tests.training.test_qat", "tests.calib.test_collect", "tests.eval.sweeps"]
 
 
 def fork_context() -> ForkServerContext:
     """Return the context of the running server; its children see the environment as it was when the server began."""
     context = multiprocessing.get_context("forkserver")
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'eval'}"  # of the server: it takes no sys.path
+    os.environ["PYTHONPATH"] = str(ROOT)  # of the server: it takes no sys.path
     try:
         context.set_forkserver_preload(PRELOADED)
         forkserver.ensure_running()

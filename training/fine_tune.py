@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +30,10 @@ from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers, quantization_of
 from quant.models.pretrained import LoadedModel, has_head, load_float_model
 from quant.recipe import Recipe, load_recipe, recipe_from_dict
+from training.arguments import FineTuneArguments
 from training.qat import QatTrainer, finish_qat, start_qat
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class FineTuneArguments:
-    """What is trained, on what, and how it is quantized."""
-
-    model: str = field(metadata={"help": "Hugging Face id, folder, or 'digits'"})
-    task: str = field(metadata={"help": "a task of eval, e.g. sst2, squad, digits"})
-    data: str | None = field(default=None, metadata={"help": "hub data set id or folder (default: the task's own)"})
-    recipe: str = field(default="int8_full", metadata={"help": "recipe name or file; 'none' trains the float model"})
-    init: str | None = field(default=None, metadata={"help": "calibrated checkpoint to start from"})
-    seq_length: int | None = field(default=None, metadata={"help": "tokens of a sample (default: the task's)"})
-    padding: str = field(default="longest", metadata={"help": "longest (of the batch) or max (fixed shapes: compile)"})
-    method: str | None = field(
-        default=None, metadata={"help": "calibrator at the start (default: mse where ranges learn, else the recipe's)"}
-    )
-    num_samples: int = field(default=256, metadata={"help": "training samples to calibrate from"})
-    teach: bool = field(default=True, metadata={"help": "distil from the float model as the recipe says"})
-    force: bool = field(default=False, metadata={"help": "start anew in an --out that holds another run"})
-    json: bool = field(default=False, metadata={"help": "print the result as one JSON line"})
 
 
 @dataclass(frozen=True)
@@ -134,11 +115,8 @@ def prepare(
 def _take_checkpoint(source: str, recipe: Recipe, arguments: FineTuneArguments, model: Any) -> LoadedModel:
     """Return the checkpoint to start from, under the given recipe's options of QAT.
 
-    Raises: ValueError: it was made by other rules, or from a model with other layers than `model`; or a flag of the
-        calibration that it has behind it.
+    Raises: ValueError: it was made by other rules, or from a model with other layers than `model`.
     """
-    if arguments.init and arguments.method:
-        raise ValueError(f"--method {arguments.method} beside --init {source}, which brings its ranges; leave one out")
     theirs = recipe_from_dict(read_description(source)["recipe"])
     other = [name for name in ("rules", "smoothquant") if getattr(theirs, name) != getattr(recipe, name)]
     if other:

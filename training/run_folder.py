@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from eval.evaluate import Evaluation
 from quant.recipe import Recipe
-from training.fine_tune import FineTuneArguments
+from training.arguments import FineTuneArguments
 from training.resume import last_whole_checkpoint, set_broken_aside
 
 RUN_FILE = "run.json"

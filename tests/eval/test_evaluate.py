@@ -2,12 +2,12 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 
 from eval.batches import BatchOptions, crop_padding, iter_batches, regroup, select_feeds
 from eval.evaluate import ReplayRunner, evaluate, fill_batch
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task
+from tests.eval import tiny
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from sweeps import sweep_options
 
 from eval.report.advice import advise, dominated_recipes, has_fp8, smallest
 from eval.report.context import Context
@@ -24,6 +23,7 @@ from eval.reproduce import Reproduction
 from eval.results import ResultRow
 from eval.sweep.run_folder import RunFolder, SweepRow
 from eval.sweep.timing import time_systems
+from tests.eval.sweeps import sweep_options
 
 
 def test_both_languages_have_the_same_sentences_with_the_same_values():

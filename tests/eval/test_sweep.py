@@ -6,9 +6,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import sweeps
-import tiny
-from sweeps import COMMAND, sweep_options
 
 from engine import backend
 from engine.cli import UsageError
@@ -22,6 +19,8 @@ from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder, SweepRow, claim
 from eval.sweep.store import ArtifactStore, check_disk
 from eval.timing import latency
+from tests.eval import sweeps, tiny
+from tests.eval.sweeps import COMMAND, sweep_options
 from tests.forks import fork_context
 
 BAD_RECIPE = "extends: int8_linear\nrules:\n  - {match: '*no_such_layer*', enable: false}\n"

@@ -1,7 +1,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 from datasets import Dataset
 from PIL import Image
 
@@ -10,6 +9,7 @@ from eval.evaluate import evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import TASKS, get_task
 from eval.tasks.squad import answer_scores, best_span
+from tests.eval import tiny
 
 
 def run(task, dataset, loaded, **options):

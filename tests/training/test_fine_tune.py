@@ -8,13 +8,14 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTForImageClassification
 
 import train_qat
 from quant.checkpoint import load_checkpoint
+from tests.eval import tiny
+from training import command
 from training.resume import last_whole_checkpoint
 from training.run_folder import claim_run, hold_run
 
@@ -86,14 +87,15 @@ def test_stdout_is_the_result_alone_and_the_folder_is_a_checkpoint(tmp_path, cap
 
 
 SHORT = ["--model", "digits", "--task", "digits", "--recipe", "int8_linear", "--json", "--use_cpu", "true",
-         "--disable_tqdm", "true", "--num_samples", "16", "--max_steps", "4", "--save_strategy", "steps",
-         "--save_steps", "2", "--eval_strategy", "steps", "--eval_steps", "2"]  # fmt: skip
+         "--disable_tqdm", "true", "--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2",
+         "--eval_strategy", "steps", "--eval_steps", "2"]  # fmt: skip
+FEW = ["--num_samples", "16"]  # of a calibration, which --init brings
 
 
 def short_run(capsys, *flags):
     """Return exit status, stdout and stderr of a run of four steps with two checkpoints."""
     with pytest.raises(SystemExit) as ended:
-        train_qat.main([*SHORT, *flags])
+        train_qat.main([*SHORT, *([] if "--init" in flags else FEW), *flags])
     captured = capsys.readouterr()
     return ended.value.code, captured.out, captured.err
 
@@ -103,7 +105,7 @@ def finished(tmp_path_factory):
     """A run of four steps, its result, and its checkpoints 2 and 4."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     with contextlib.suppress(SystemExit):
-        train_qat.main([*SHORT, "--out", str(folder)])
+        train_qat.main([*SHORT, *FEW, "--out", str(folder)])
     return folder
 
 
@@ -176,7 +178,7 @@ def test_an_interrupted_run_says_from_where_it_goes_on(tmp_path, finished, capsy
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_qat, "_train", interrupted)
+    monkeypatch.setattr(command, "_train", interrupted)
     code, _, err = short_run(capsys, "--out", str(tmp_path / "new"))
     assert code == 130 and "interrupted; the same command starts again (no checkpoint was written yet)" in err
     shutil.copytree(finished, tmp_path / "run")
@@ -237,7 +239,7 @@ def test_what_contradicts_the_checkpoint_that_a_run_starts_from_is_refused(tmp_p
     code, _, err = short_run(capsys, *flags, "--recipe", "int8_smoothquant")
     assert code == 1 and "whose smoothquant are not those of 'int8_smoothquant'; give --recipe int8_linear" in err
     code, _, err = short_run(capsys, *flags, "--method", "mse")
-    assert code == 1 and "--method mse beside --init" in err and "which brings its ranges; leave one out" in err
+    assert code == 2 and "--method is of a calibration, which --init" in err and "leave one out" in err
 
 
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_line(tmp_path, finished, capsys, monkeypatch):

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
 from onnx import numpy_helper
 
@@ -22,6 +21,7 @@ from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe
 from quant.tensor_quantizer import named_quantizers
+from tests.eval import tiny
 
 
 def quantize(loaded, recipe="int8_full"):

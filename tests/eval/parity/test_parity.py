@@ -1,7 +1,6 @@
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
 import transformers
 from onnx import numpy_helper
@@ -15,6 +14,7 @@ from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe
 from quant.tensor_quantizer import named_quantizers
+from tests.eval import tiny
 
 
 @pytest.fixture(scope="module")

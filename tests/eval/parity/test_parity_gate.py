@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import tiny
 import torch
 from onnx import numpy_helper
 
@@ -18,6 +17,7 @@ from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe
 from quant.tensor_quantizer import named_quantizers, rounded_scales
+from tests.eval import tiny
 
 
 @pytest.fixture(scope="module")
