@@ -53,7 +53,7 @@ def test_the_parts_compute_what_the_whole_model_does_and_hold_each_module_once(n
 # Name, recipe and whether each part has one layer alone, which halves the export. T5's case keeps two: its layers share
 # a position bias, and all of a decoder's read one encoder output.
 EXPORTS = [
-    ("t5", "int8_full", False),
+    pytest.param(("t5", "int8_full", False), marks=pytest.mark.slow),
     ("t5_gated", "int8_smoothquant", True),
     ("whisper", "int8_full", True),
     pytest.param(("t5_gated", "int8_smoothquant", False), marks=pytest.mark.slow),
