@@ -123,7 +123,7 @@ def test_one_runner_serves_threads_where_the_runtime_allows_it():
 def test_the_time_left_of_a_sweep_counts_its_load(tmp_path):
     options = sweep_options("m", "d", backends=("onnxruntime", "openvino"), load_clients=(1, 2), load_seconds=0.5)
     run = RunFolder(tmp_path)
-    assert planned_seconds(run, options) == 3 * (2 + 6) * 0.5  # PyTorch, and the fastest INT8 of each backend
+    assert planned_seconds(run, options) == 3 * (2 + 6 * 6) * 0.5  # PyTorch, and the fastest INT8 of each backend
     assert planned_seconds(run, dataclasses.replace(options, load_clients=())) == 0
     run.write_json(LOAD, {})
     assert planned_seconds(run, options) == 0
