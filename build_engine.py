@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
-from engine.backends.tensorrt.options import add_arguments, check_options, options_from, options_from_json
+from engine.backends.own_options import add_flags, file_options, own_from_flags, own_from_json, with_files_of
 from engine.cli import CommandParser, UsageError, check_positive, print_result, run_command
 from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of, weights_digest
 from engine.shapes import parse_shapes
 
-# What may stand beside --rebuild: where files lie, and how the result is told. All else is the manifest's to say.
-BESIDE_REBUILD = ("rebuild", "onnx", "out", "timing_cache", "force", "json", "debug")
+# What may stand beside --rebuild: where files lie (also those of own options), and how the result is told. All else is
+# the manifest's to say.
+BESIDE_REBUILD = ("rebuild", "onnx", "out", "force", "json", "debug")
 
 
 def build(arguments: argparse.Namespace) -> None:
@@ -42,7 +43,7 @@ def _from_flags(arguments: argparse.Namespace) -> tuple[str, str, BuildOptions]:
         raise UsageError(f"{' and '.join(missing)} is missing; give it, or --rebuild with the manifest of an engine")
     return arguments.backend, arguments.onnx, BuildOptions(
         parse_shapes(arguments.shapes), arguments.threads, arguments.force, arguments.precision, arguments.saturation,
-        options_from(arguments, arguments.backend),
+        own_from_flags(arguments, arguments.backend),
     )  # fmt: skip
 
 
@@ -52,8 +53,9 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
     Raises: UsageError: another flag beside --rebuild; ValueError: an option of the manifest that is not known here, or
         an ONNX file that is not the one it was built from.
     """
+    beside = (*BESIDE_REBUILD, *file_options())
     given = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items()
-             if name not in BESIDE_REBUILD and value is not None and value is not False and value != []]  # fmt: skip
+             if name not in beside and value is not None and value is not False and value != []]  # fmt: skip
     if given:
         raise UsageError(f"{', '.join(given)} and --rebuild: the manifest says what to build; give one of the two")
     manifest = _read(arguments.rebuild)
@@ -64,17 +66,13 @@ def _from_manifest(arguments: argparse.Namespace) -> tuple[str, str, BuildOption
         raise ValueError(f"{onnx_path} is not the file that {arguments.rebuild} was built from (another sha256)")
     if weights_digest(onnx_path) != manifest.onnx_data_sha256:
         raise ValueError(f"{onnx_path} has other weights beside it than when {arguments.rebuild} was built from it")
-    tensorrt = options_from_json(manifest.options, manifest.backend, arguments.rebuild)
-    if tensorrt.timing_cache and not arguments.timing_cache:
-        print(
-            f"note: {tensorrt.timing_cache}, the timing cache of the first build, is left alone; "
-            "--timing-cache names one to use", file=sys.stderr,
-        )  # fmt: skip
-    tensorrt = replace(tensorrt, timing_cache=arguments.timing_cache)
-    check_options(tensorrt, manifest.backend)
+    first = own_from_json(manifest.options, manifest.backend, arguments.rebuild)
+    own, notes = with_files_of(first, arguments, manifest.backend)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     options = BuildOptions(
         manifest.shapes, manifest.threads, arguments.force, manifest.precision,
-        "allow" if manifest.saturation == "allowed" else None, tensorrt,
+        "allow" if manifest.saturation == "allowed" else None, own,
     )  # fmt: skip
     return manifest.backend, onnx_path, options
 
@@ -115,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         help=f"on a CPU without VNNI, whose fast INT8 sums saturate: {' or '.join(SATURATIONS)} (default: avoid, which "
         "keeps the file's numbers; the manifest says what was done)",
     )
-    add_arguments(parser)
+    add_flags(parser)
     parser.add_argument("--force", action="store_true", help="replace --out")
     parser.add_argument("--json", action="store_true", help="print the manifest as one JSON line")
     run_command(parser, build, argv)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol
 
-import numpy as np
-
-from engine.backends.tensorrt.options import TensorRTOptions
+from engine.backends.info import BackendInfo, OwnOptions
+from engine.backends.runner import Runner
+from engine.bug_report.reproduction import FaultCase, Reproduction
 from engine.cli import UsageError, near_matches
 from engine.hardware import cpu_flags, int8_outlook, saturates
+from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import Manifest
 from engine.shapes import ShapeRange
 
@@ -34,7 +32,7 @@ class BuildOptions:
     force: bool = False  # replace an existing engine
     precision: str | None = None  # of everything that is not INT8; None: the first of the backend's precisions
     saturation: str | None = None  # of INT8 sums on a CPU without VNNI: one of SATURATIONS; None: the first
-    tensorrt: TensorRTOptions = field(default_factory=TensorRTOptions)  # read by the TensorRT backends alone
+    own: OwnOptions | None = None  # of the backend's own builder; None: its defaults
 
 
 @dataclass(frozen=True)
@@ -45,158 +43,58 @@ class EngineFile:
     manifest: Manifest
 
 
-class Runner(ABC):
-    """A loaded engine: a context manager that maps arrays to arrays by name.
+class Backend(ABC):
+    """Builds engines from ONNX files, loads them and says what they do; `info` declares what others decide by."""
 
-    `has_device_clock`: whether `time` is told by the device itself, inputs and outputs lying there.
-    """
-
-    has_device_clock = False
-
-    def __init__(
-        self,
-        shapes: Mapping[str, ShapeRange],
-        inputs: Mapping[str, tuple[np.dtype, tuple[int | None, ...]]],
-        output_names: list[str],
-    ) -> None:
-        self.input_names, self.output_names = list(inputs), output_names
-        self.inputs, self.shapes = inputs, shapes
-
-    def __enter__(self) -> Runner:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    info: BackendInfo
 
     @property
-    def batch_size(self) -> int | None:
-        """The static batch size, else the usual one it was built for, else None."""
-        for name in self.input_names:
-            sizes = self.inputs[name][1]
-            if sizes and sizes[0] is not None:
-                return sizes[0]
-            if name in self.shapes:
-                return self.shapes[name].opt[0]
-        return None
-
-    @property
-    def static_batch(self) -> int | None:
-        """The batch size every call is padded to, or None if the batch is dynamic."""
-        return next((sizes[0] for _, sizes in self.inputs.values() if sizes and sizes[0] is not None), None)
-
-    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs by name; a batch smaller than a static one is padded, and the result cut to the samples
-        fed.
-
-        Raises: ValueError: if an input is missing, unknown, of another kind, or of a shape the engine was not built
-        for.
-        """
-        arrays, num_samples = self._check(feeds)
-        static = self.static_batch
-        if static is None or num_samples == static:
-            return self._infer(arrays)
-        padded = {
-            name: np.concatenate([x, np.repeat(x[-1:], static - num_samples, axis=0)]) for name, x in arrays.items()
-        }
-        return {
-            name: y[:num_samples] if y.ndim and y.shape[0] == static else y for name, y in self._infer(padded).items()
-        }
-
-    def time(self, feeds: Mapping[str, np.ndarray], iterations: int = 50, warmup: int = 10) -> list[float]:
-        """Return the latency of each of `iterations` calls in milliseconds, after `warmup` calls that are dropped."""
-        arrays, _ = self._check(feeds)
-        for _ in range(warmup):
-            self._infer(arrays)
-        latency_ms = []
-        for _ in range(iterations):
-            start = time.perf_counter()
-            self._infer(arrays)
-            latency_ms.append((time.perf_counter() - start) * 1e3)
-        return latency_ms
-
-    @abstractmethod
-    def _infer(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the outputs for checked, contiguous arrays."""
-
-    def close(self) -> None:  # noqa: B027  (a backend without memory of its own has nothing to free)
-        """Free what the engine holds."""
-
-    def _check(self, feeds: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
-        problems = [f"input {name} is missing" for name in self.input_names if name not in feeds]
-        for name in feeds:
-            if name not in self.inputs:
-                near = near_matches(name, self.input_names)
-                problems.append(f"{name} is no input" + (f" (did you mean {near[0]}?)" if near else ""))
-        if problems:
-            raise ValueError(f"{'; '.join(problems)}. The engine's inputs are {', '.join(self.input_names)}")
-        arrays, lengths = {}, set()
-        for name, (dtype, sizes) in self.inputs.items():
-            x = np.asarray(feeds[name])
-            if np.dtype(dtype).kind != x.dtype.kind and not (dtype.kind in "iu" and x.dtype.kind in "iub"):
-                raise ValueError(f"input {name} has type {x.dtype}, the engine takes {dtype}; convert it first")
-            self._check_shape(name, x.shape, sizes)
-            arrays[name] = _converted(name, x, dtype)
-            lengths.add(x.shape[0] if x.ndim else 1)
-        if len(lengths) > 1:
-            raise ValueError(
-                f"the inputs hold different numbers of samples: {sorted(lengths)}; feed the same number in each"
-            )
-        return arrays, lengths.pop() if lengths else 0
-
-    def _check_shape(self, name: str, shape: tuple[int, ...], sizes: tuple[int | None, ...]) -> None:
-        given = self.shapes.get(name)
-        low: list[float] = list(given.min) if given else [size or 1 for size in sizes]
-        high: list[float] = list(given.max) if given else [size or float("inf") for size in sizes]
-        if sizes and sizes[0] is not None:
-            low[0] = 1  # fewer samples than a static batch are padded
-        is_admitted = len(shape) == len(low) and all(a <= b <= c for a, b, c in zip(low, shape, high, strict=True))
-        if not is_admitted:
-            wanted = "x".join(str(size) if size else "?" for size in sizes)
-            ranged = f" (min:opt:max {self.shapes[name]})" if name in self.shapes else ""
-            raise ValueError(
-                f"input {name} has shape {'x'.join(map(str, shape))}, the engine takes {wanted}{ranged}; "
-                f"feed that, or build an engine with other --shapes"
-            )
-
-
-def _converted(name: str, x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Return a contiguous array of the engine's type.
-
-    Raises: ValueError: a number that this type cannot hold (an id beyond int32, a float beyond fp16).
-    """
-    with np.errstate(over="ignore"):  # looked for below
-        made = np.ascontiguousarray(x, dtype=dtype)
-    if not np.can_cast(x.dtype, dtype):
-        is_lost = (made != x) if np.dtype(dtype).kind in "iu" else np.isinf(made) & ~np.isinf(x)
-        if is_lost.any():
-            lost = x[is_lost].flat[0]
-            raise ValueError(f"input {name} holds {lost}, which {np.dtype(dtype)} does not; convert it first")
-    return made
-
-
-class Backend(Protocol):
-    """Builds engines from ONNX files and loads them."""
-
-    name: str
-    precisions: tuple[str, ...]  # what everything that is not INT8 may be computed in, the default first
-    saturation_mend: str | None  # what "avoid" does on a CPU without VNNI; None: this backend does not run on one
+    def name(self) -> str:
+        """Its name in commands, manifests and rows."""
+        return self.info.name
 
     def version(self) -> str | None:
         """Return the runtime's version, None where it is not to be had."""
+        return installed_version(self.info.packages[0])
+
+    def target(self) -> str:
+        """Return the export target whose files it takes here: another version may need another than the usual one."""
+        return self.info.target
 
     def check_build(self) -> str | None:
         """Return None if engines can be built here, else the reason and the mend."""
+        package = self.info.packages[0]
+        if importlib.util.find_spec(package.replace("-", "_")) is None:
+            return f"{package} is not installed; run 'pip install -r engine/requirements.txt'"
+        return None
 
     def check_run(self) -> str | None:
         """Return None if engines can run here, else the reason and the mend."""
+        return self.check_build()
 
+    @abstractmethod
     def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
         """Write an engine and its manifest, whole or not at all."""
 
+    @abstractmethod
     def load(self, engine: str | Path, threads: int | None = None) -> Runner:
         """Return a runner for an engine built here."""
+
+    @abstractmethod
+    def inspect(self, engine: str, request: InspectRequest) -> Inspection:
+        """Return the layers that an engine runs, as far as the runtime tells."""
+
+    @abstractmethod
+    def reproduction(self, case: FaultCase) -> Reproduction:
+        """Return the shortest program that shows a fault with the runtime alone, as an engine is built here."""
+
+    def recognizes(self, engine: str, request: InspectRequest) -> bool:
+        """Whether a file that has no manifest of ours is an engine, or the word of one, that `inspect` reads."""
+        return False
+
+    def in_interpreter(self, python: str) -> Backend | None:
+        """Return this backend as it is in another Python, None where it lives in this one alone."""
+        return None
 
 
 # Backend name -> the module that holds it as BACKEND: its runtime is imported only when it is asked for.
@@ -206,6 +104,16 @@ BACKENDS: dict[str, str] = {
     "tensorrt": "engine.backends.tensorrt.backend",
     "tensorrt_rtx": "engine.backends.tensorrt_rtx.backend",
 }
+
+
+def backend_infos() -> dict[str, BackendInfo]:
+    """Return what every registered backend declares, by its name; imports no runtime."""
+    return {name: get_backend(name).info for name in BACKENDS}
+
+
+def backend_for(target: str) -> Backend | None:
+    """Return the first registered backend whose usual files are of this export target, None where there is none."""
+    return next((get_backend(name) for name, info in backend_infos().items() if info.target == target), None)
 
 
 def get_backend(name: str) -> Backend:
@@ -241,20 +149,24 @@ def installed_version(package: str) -> str | None:
 def check_precision(backend: Backend, options: BuildOptions) -> BuildOptions:
     """Return the options with the backend's default precision where none is given.
 
-    Raises: UsageError: if the backend cannot compute what is not INT8 in that precision, or takes no such saturation.
+    Raises: UsageError: if the backend cannot compute what is not INT8 in that precision, takes no such saturation, or
+        has not the own options.
     """
     saturation_of(backend, options)
-    precision = options.precision or backend.precisions[0]
-    if precision not in backend.precisions:
+    own, precisions = options.own, backend.info.precisions
+    if own is not None and not isinstance(own, backend.info.options or ()):
+        raise UsageError(f"backend {backend.name} takes no {type(own).__name__}; leave them out")
+    precision = options.precision or precisions[0]
+    if precision not in precisions:
         raise UsageError(
-            f"--precision {precision!r} is not known to {backend.name}; it takes {', '.join(backend.precisions)} "
+            f"--precision {precision!r} is not known to {backend.name}; it takes {', '.join(precisions)} "
             "(what runs in INT8 stands in the ONNX file)"
         )
     return replace(options, precision=precision)
 
 
 def saturation_of(backend: Backend, options: BuildOptions) -> str | None:
-    """Return what becomes of saturating sums in an engine built here: "impossible" (this CPU's INT8 kernels are exact),
+    """Return what becomes of saturating sums in an engine built here: "impossible" (the INT8 kernels are exact here),
     "avoided" or "allowed"; None for a backend that runs on GPUs.
 
     Raises: UsageError: for an option that is none of SATURATIONS, or one given to a backend that runs on GPUs.
@@ -264,11 +176,11 @@ def saturation_of(backend: Backend, options: BuildOptions) -> str | None:
         near = near_matches(asked, list(SATURATIONS))
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UsageError(f"--saturation {asked!r} is unknown; it takes {' or '.join(SATURATIONS)}{hint}")
-    if backend.saturation_mend is None:
+    if backend.info.uses_gpu:
         if options.saturation:
             raise UsageError(f"--saturation is of CPUs; backend {backend.name} runs on GPUs: leave it out")
         return None
-    if not saturates(cpu_flags()):
+    if backend.info.saturation_mend is None or not saturates(cpu_flags()):
         return "impossible"
     return {"avoid": "avoided", "allow": "allowed"}[asked]
 
@@ -284,7 +196,7 @@ def outlook(backends: Iterable[str]) -> list[str]:
 def saturation_mends(backends: Iterable[str]) -> dict[str, str]:
     """Return what each of the named backends that runs on CPUs does about sums that saturate; unknown ones are left
     out."""
-    mends = {name: get_backend(name).saturation_mend for name in backends if name in BACKENDS}
+    mends = {name: get_backend(name).info.saturation_mend for name in backends if name in BACKENDS}
     return {name: mend for name, mend in mends.items() if mend}
 
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.backends.info import BackendInfo
 from engine.graph_file import data_path, weight_files
 from engine.hardware import cpu_flags
 from engine.products import Products
 from engine.shapes import ShapeRange
 
 SCHEMA = 1
-GPU_BACKENDS = ("tensorrt", "tensorrt_rtx")  # their engines do not care for the processor
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,9 @@ def _from_json(content: Mapping[str, Any]) -> Manifest:
     return Manifest(**values)
 
 
-def check_loadable(engine: str | Path, manifest: Manifest, backend: str, version: str, gpu: str | None = None) -> None:
+def check_loadable(
+    engine: str | Path, manifest: Manifest, backend: BackendInfo, version: str, gpu: str | None = None
+) -> None:
     """Raise RuntimeError, with all reasons and what to do, if an engine was built by another version or for other
     hardware (`gpu`: the one here, where the engine is bound to it).
 
@@ -129,13 +131,14 @@ def check_loadable(engine: str | Path, manifest: Manifest, backend: str, version
     file of its weights is missing.
     """
     reasons = []
-    if manifest.backend != backend:
-        reasons.append(f"it was built for backend {manifest.backend}, not {backend}")
-    elif manifest.versions.get(backend) != version:
-        reasons.append(f"it was built by {backend} {manifest.versions.get(backend)}, here is {version}")
+    name = backend.name
+    if manifest.backend != name:
+        reasons.append(f"it was built for backend {manifest.backend}, not {name}")
+    elif manifest.versions.get(name) != version:
+        reasons.append(f"it was built by {name} {manifest.versions.get(name)}, here is {version}")
     if gpu is not None and manifest.device != gpu:
         reasons.append(f"it was built for {manifest.device}, here is {gpu}")
-    here = () if backend in GPU_BACKENDS else cpu_flags()
+    here = () if backend.uses_gpu else cpu_flags()  # engines for GPUs do not care for the processor
     if set(manifest.cpu_flags) != set(here):
         missing, extra = sorted(set(manifest.cpu_flags) - set(here)), sorted(set(here) - set(manifest.cpu_flags))
         parts = [f"{word} {', '.join(flags)}" for word, flags in (("lacks", missing), ("also has", extra)) if flags]

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.backend import Runner, get_backend
+from engine.backend import get_backend
+from engine.backends.runner import Runner
 from engine.cli import CommandParser, check_free, check_positive, print_result, run_command, whole_output
 from engine.manifest import read_manifest
 

@@ -115,7 +115,7 @@ def place(
 def _saturation_warning(backend: Backend, saturation: str | None) -> str | None:
     """Return what was done about sums that saturate on this CPU, in one line; None where they cannot."""
     if saturation == "avoided":
-        return f"this CPU has no VNNI, where fast INT8 sums saturate in 16 bits: {backend.saturation_mend}"
+        return f"this CPU has no VNNI, where fast INT8 sums saturate in 16 bits: {backend.info.saturation_mend}"
     if saturation == "allowed":
         return (
             "this CPU has no VNNI: INT8 sums of this engine saturate in 16 bits, so it does not compute what its file "

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.backend import get_backend
 from engine.cli import CommandParser, UsageError, print_result, run_command
+from eval.sweep.grid import PYTORCH
 from eval.timing.latency import Feeds
 from eval.timing.load_points import MIN_REQUESTS, LoadPoint, backlog_growth, closed_knee, table
 
-# One session of these serves many threads; other runtimes keep buffers in the runner, so each client gets its own.
-THREAD_SAFE = ("onnxruntime", "pytorch")
 NUM_WARM = 3
 MAX_STRETCH = 6  # times the seconds asked for: how long an open loop may take to offer MIN_REQUESTS
 OPEN_SHARES = (0.5, 0.7, 0.8, 0.9, 1.0, 1.1)  # of the highest closed-loop throughput
@@ -168,7 +168,9 @@ def measure_system(
         rates: requests a second; None takes shares of the highest closed-loop throughput.
     """
     clients = sorted(set(clients))
-    runners = [open_runner() for _ in range(1 if backend in THREAD_SAFE else max(clients))]
+    # Some runtimes keep buffers in the runner: there each client gets its own.
+    is_shared = backend == PYTORCH or get_backend(backend).info.is_thread_safe
+    runners = [open_runner() for _ in range(1 if is_shared else max(clients))]
     calls = [_call(runners[n % len(runners)], feeds) for n in range(max(clients))]
     points = [closed_loop(calls[:n], seconds) for n in clients]
     best = closed_knee(points)
@@ -230,7 +232,7 @@ def _system(arguments: argparse.Namespace, stack: ExitStack) -> tuple[Callable[[
         from eval.pytorch_runner import PyTorchRunner
 
         torch.set_num_threads(arguments.threads or torch.get_num_threads())
-        return lambda: PyTorchRunner(loaded), feeds, "pytorch"
+        return lambda: PyTorchRunner(loaded), feeds, PYTORCH
     from engine.manifest import read_manifest
 
     backend = read_manifest(arguments.engine).backend

@@ -10,16 +10,18 @@ import math
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from engine.backend import backend_infos
 from eval.metrics.types import METRICS, get_metric
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "skipped")
-PACKAGES = ("torch", "transformers", "numpy", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+PACKAGES = ("torch", "transformers", "numpy", "onnx")  # and each backend's own
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,14 @@ def provenance(device: str = "cpu") -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of Python and of the installed packages that a result depends on."""
+    """Return the versions of Python and of the installed packages that a result depends on, a backend's by its
+    name."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+    packages = {name: (name,) for name in PACKAGES} | {n: info.packages for n, info in backend_infos().items()}
+    for name, distributions in packages.items():
+        for each in reversed(distributions):  # the first that is installed counts
+            with suppress(metadata.PackageNotFoundError):
+                versions[name] = metadata.version(each)
     return versions
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.rows import append_row, median_interval
-from engine.backend import Runner, get_backend
+from engine.backend import get_backend
+from engine.backends.runner import Runner
 from engine.backends.tensorrt.gpu import find_gpu
 from engine.backends.tensorrt.inspect import TRACE_SUFFIX
 from engine.inspect.kernel_trace import product_summary, read_trace

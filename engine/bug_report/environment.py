@@ -18,19 +18,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.backend import backend_infos
 from engine.hardware import cpu_flags, cpu_name
 
 NOT_FOUND = "not found"
-# Word in the report → package names, the first that is installed counts.
-PACKAGES = {
-    "TensorRT": ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11", "nvidia-tensorrt"),
-    "TensorRT-RTX": ("tensorrt-rtx",),
-    "ONNX Runtime": ("onnxruntime", "onnxruntime-gpu"),
-    "OpenVINO": ("openvino",),
-    "onnx": ("onnx",),
-    "polygraphy": ("polygraphy",),
-    "numpy": ("numpy",),
-}
+OTHER_PACKAGES = ("onnx", "polygraphy", "numpy")  # that take part in every backend's builds
 CONTAINER_VARIABLES = ("NVIDIA_PRODUCT_NAME", "NVIDIA_TENSORRT_VERSION", "TENSORRT_VERSION", "NVIDIA_BUILD_ID")
 
 
@@ -48,7 +40,9 @@ def environment() -> dict[str, str]:
         "cuBLAS": _cublas() or _package("nvidia-cublas"),
         "cuDNN": _cudnn() or _package("nvidia-cudnn"),
     }
-    found |= {word: _package(*names) for word, names in PACKAGES.items()}
+    infos = sorted(backend_infos().values(), key=lambda each: not each.uses_gpu)  # behind CUDA those that need it
+    packages = {each.title: each.packages for each in infos} | {name: (name,) for name in OTHER_PACKAGES}
+    found |= {word: _package(*names) for word, names in packages.items()}
     return {word: value or NOT_FOUND for word, value in found.items()}
 
 

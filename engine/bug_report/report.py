@@ -12,14 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from engine.backend import BuildOptions, get_backend, saturation_of
+from engine.backend import BuildOptions, get_backend
 from engine.backends.onnxruntime.backend import plain_session
-from engine.backends.openvino.backend import BACKEND as OPENVINO
-from engine.backends.openvino.backend import compile_config
-from engine.backends.tensorrt.backend import file_type
-from engine.backends.tensorrt.options import TensorRTOptions, trtexec_command
 from engine.bug_report.environment import environment
 from engine.bug_report.errors import ErrorRow, error_rows
+from engine.bug_report.reproduction import FaultCase
 from engine.graph_file import weight_files
 from engine.lint.report import lint
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
@@ -31,25 +28,7 @@ from engine.source import read_onnx
 # GitHub takes 65,536 characters a text: a model that is larger than this in base64 must be attached.
 EMBEDDED_CHARACTERS = 40_000
 LOG_LINES = 200
-REPRODUCTION = {
-    "onnxruntime": """import numpy as np, onnxruntime as ort
-{feeds}
-plain = ort.SessionOptions()
-plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-expected = ort.InferenceSession("{model}", plain).run(None, feeds)
-actual = ort.InferenceSession("{model}").run(None, feeds)
-for x, ref in zip(actual, expected):
-    print(np.abs(x - ref).max(), np.abs(x - ref).mean())""",
-    "openvino": """import numpy as np, onnxruntime as ort, openvino as ov
-{feeds}
-plain = ort.SessionOptions()
-plain.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-expected = ort.InferenceSession("{model}", plain).run(None, feeds)
-compiled = ov.Core().compile_model("{model}", "CPU", {config})
-actual = compiled(feeds)
-for index, ref in enumerate(expected):
-    print(np.abs(actual[index] - ref).max(), np.abs(actual[index] - ref).mean())""",
-}
+LOADED_FEEDS = 'feeds = dict(np.load("feeds.npz"))  # attach it'
 
 
 def run_both(
@@ -131,16 +110,9 @@ def reproduction(
     """Return the commands given, or the shortest ones that need nothing but the runtime."""
     if arguments.command:
         return ["```bash", *arguments.command, "```"]
-    name = Path(arguments.onnx).name
-    if arguments.backend in REPRODUCTION and not arguments.outputs:
-        loaded = 'feeds = dict(np.load("feeds.npz"))  # attach it'
-        code = loaded if arguments.feeds or fed is None else made_feeds_code(fed)
-        config = compile_config("fp32", None, saturation_of(OPENVINO, BuildOptions()))  # as it was built
-        return ["```python", REPRODUCTION[arguments.backend].format(model=name, feeds=code, config=config), "```"]
-    # A file of target tensorrt says its types itself; any other takes them from flags, which TensorRT 11 has no more.
-    flags = ["stronglyTyped"] if file_type(read_onnx(arguments.onnx)) else ["fp16", "int8"]
-    command = trtexec_command(arguments.backend, name, "engine", shapes, flags, TensorRTOptions())
-    return ["```bash", f"{command} --exportLayerInfo=layers.json", "```"]
+    feeds_code = LOADED_FEEDS if arguments.feeds or fed is None else made_feeds_code(fed)
+    made = get_backend(arguments.backend).reproduction(FaultCase(arguments.onnx, shapes, feeds_code))
+    return [f"```{made.language}", made.text, "```"]
 
 
 def made_feeds_code(fed: dict[str, np.ndarray]) -> str:
@@ -165,7 +137,7 @@ def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], st
     failure, fed, built = None, None, False
     if arguments.outputs:
         rows = error_rows(read_feeds(arguments.outputs)[0], read_feeds(arguments.reference)[0])
-    elif arguments.backend in REPRODUCTION:
+    elif not get_backend(arguments.backend).info.uses_gpu:
         fed, rows, failure = run_both(arguments.onnx, arguments.backend, shapes, feeds)
     elif get_backend(arguments.backend).check_build() is None:
         built = True

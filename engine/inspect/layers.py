@@ -1,12 +1,16 @@
 """What an engine really runs, in one form for all backends: layers with kind, precision, kernel, time and arithmetic.
 
-The rooms `inspect_ort`, `inspect_openvino` and `inspect_trt` fill it; `inspect` prints it.
+Each backend's `inspect` fills it; `python -m engine.inspect` prints it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.shapes import ShapeRange
 
 INT8, UNKNOWN = "int8", "unknown"
 PRODUCT_KINDS = ("product", "attention", "myelin")
@@ -16,6 +20,32 @@ PRECISIONS = {
     "half": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": INT8, "i8": INT8, "uint8": INT8, "u8": INT8,
     "fp8": "fp8", "f8e4m3": "fp8", "double": "fp64", "f64": "fp64",
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class InspectRequest:
+    """How an engine is inspected, and what lies where for those that do not tell all themselves.
+
+    Attributes:
+        feeds: inputs to run it on; None makes some up.
+        iterations: calls of which each layer's median is told.
+        threads: of the CPU; None takes what the engine was built with.
+        onnx: the file it was built from.
+        shapes: sizes for that file where its axes are free; empty takes the engine's own.
+        layers, profile, trace: files with the layers, their times and the kernels of a run; None looks beside the
+            engine.
+        save: keep what was asked of the engine beside it.
+    """
+
+    feeds: Mapping[str, np.ndarray] | None = None
+    iterations: int = 20
+    threads: int | None = None
+    onnx: str | None = None
+    shapes: Mapping[str, ShapeRange] = field(default_factory=dict)
+    layers: str | None = None
+    profile: str | None = None
+    trace: str | None = None
+    save: bool = False
 
 
 @dataclass(frozen=True)

@@ -94,12 +94,17 @@ def prepare_graph(
     model.metadata_props.update({**(metadata or {}), "int8kit.target": target, **typed})
 
 
+def takes_dtype(target: str) -> bool:
+    """Whether a target's file is typed as fp16 or bf16, and not fp32."""
+    return target == HALF_TARGET
+
+
 def check_dtype(target: str, dtype: str | None) -> str | None:
     """Return the half type of a target's file, None for fp32.
 
     Raises: ValueError: a type that the target has not.
     """
-    if target == HALF_TARGET:
+    if takes_dtype(target):
         if dtype not in (None, *HALF_TYPES):
             raise ValueError(f"unknown dtype {dtype!r}; target {target} takes {', '.join(HALF_TYPES)}")
         return dtype or next(iter(HALF_TYPES))

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 import torch
 
-from engine.backend import BuildOptions, get_backend
+from engine.backend import Backend, BuildOptions, backend_for
 from engine.graph_file import data_path
 from engine.hardware import cpu_flags, saturates
 from eval.batches import select_feeds
@@ -48,8 +48,6 @@ from quant.models.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES
 from quant.models.pretrained import LoadedModel
 from quant.tensor_quantizer import HALF_TYPES, quantizers_disabled
 
-# Targets whose runtimes need a GPU: no engine of theirs is judged here, only the file.
-WITHOUT_ENGINE = ("tensorrt", "tensorrt8")
 # In fp16 MiniLM's logits move as much as by quantization itself. A type that moves them by more than twice that loses
 # what the file is for; without a bound a file would be allowed any error that PyTorch makes in that type.
 MAX_HALF_OVER_QUANTIZATION = 2.0
@@ -117,7 +115,7 @@ def check_parity(
         onnx_path: the file as the target's passes left it.
         quantized: the model it was exported from; one without quantizers is checked as a float model.
         float_model: the float model; None takes `quantized` with its quantizers bypassed.
-        backend: name of the target, and of the backend that runs the file: "onnxruntime", "openvino", ...
+        backend: the export target; the first backend of this target runs the file, unless it needs a GPU.
         feeds: batches with real padding, best at two batch sizes and lengths; None makes random ones.
         seed: of the random feeds.
         release: give the model's memory back before the engine takes its own. Its weights are lost (device "meta").
@@ -138,17 +136,18 @@ def check_parity(
         check_padding(runner, expected.batches, written, model)
     in_file = _check_file(path, expected, written)
     found, outputs = in_file, written
-    has_engine = backend not in WITHOUT_ENGINE and not data_path(path).exists()
-    # A large file's engine would be held several times over while it is built.
-    if has_engine:
-        with _engine(path, backend, saturation) as runner:
+    # Of a GPU's target the file alone is judged; a large file's engine would be held several times over while built.
+    chosen = backend_for(backend)
+    judge = None if chosen is None or chosen.info.uses_gpu or data_path(path).exists() else chosen
+    if judge is not None:
+        with _engine(path, judge, saturation) as runner:
             outputs = _outputs(runner, expected.batches)
-            found = _check_engine(backend, expected, written, outputs, in_file, saturation)
+            found = _check_engine(judge, expected, written, outputs, in_file, saturation)
             check_padding(runner, expected.batches, outputs, model)
     return ParityReport(
         backend, sites.num_weights, sites.num_activations, sites.min_equal_integers,
         in_file.error_max, in_file.error_mean, found.error_max, found.error_mean, expected.quantization_error_mean,
-        found.num_flips, found.num_rows, has_engine,
+        found.num_flips, found.num_rows, judge is not None,
         sum(num_exact_rows(*each) for each in zip(outputs, expected.outputs, expected.batches, strict=True)),
     )  # fmt: skip
 
@@ -208,7 +207,7 @@ def _check_file(path: Path, expected: _Expected, written: list[Feeds]) -> Compar
 
 
 def _check_engine(
-    backend: str, expected: _Expected, written: list[Feeds], outputs: list[Feeds], in_file: Comparison,
+    backend: Backend, expected: _Expected, written: list[Feeds], outputs: list[Feeds], in_file: Comparison,
     saturation: str | None,
 ) -> Comparison:  # fmt: skip
     """Return how far the engine is from the model.
@@ -222,7 +221,7 @@ def _check_engine(
         if saturation == "allow" and saturates(cpu_flags()):
             why = "this CPU has no VNNI, and INT8 sums saturate there: build with --saturation avoid"
         raise ValueError(
-            f"the file is right as written ({in_file}), but the engine that {backend} {get_backend(backend).version()} "
+            f"the file is right as written ({in_file}), but the engine that {backend.name} {backend.version()} "
             f"builds of it on this CPU is not: against the file {from_file}; {limits}. {why}"
         )
     return compare(outputs, expected.outputs, expected.batches, limits.margin)
@@ -279,14 +278,13 @@ def _as_float(quantized: LoadedModel, float_model: LoadedModel | None) -> Iterat
 
 
 @contextmanager
-def _engine(onnx_path: Path, backend: str, saturation: str | None) -> Iterator[Runner]:
+def _engine(onnx_path: Path, backend: Backend, saturation: str | None) -> Iterator[Runner]:
     """Yield the runner of a temporary engine built from the file."""
-    chosen = get_backend(backend)
-    for reason in (chosen.check_build(), chosen.check_run()):
+    for reason in (backend.check_build(), backend.check_run()):
         if reason:
-            raise RuntimeError(f"backend {backend} cannot check the file here: {reason}")
+            raise RuntimeError(f"backend {backend.name} cannot check the file here: {reason}")
     with tempfile.TemporaryDirectory() as folder:
         engine = Path(folder) / "engine"
-        chosen.build(onnx_path, engine, BuildOptions(saturation=saturation))
-        with chosen.load(engine) as runner:
+        backend.build(onnx_path, engine, BuildOptions(saturation=saturation))
+        with backend.load(engine) as runner:
             yield runner

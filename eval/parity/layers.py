@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engine.backend import BACKENDS
+from engine.backend import BACKENDS, backend_for, get_backend
 from engine.cli import UsageError, cut_left, print_result
-from engine.passes.qdq import TARGETS, prepare_for_target
+from engine.passes.qdq import prepare_for_target
 from engine.source import read_onnx
 from eval.arguments import batch_options, load_samples_of
 from eval.batches import iter_batches, select_feeds
@@ -34,6 +34,7 @@ from quant.tensor_quantizer import quantizers_disabled
 
 # Quantization is said to diverge where its noise reaches a tenth of the signal.
 NOISY_SQNR_DB = 20.0
+DEFAULT_BACKEND = "onnxruntime"
 MAX_BUILDS = 24  # engines built in search of layers that can be read
 PAIRS = (("fakequant", "float"), ("onnx", "fakequant"), ("engine", "fakequant"))
 WIDEST = 120
@@ -213,13 +214,14 @@ def run_layers(arguments: argparse.Namespace) -> None:
     if arguments.onnx is not None:
         proto = read_onnx(arguments.onnx)
         target = next((p.value for p in proto.metadata_props if p.key == "int8kit.target"), None)
-        backend = arguments.backend or (target if target in BACKENDS else "onnxruntime")
+        made_for = backend_for(target) if target else None
+        backend = arguments.backend or (made_for.name if made_for else DEFAULT_BACKEND)
     else:
-        backend = arguments.backend or "onnxruntime"
-        if backend not in TARGETS:
+        backend = arguments.backend or DEFAULT_BACKEND
+        if backend not in BACKENDS:
             raise UsageError(f"--backend {backend!r} has no target to export to; name the file with --onnx")
         print(f"export to {backend} ...", file=sys.stderr)
-        proto = prepare_for_target(export_onnx(loaded.model, processor=loaded.processor), backend)
+        proto = prepare_for_target(export_onnx(loaded.model, processor=loaded.processor), get_backend(backend).target())
     if backend not in BACKENDS:
         raise UsageError(f"--backend {backend!r} runs no engine; --layers takes {', '.join(BACKENDS)}")
     feeds = _first_batch(arguments, loaded, [each.name for each in proto.graph.input])

@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from engine.backend import Runner
 from engine.backends.onnxruntime.backend import OrtRunner, plain_session
+from engine.backends.runner import Runner
 
 
 def plain_runner(onnx_path: str | Path) -> Runner:

@@ -26,7 +26,7 @@ from eval.report.figure_style import (
     new_figure,
 )
 from eval.report.pareto_plot import pareto_plot
-from eval.report.run_data import RUNTIMES, RunData, label
+from eval.report.run_data import RunData, label, runtime_title
 from eval.report.speeds import mean_speedup, speedup_at
 from eval.sweep.grid import INT8_METHODS, Shape, System
 
@@ -211,7 +211,7 @@ def _size(canvas: Canvas) -> Any:
     if not sized:
         return None
     ordered = sorted(sized.values(), key=lambda each: each[1])
-    names = [f"{kind_of(s)}, {RUNTIMES.get(s.backend, s.backend)}" if s.recipe else label(s) for s, _ in ordered]
+    names = [f"{kind_of(s)}, {runtime_title(s.backend)}" if s.recipe else label(s) for s, _ in ordered]
     names = [f"{name} ({RECOMMENDED})" if s == canvas.marked else name
              for name, (s, _) in zip(names, ordered, strict=True)]  # fmt: skip
     figure, (axis,) = canvas.figure((0.52 if canvas.is_narrow else 0.34) * len(sized) + 1.0)

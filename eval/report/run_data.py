@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from engine.backend import BACKENDS, get_backend
 from eval.metrics.types import Metric, get_metric
 from eval.sweep.grid import (
     COMPILED,
@@ -32,8 +33,6 @@ NAMES = {
     (FASTEST, "onnxruntime"): "fastest float ONNX Runtime",
     (DYNAMIC, "onnxruntime"): "ONNX Runtime dynamic INT8",
 }
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT", PYTORCH: "PyTorch",
-            "tensorrt_rtx": "TensorRT-RTX"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -164,9 +163,16 @@ def label(system: System) -> str:
     known = NAMES.get((system.method, system.backend))
     if known and system.recipe is None:
         return known
-    runtime = RUNTIMES.get(system.backend, system.backend)
+    runtime = runtime_title(system.backend)
     recipe = short_recipe(system.recipe)
     return f"{system.method} {recipe}, {runtime}" if recipe else f"{system.method}, {runtime}"
+
+
+def runtime_title(backend: str) -> str:
+    """Return a runtime's name for a reader, a backend's own word where it is not registered here."""
+    if backend == PYTORCH:
+        return "PyTorch"
+    return get_backend(backend).info.title if backend in BACKENDS else backend
 
 
 def short_recipe(recipe: str | None) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from engine.backends.tensorrt.options import BACKENDS as TENSORRT_BACKENDS
+from engine.backend import BACKENDS, get_backend
 from eval.report.context import Context
-from eval.report.run_data import RUNTIMES, RunData, label
+from eval.report.run_data import RunData, label, runtime_title
 from eval.report.speeds import mean_speedup, middle, speedup_at, time_at, verdict
 from eval.report.writing import (
     NOTHING,
@@ -108,7 +108,7 @@ def errors(data: RunData, t: Texts) -> list[str]:
 
 
 def products(data: RunData, t: Texts) -> list[str]:
-    """Return what each engine at the primary shape runs in INT8, or for TensorRT, which hides it, is planned to."""
+    """Return what each engine at the primary shape runs in INT8, or is planned to where its runtime hides it."""
     lines, notes = [], {}
     for system in data.systems:
         row = data.ok(system)
@@ -117,7 +117,8 @@ def products(data: RunData, t: Texts) -> list[str]:
             continue
         linears = len(found["int8"]) + len(found["float"])
         attention = found["attention_int8"] + found["attention_float"]
-        is_plan = system.backend in TENSORRT_BACKENDS  # its engines do not say what they run
+        is_known = system.backend in BACKENDS
+        is_plan = is_known and not get_backend(system.backend).info.are_products_measured
         notes[is_plan] = t("planned_note" if is_plan else "products_note")
         planned = f" {t('planned')}" if is_plan else ""
         lines.append([
@@ -183,7 +184,7 @@ def ablation(c: Context, backend: str) -> list[str]:
     ]  # fmt: skip
     if all(_step(data, backend, each, recipe) is None for _, each, recipe in wanted):
         reason = next((r.row.error for r in data.rows if r.row.backend == backend and r.row.error), "")
-        return [t("h_no_step", backend=RUNTIMES.get(backend, backend), reason=reason), ""]
+        return [t("h_no_step", backend=runtime_title(backend), reason=reason), ""]
     lines: list[list[str]] = []
     before: Estimate | None = None
     for key, wanted_method, recipe in wanted:
@@ -201,7 +202,7 @@ def ablation(c: Context, backend: str) -> list[str]:
     unit = data.metric.unit if data.metric else ""
     headers = [t("step_col"), t("configuration"), f"{c.metric_name}{unit}", t("loss_col"),
                t("error_col"), "ms", t("gain_col"), t("row_col")]  # fmt: skip
-    return [f"### {t('h_ablation', backend=RUNTIMES.get(backend, backend), shape=c.shape())}", "",
+    return [f"### {t('h_ablation', backend=runtime_title(backend), shape=c.shape())}", "",
             *table(headers, lines, left=2)]  # fmt: skip
 
 

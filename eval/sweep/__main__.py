@@ -12,13 +12,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from engine.backends.tensorrt.options import BACKENDS as TENSORRT_BACKENDS
+from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
 from eval.arguments import task_of
 from eval.results import STATUSES
 from eval.sweep.grid import (
     FLOAT_METHODS,
     INT8_METHODS,
+    PYTORCH,
     REFERENCES,
     SweepOptions,
     backend_names,
@@ -26,7 +27,7 @@ from eval.sweep.grid import (
 )
 from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST, RunFolder
-from eval.sweep.workshop import tensorrt_options
+from eval.sweep.workshop import BUILD_ARGUMENTS
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
@@ -67,8 +68,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         raise UsageError("the grid is empty: --recipes names nothing, and the methods need one")
     for recipe in recipes:
         load_recipe(recipe)
-    for backend in {*backends} & {*TENSORRT_BACKENDS}:
-        tensorrt_options(arguments.build_arguments, backend)  # refused now, not at the first engine
+    for backend in {*backends} - {PYTORCH}:
+        own_from_words(BUILD_ARGUMENTS, arguments.build_arguments, backend)  # refused now, not at the first engine
     wanted = _words(arguments.references)
     references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
     lengths = _numbers("--seq-lengths", arguments.seq_lengths) if task.is_text else (None,)

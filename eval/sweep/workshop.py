@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,11 @@ from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
 from engine.backend import Backend, BuildOptions, get_backend, saturation_of
-from engine.backends.tensorrt.options import BACKENDS as TENSORRT_BACKENDS
-from engine.backends.tensorrt.options import TensorRTOptions, add_arguments, options_from
-from engine.backends.tensorrt.process import TrtProcess
-from engine.cli import CommandParser, near_matches
+from engine.backends.info import OwnOptions
+from engine.backends.own_options import own_from_words
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
-from engine.passes.qdq import TARGETS, prepare_for_target
+from engine.passes.qdq import prepare_for_target, takes_dtype
 from engine.shapes import ShapeRange
 from eval.sweep.grid import FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
@@ -42,10 +39,7 @@ from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
 
 ROOT = Path(__file__).parents[2]
 STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
-# Targets whose graph is made here in memory; for others export.py decides opset, type and mask.
-OWN_TARGETS = ("onnxruntime", "openvino")
-# One engine for all shapes unless asked otherwise: TensorRT's take minutes to build and run slower so.
-DYNAMIC_BACKENDS = ("onnxruntime", "openvino")
+BUILD_ARGUMENTS = "--build-arguments"
 
 
 class Workshop:
@@ -78,12 +72,15 @@ class Workshop:
         )  # fmt: skip
 
     def backend(self, name: str) -> Backend:
-        """Return a backend; `tensorrt` lives in the interpreter of --tensorrt-python where one is named."""
-        return self._tensorrt if name == "tensorrt" and self._tensorrt is not None else get_backend(name)
+        """Return a backend; one that can live in the interpreter of --tensorrt-python does, where one is named."""
+        if name not in self._backends:
+            here, python = get_backend(name), self.options.tensorrt_python
+            self._backends[name] = (here.in_interpreter(python) if python else None) or here
+        return self._backends[name]
 
     @cached_property
-    def _tensorrt(self) -> TrtProcess | None:
-        return TrtProcess(self.options.tensorrt_python) if self.options.tensorrt_python else None
+    def _backends(self) -> dict[str, Backend]:
+        return {}
 
     def fresh_model(self) -> LoadedModel:
         """Return a copy of the float model that may be changed."""
@@ -163,9 +160,10 @@ class Workshop:
 
     def onnx(self, system: System) -> Path:
         """Return the ONNX file of a system, made for its backend."""
-        target = target_of(system.backend, self.backend)
+        backend = self.backend(system.backend)
+        target = backend.target()
         inputs = {"source": self.source_digest(system), "target": target, "onnx": onnx.__version__}
-        if target not in OWN_TARGETS:
+        if backend.info.uses_gpu:  # export.py decides opset, type and mask; files for CPUs are made here in memory
             inputs["dtype"] = system.method if system.method in FLOAT_METHODS else "fp16"
             return self.store.make("onnx", inputs, lambda folder: self._run_export(system, target, folder), _label(
                 system, f"ONNX for {target}")) / ONNX_FILE  # fmt: skip
@@ -196,7 +194,7 @@ class Workshop:
         source = str(self.checkpoint(system)) if system.recipe else self.options.model
         words = ["--checkpoint", source, "--target", target, "--out", str(folder / ONNX_FILE)]
         dtype = system.method if system.method in FLOAT_METHODS else "fp16"
-        run_script("export.py", *words, *(["--dtype", dtype] if target == "tensorrt" else []))
+        run_script("export.py", *words, *(["--dtype", dtype] if takes_dtype(target) else []))
 
     def engine(self, system: System, shape: Shape, onnx_path: Path | None = None) -> Path:
         """Return the engine of a system; one for all shapes, or a static one for this shape (see --shapes)."""
@@ -204,7 +202,7 @@ class Workshop:
         backend, ranges = self.backend(system.backend), self._engine_ranges(system, shape)
         inputs = self.engine_inputs(system, shape, path)
         options = BuildOptions(ranges, self.options.threads, precision=inputs["precision"],
-                               tensorrt=self._tensorrt_options(system.backend))  # fmt: skip
+                               own=self._own_options(system.backend))  # fmt: skip
 
         def build(folder: Path) -> None:
             backend.build(path, folder / ENGINE_FILE, options)
@@ -221,17 +219,16 @@ class Workshop:
                   "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
         if (saturation := saturation_of(backend, BuildOptions())) == "avoided":  # older engines of such a CPU saturate
             inputs["saturation"] = saturation
-        tensorrt = self._tensorrt_options(system.backend)
-        if tensorrt != TensorRTOptions():
-            inputs["options"] = dataclasses.asdict(tensorrt)
+        own = self._own_options(system.backend)
+        if own is not None and own != type(own)():
+            inputs["options"] = dataclasses.asdict(own)
         return inputs
 
     def _engine_ranges(self, system: System, shape: Shape) -> dict[str, ShapeRange]:
         return self.ranges(shape) if self.is_static(system.backend) else {}
 
-    def _tensorrt_options(self, backend: str) -> TensorRTOptions:
-        is_tensorrt = backend in TENSORRT_BACKENDS
-        return tensorrt_options(self.options.build_arguments, backend) if is_tensorrt else TensorRTOptions()
+    def _own_options(self, backend: str) -> OwnOptions | None:
+        return own_from_words(BUILD_ARGUMENTS, self.options.build_arguments, backend)
 
     def ranges(self, shape: Shape) -> dict[str, ShapeRange]:
         """Return the static shape of every input."""
@@ -244,39 +241,18 @@ class Workshop:
 
     def is_static(self, backend: str) -> bool:
         """Whether engines of this backend are built for one shape each."""
-        return self.options.shapes == "static" or (self.options.shapes == "auto" and backend not in DYNAMIC_BACKENDS)
+        shapes, is_better = self.options.shapes, self.backend(backend).info.wants_static_shapes
+        return shapes == "static" or (shapes == "auto" and is_better)
 
 
-def tensorrt_options(build_arguments: str, backend: str) -> TensorRTOptions:
-    """Return the builder's options of --build-arguments. Raises: UsageError: wrong values; unknown flags end it."""
-    parser = CommandParser("--build-arguments", "")
-    add_arguments(parser)
-    return options_from(parser.parse_args(shlex.split(build_arguments)), backend)
-
-
-def target_of(backend: str, get: Callable[[str], Backend] = get_backend) -> str:
-    """Return the export target of a backend: its own name, or for TensorRT the one of its version."""
-    if backend == "tensorrt_rtx":
-        return "tensorrt"
-    if backend == "tensorrt":
-        version = get(backend).version()
-        return "tensorrt8" if version is not None and int(version.split(".")[0]) < 10 else "tensorrt"
-    if backend not in TARGETS:
-        near = near_matches(backend, list(TARGETS))
-        raise ValueError(f"no export target for backend {backend}; targets: {', '.join(TARGETS)}"
-                         + (f" (did you mean {near[0]}?)" if near else ""))  # fmt: skip
-    return backend
-
-
-def precision_of(system: System, backend: Any) -> str:
+def precision_of(system: System, backend: Backend) -> str:
     """Return what an engine computes in outside INT8. Raises: ValueError: a float type that the backend lacks."""
-    if system.method in FLOAT_METHODS and system.method not in backend.precisions:
-        raise ValueError(f"{system.backend} does not compute in {system.method}; "
-                         f"it takes {', '.join(backend.precisions)}")  # fmt: skip
+    precisions = backend.info.precisions
+    if system.method in FLOAT_METHODS and system.method not in precisions:
+        raise ValueError(f"{system.backend} does not compute in {system.method}; it takes {', '.join(precisions)}")
     if system.method in FLOAT_METHODS:
         return system.method
-    is_gpu = system.backend.startswith("tensorrt")
-    return "fp16" if is_gpu and "fp16" in backend.precisions else backend.precisions[0]
+    return "fp16" if backend.info.uses_gpu and "fp16" in precisions else precisions[0]
 
 
 def run_script(script: str, *words: str) -> None:

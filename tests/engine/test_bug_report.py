@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 import pytest
 
+from engine.backends.openvino.backend import OpenVinoBackend
 from engine.bug_report import environment
-from engine.bug_report import report as bug_report
 from engine.bug_report.__main__ import main
 from engine.bug_report.errors import error_rows
 from engine.passes.qdq import prepare_for_target
@@ -71,7 +71,7 @@ def test_a_backend_that_fails_is_the_actual_behaviour(model, tmp_path, monkeypat
     def refuse(*_):
         raise RuntimeError("the kernel\n is missing")
 
-    monkeypatch.setattr(bug_report, "get_backend", refuse)
+    monkeypatch.setattr(OpenVinoBackend, "build", refuse)
     assert call("--onnx", model, "--backend", "openvino", "--out", "bug.md") == 0
     assert "It fails: `the kernel is missing`" in (tmp_path / "bug.md").read_text()
     assert "it fails: the kernel is missing" in capsys.readouterr().out

@@ -25,12 +25,13 @@ from tests.forks import fork_context
 
 BAD_RECIPE = "extends: int8_linear\nrules:\n  - {match: '*no_such_layer*', enable: false}\n"
 ABSENT = """
-class Absent:
-    name = "absent"
-    precisions = ("fp32",)
+from engine.backend import Backend
+from engine.backends.info import BackendInfo
+class Absent(Backend):
+    info = BackendInfo("absent", "Absent", "onnxruntime", ("absent",))
     def check_build(self):
         return "its runtime is not installed"
-    check_run = check_build
+    build = load = inspect = reproduction = None
 BACKEND = Absent()
 """
 

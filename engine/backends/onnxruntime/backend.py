@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,14 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from engine.backend import (
-    BuildOptions,
-    EngineFile,
-    Runner,
-    check_precision,
-    installed_version,
-    require,
-    saturation_of,
-)
+from engine.backend import Backend, BuildOptions, EngineFile, check_precision, require, saturation_of
+from engine.backends.info import BackendInfo
 from engine.backends.onnxruntime.fusion import fuse_integer_products, own_constants
+from engine.backends.runner import Runner
+from engine.bug_report.reproduction import FaultCase, Reproduction, script_against_plain
 from engine.graph import sweep
 from engine.graph_file import MAX_FILE_BYTES, SMALL_BYTES, data_path, weight_bytes
+from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, set_static_sizes, spread
@@ -34,6 +29,7 @@ DISABLED_OPTIMIZERS = ["SkipLayerNormFusion"]
 # Where a model given as bytes has its weights, and an optimized one's go (onnxruntime_session_options_config_keys.h).
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 WRITTEN_WEIGHTS = "session.optimized_model_external_initializers"
+EXACT_SUMS = ("session.x64quantprecision", "1")
 INT8_OPS = frozenset(
     {
         "MatMulIntegerToFloat",
@@ -58,28 +54,17 @@ DTYPES = {
 }
 
 
-class OrtBackend:
+class OrtBackend(Backend):
     """Builds and loads engines of ONNX Runtime's CPU provider."""
 
-    name = "onnxruntime"
-    precisions: tuple[str, ...] = ("fp32",)
-    saturation_mend: str | None = (
-        "weights are stored as uint8 (session.x64quantprecision), whose products are summed exactly"
+    info = BackendInfo(
+        name="onnxruntime",
+        title="ONNX Runtime",
+        target="onnxruntime",
+        packages=("onnxruntime", "onnxruntime-gpu"),
+        saturation_mend="weights are stored as uint8 (session.x64quantprecision), whose products are summed exactly",
+        is_thread_safe=True,
     )
-
-    def version(self) -> str | None:
-        """Return ONNX Runtime's version, None where it is not installed."""
-        return installed_version("onnxruntime")
-
-    def check_build(self) -> str | None:
-        """Return None, or why no engine can be built here."""
-        if importlib.util.find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed; run 'pip install -r engine/requirements.txt'"
-        return None
-
-    def check_run(self) -> str | None:
-        """Return None, or why no engine can run here."""
-        return self.check_build()
 
     def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
         """Write the optimized ONNX file and its manifest.
@@ -102,7 +87,7 @@ class OrtBackend:
             session_options.optimized_model_filepath = str(partial)
             _stream_weights(session_options, model, onnx_path, partial)
             if is_avoiding:  # the optimized file holds what it changes: loading an engine needs it no more
-                session_options.add_session_config_entry("session.x64quantprecision", "1")
+                session_options.add_session_config_entry(*EXACT_SUMS)
             try:
                 onnxruntime.InferenceSession(
                     fused.SerializeToString(),
@@ -135,13 +120,30 @@ class OrtBackend:
         import onnxruntime
 
         manifest = read_manifest(engine)
-        check_loadable(engine, manifest, self.name, self.version() or "")
+        check_loadable(engine, manifest, self.info, self.version() or "")
         session_options = make_session_options(threads or manifest.threads)
         session_options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
         return OrtRunner(
             onnxruntime.InferenceSession(str(engine), session_options, providers=["CPUExecutionProvider"]),
             manifest.shapes,
         )
+
+    def inspect(self, engine: str, request: InspectRequest) -> Inspection:
+        """Return the layers of the optimized graph with the times of profiled calls."""
+        from engine.backends.onnxruntime.inspect import inspect_ort
+
+        return inspect_ort(engine, request)
+
+    def reproduction(self, case: FaultCase) -> Reproduction:
+        """Return a script with the session options that an engine is built with here."""
+        is_avoiding = saturation_of(self, BuildOptions()) == "avoided"
+        lines = ["options = ort.SessionOptions()", "options.inter_op_num_threads = 1"]
+        name = f'"{case.name}"'
+        if is_avoiding:
+            key, value = EXACT_SUMS
+            lines.append(f'options.add_session_config_entry("{key}", "{value}")')
+        session = f"ort.InferenceSession({name}, options, disabled_optimizers={DISABLED_OPTIMIZERS})"
+        return script_against_plain(case, "\n".join([*lines, f"actual = {session}.run(None, feeds)"]))
 
 
 def make_session_options(threads: int | None) -> Any:

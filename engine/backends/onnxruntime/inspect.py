@@ -6,16 +6,15 @@ import json
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from engine.backend import installed_version
-from engine.backends.onnxruntime.backend import DTYPES, INT8_OPS, make_session_options
-from engine.inspect.layers import INT8, Inspection, Layer, precision_of
+from engine.backends.onnxruntime.backend import BACKEND, DTYPES, INT8_OPS, make_session_options
+from engine.inspect.layers import INT8, Inspection, InspectRequest, Layer, precision_of
+from engine.inspect.product_names import with_product_names
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import check_loadable, read_manifest
 from engine.products import readable
@@ -39,19 +38,18 @@ KINDS = {
 KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops} | {"QAttention": "attention"}
 
 
-def inspect_ort(
-    engine: str | Path, feeds: Mapping[str, np.ndarray] | None, iterations: int, threads: int | None
-) -> Inspection:
-    """Return the layers of an engine with the median times of `iterations` profiled calls.
+def inspect_ort(engine: str | Path, request: InspectRequest) -> Inspection:
+    """Return the layers of an engine with the median times of `request.iterations` profiled calls.
 
     Raises: what loading an engine raises; ValueError: if the feeds do not fit.
     """
     import onnxruntime
 
     manifest = read_manifest(engine)
-    version = installed_version("onnxruntime") or onnxruntime.__version__
-    check_loadable(engine, manifest, "onnxruntime", version)
-    options = make_session_options(threads or manifest.threads)
+    feeds, iterations, threads = request.feeds, request.iterations, request.threads or manifest.threads
+    version = BACKEND.version() or onnxruntime.__version__
+    check_loadable(engine, manifest, BACKEND.info, version)
+    options = make_session_options(threads)
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
@@ -70,8 +68,9 @@ def inspect_ort(
     runs, call_ms = _runs(events)
     layers = [_layer(name, times, event, nodes.get(name), constants) for name, (times, event) in _by_node(runs).items()]
     made = "" if feeds else ", made-up numbers"
-    conditions = f"{in_words(fed)}{made}; median of {iterations} calls, {threads or manifest.threads or 'all'} threads"
-    return Inspection(str(engine), "onnxruntime", version, conditions, tuple(layers), float(np.median(call_ms)))
+    conditions = f"{in_words(fed)}{made}; median of {iterations} calls, {threads or 'all'} threads"
+    found = Inspection(str(engine), BACKEND.name, version, conditions, tuple(layers), float(np.median(call_ms)))
+    return with_product_names(found, request.onnx)
 
 
 def _runs(events: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], list[float]]:

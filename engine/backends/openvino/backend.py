@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import (
-    BuildOptions,
-    EngineFile,
-    Runner,
-    check_precision,
-    installed_version,
-    require,
-    saturation_of,
-)
+from engine.backend import Backend, BuildOptions, EngineFile, check_precision, require, saturation_of
+from engine.backends.info import BackendInfo
 from engine.backends.openvino.graph import keep_channel_factors_apart
+from engine.backends.runner import Runner
+from engine.bug_report.reproduction import FaultCase, Reproduction, script_against_plain
 from engine.graph_file import MAX_FILE_BYTES
+from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import check_loadable, read_manifest
 from engine.products import Product, Products, find_products, sort_products
 from engine.shapes import ShapeRange, check_shapes, spread
@@ -33,29 +28,18 @@ FUSED_LAYERS = frozenset({"Subgraph", "ScaledDotProductAttention"})  # a whole a
 INT8_PRECISIONS = frozenset({"i8", "u8"})
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """Builds and loads engines of OpenVINO's CPU plugin."""
 
-    name = "openvino"
-    precisions: tuple[str, ...] = ("fp32", "bf16")
-    saturation_mend: str | None = (
-        "OpenVINO computes the products in fp32 from the INT8 numbers, which is exact and faster there than its INT8 "
-        "kernels (--saturation allow runs those); backend onnxruntime has exact INT8 products"
+    info = BackendInfo(
+        name="openvino",
+        title="OpenVINO",
+        target="openvino",
+        packages=("openvino",),
+        precisions=("fp32", "bf16"),
+        saturation_mend="OpenVINO computes the products in fp32 from the INT8 numbers, which is exact and faster there "
+        "than its INT8 kernels (--saturation allow runs those); backend onnxruntime has exact INT8 products",
     )
-
-    def version(self) -> str | None:
-        """Return OpenVINO's version, None where it is not installed."""
-        return installed_version("openvino")
-
-    def check_build(self) -> str | None:
-        """Return None, or why no engine can be built here."""
-        if importlib.util.find_spec("openvino") is None:
-            return "openvino is not installed; run 'pip install -r engine/requirements.txt'"
-        return None
-
-    def check_run(self) -> str | None:
-        """Return None, or why no engine can run here."""
-        return self.check_build()
 
     def build(self, onnx_path: str | Path, out: str | Path, options: BuildOptions) -> EngineFile:
         """Write the compiled blob and its manifest.
@@ -107,7 +91,7 @@ class OpenVinoBackend:
         import openvino
 
         manifest = read_manifest(engine)
-        check_loadable(engine, manifest, self.name, self.version() or "")
+        check_loadable(engine, manifest, self.info, self.version() or "")
         with open(engine, "rb") as file:
             compiled = openvino.Core().import_model(
                 io.BytesIO(file.read()),
@@ -115,6 +99,20 @@ class OpenVinoBackend:
                 compile_config(manifest.precision, threads or manifest.threads, manifest.saturation),
             )
         return OpenVinoRunner(compiled, manifest.shapes)
+
+    def inspect(self, engine: str, request: InspectRequest) -> Inspection:
+        """Return the layers of the runtime graph with the times of counted calls."""
+        from engine.backends.openvino.inspect import inspect_openvino
+
+        return inspect_openvino(engine, request)
+
+    def reproduction(self, case: FaultCase) -> Reproduction:
+        """Return a script with the configuration that an engine is compiled with here."""
+        config = compile_config(self.info.precisions[0], None, saturation_of(self, BuildOptions()))
+        lines = [f'compiled = ov.Core().compile_model("{case.name}", "CPU", {config})']
+        lines.append("results = compiled(feeds)")
+        lines.append("actual = [results[index] for index in range(len(expected))]")
+        return script_against_plain(case, "\n".join(lines), ", openvino as ov")
 
 
 def compile_config(precision: str, threads: int | None, saturation: str | None) -> dict[str, Any]:

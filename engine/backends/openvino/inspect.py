@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import installed_version
-from engine.backends.openvino.backend import INT8_PRECISIONS, PRODUCT_LAYERS, compile_config, reads_floats
-from engine.inspect.layers import INT8, Inspection, Layer, precision_of
+from engine.backends.openvino.backend import BACKEND, INT8_PRECISIONS, PRODUCT_LAYERS, compile_config, reads_floats
+from engine.inspect.layers import INT8, Inspection, InspectRequest, Layer, precision_of
+from engine.inspect.product_names import with_product_names
 from engine.made_feeds import batch_of, fit_feeds, in_words, make_feeds
 from engine.manifest import check_loadable, read_manifest
 
@@ -28,22 +28,18 @@ KINDS = {
 }  # fmt: skip
 
 
-def inspect_openvino(
-    engine: str | Path, feeds: Mapping[str, np.ndarray] | None, iterations: int, threads: int | None
-) -> Inspection:
-    """Return the layers of an engine with the median times of `iterations` calls with counters on.
+def inspect_openvino(engine: str | Path, request: InspectRequest) -> Inspection:
+    """Return the layers of an engine with the median times of `request.iterations` calls with counters on.
 
     Raises: what loading an engine raises; ValueError: if the feeds do not fit.
     """
     import openvino
 
     manifest = read_manifest(engine)
-    version = installed_version("openvino") or ""
-    check_loadable(engine, manifest, "openvino", version)
-    config = {
-        **compile_config(manifest.precision, threads or manifest.threads, manifest.saturation),
-        "PERF_COUNT": True,
-    }
+    feeds, iterations, threads = request.feeds, request.iterations, request.threads or manifest.threads
+    version = BACKEND.version() or ""
+    check_loadable(engine, manifest, BACKEND.info, version)
+    config = {**compile_config(manifest.precision, threads, manifest.saturation), "PERF_COUNT": True}
     compiled = openvino.Core().import_model(io.BytesIO(Path(engine).read_bytes()), "CPU", config)
     inputs = {
         each.any_name: (
@@ -53,15 +49,15 @@ def inspect_openvino(
         for each in compiled.inputs
     }
     fed = fit_feeds(feeds, inputs, batch_of(manifest.shapes)) if feeds else make_feeds(inputs, manifest.shapes)
-    request = compiled.create_infer_request()
+    infer = compiled.create_infer_request()
     times: dict[str, list[float]] = defaultdict(list)
     call_ms = []
     for call in range(WARMUP + iterations):
         start = time.perf_counter()
-        request.infer(fed)
+        infer.infer(fed)
         if call >= WARMUP:
             call_ms.append((time.perf_counter() - start) * 1e3)
-            for info in request.get_profiling_info():
+            for info in infer.get_profiling_info():
                 times[info.node_name].append(info.real_time.total_seconds() * 1e3)
     free = _free_sizes(fed)
     layers = [
@@ -72,10 +68,11 @@ def inspect_openvino(
         ("sizes that the engine leaves free are taken from the feeds: batch first, then length",) if is_dynamic else ()
     )
     made = "" if feeds else ", made-up numbers"
-    conditions = f"{in_words(fed)}{made}; median of {iterations} calls, {threads or manifest.threads or 'all'} threads"
-    return Inspection(
-        str(engine), "openvino", version, conditions, tuple(layers), float(np.median(call_ms)), notes=notes
+    conditions = f"{in_words(fed)}{made}; median of {iterations} calls, {threads or 'all'} threads"
+    found = Inspection(
+        str(engine), BACKEND.name, version, conditions, tuple(layers), float(np.median(call_ms)), notes=notes
     )
+    return with_product_names(found, request.onnx)
 
 
 def _free_sizes(feeds: Mapping[str, np.ndarray]) -> tuple[int, int]:

@@ -12,13 +12,18 @@ from typing import Any
 
 import onnx
 
-from engine.backend import BuildOptions, EngineFile, Runner, check_precision, require
+from engine.backend import Backend, BuildOptions, EngineFile, check_precision, require
+from engine.backends.info import BackendInfo
+from engine.backends.own_options import given_flags, own_as_json
+from engine.backends.runner import Runner
 from engine.backends.tensorrt.builder import build_engine, is_weakly_typed, load_module, make_logger
 from engine.backends.tensorrt.gpu import Gpu, find_gpu
-from engine.backends.tensorrt.options import check_options, given_flags, trtexec_command
+from engine.backends.tensorrt.options import TensorRTOptions, trtexec_command
+from engine.bug_report.reproduction import FaultCase, Reproduction
 from engine.cli import UsageError
 from engine.graph_file import MAX_FILE_BYTES
 from engine.hardware import cpu_name
+from engine.inspect.layers import Inspection, InspectRequest
 from engine.lint.report import judge_model
 from engine.manifest import Manifest, check_loadable, read_manifest
 from engine.products import Products
@@ -30,15 +35,27 @@ HALF_TYPES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16
 RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
-class TrtBackend:
+INFO = BackendInfo(
+    name="tensorrt",
+    title="TensorRT",
+    target="tensorrt",
+    packages=("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11", "nvidia-tensorrt"),
+    precisions=("file", "fp32", "fp16", "bf16"),
+    uses_gpu=True,
+    wants_static_shapes=True,  # an engine for ranges runs slower, and each takes minutes to build anyway
+    are_products_measured=False,
+    options=TensorRTOptions,
+)
+FIRST_TYPED = 10  # the first version that takes files of target tensorrt; those before take tensorrt8
+
+
+class TrtBackend(Backend):
     """Builds and loads engines of `tensorrt` or `tensorrt_rtx`."""
 
-    precisions: tuple[str, ...] = ("file", "fp32", "fp16", "bf16")
-    saturation_mend: str | None = None  # tensor cores sum in 32 bits
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.needs_gpu_to_build = name == "tensorrt"
+    def __init__(self, info: BackendInfo) -> None:
+        self.info = info
+        self.is_rtx = info.name != INFO.name
+        self.needs_gpu_to_build = not self.is_rtx
 
     def version(self) -> str | None:
         """Return TensorRT's version, None where it cannot be loaded."""
@@ -46,6 +63,10 @@ class TrtBackend:
             return str(load_module(self.name).__version__)
         except RuntimeError:
             return None
+
+    def target(self) -> str:
+        """Return the export target for the TensorRT here, that of 10 and later where none is."""
+        return self.info.target if self.is_rtx else target_of(self.version())
 
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built here."""
@@ -67,7 +88,7 @@ class TrtBackend:
         if gpu is None:
             return f"{self.name} engines run, and are even deserialized, only on a GPU, and none is seen here"
         capability = ".".join(map(str, gpu.capability))
-        if self.name == "tensorrt_rtx" and capability not in RTX_CAPABILITIES:
+        if self.is_rtx and capability not in RTX_CAPABILITIES:
             return f"TensorRT-RTX runs on compute capability {', '.join(RTX_CAPABILITIES)}; here is {gpu}"
         return None
 
@@ -78,7 +99,8 @@ class TrtBackend:
             for a bad option, file or shape.
         """
         options = check_precision(self, options)
-        check_options(options.tensorrt, self.name)
+        own = options.own if isinstance(options.own, TensorRTOptions) else TensorRTOptions()
+        own.check(self.name)
         model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(model, options.shapes)
         shapes = profile_shapes(model, options.shapes)
@@ -92,15 +114,15 @@ class TrtBackend:
             logger = make_logger(trt)
             try:
                 content = fixed.SerializeToString()  # large weights stay in their file, beside onnx_path
-                serialized = build_engine(trt, content, onnx_path, shapes, flags, options.tensorrt, logger)
+                serialized = build_engine(trt, content, onnx_path, shapes, flags, own, logger)
             except RuntimeError as error:
-                asked = given_flags(options.tensorrt)
+                asked = given_flags(own)
                 hint = f". It was asked for {', '.join(asked)}; try without" if asked else ""
                 raise RuntimeError(f"{self.name} {trt.__version__}, {onnx_path}: {error}{hint}") from error
             partial.write_bytes(serialized)
             gpu = find_gpu()
             sources = getattr(getattr(trt, "TacticSource", None), "__members__", {})
-            command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, options.tensorrt, sources)
+            command = trtexec_command(self.name, str(onnx_path), str(out), shapes, flags, own, sources)
             details = {
                 "versions": {self.name: trt.__version__},
                 "device": str(gpu) if gpu and self.needs_gpu_to_build else f"{cpu_name()}, no GPU",
@@ -108,7 +130,7 @@ class TrtBackend:
                 "warnings": (),
                 "are_products_measured": False,
                 "trtexec": command,
-                "options": {k: list(x) if isinstance(x, tuple) else x for k, x in vars(options.tensorrt).items()},
+                "options": own_as_json(own),
             }
             options = dataclasses.replace(options, precision=precision)
             return place(
@@ -129,8 +151,34 @@ class TrtBackend:
         is_portable = bool(manifest.options.get("version_compatible"))
         version = manifest.versions.get(self.name, "") if is_portable else trt.__version__
         gpu = find_gpu() if self.needs_gpu_to_build else None  # an engine built without one is bound to none
-        check_loadable(engine, manifest, self.name, version, _device_here(manifest, gpu) if gpu else None)
+        check_loadable(engine, manifest, self.info, version, _device_here(manifest, gpu) if gpu else None)
         return TrtRunner(trt, Path(engine).read_bytes(), manifest.shapes, may_bring_code=is_portable)
+
+    def recognizes(self, engine: str, request: InspectRequest) -> bool:
+        """Whether a file without a manifest is TensorRT's: JSON of its inspector, or an engine with such beside it."""
+        from engine.backends.tensorrt.inspect_files import is_foreign_engine
+
+        return not self.is_rtx and is_foreign_engine(engine, request)
+
+    def inspect(self, engine: str, request: InspectRequest) -> Inspection:
+        """Return the layers as TensorRT's inspector tells them, from files or from the engine where it loads."""
+        from engine.backends.tensorrt.inspect_files import inspect_trt
+
+        manifest = None if self.recognizes(engine, request) else read_manifest(engine)
+        return inspect_trt(engine, self.name, manifest, request)
+
+    def reproduction(self, case: FaultCase) -> Reproduction:
+        """Return the trtexec command that builds the engine."""
+        # A file of target tensorrt says its types itself; any other takes them from flags, which TensorRT 11 has not.
+        flags = ["stronglyTyped"] if file_type(read_onnx(case.onnx_path)) else ["fp16", "int8"]
+        command = trtexec_command(self.name, case.name, "engine", case.shapes, flags, TensorRTOptions())
+        return Reproduction("bash", f"{command} --exportLayerInfo=layers.json")
+
+    def in_interpreter(self, python: str) -> Backend | None:
+        """Return the TensorRT of another interpreter; TensorRT-RTX lives in this one."""
+        from engine.backends.tensorrt.process import TrtProcess
+
+        return None if self.is_rtx else TrtProcess(python)
 
     def _precision(self, trt: Any, model: onnx.ModelProto, wanted: str) -> tuple[str, list[str]]:
         """Return (the type of what is not INT8, the builder's flags).
@@ -151,6 +199,12 @@ class TrtBackend:
         flags = [] if chosen == "fp32" else [chosen]
         has_qdq = any(node.op_type == "QuantizeLinear" for node in model.graph.node)
         return chosen, [*flags, *(["int8"] if has_qdq else [])]
+
+
+def target_of(version: str | None) -> str:
+    """Return the export target of a version of TensorRT, that of the newest where none is known."""
+    is_old = version is not None and int(version.split(".")[0]) < FIRST_TYPED
+    return "tensorrt8" if is_old else INFO.target
 
 
 def _device_here(manifest: Manifest, gpu: Gpu) -> str | None:
@@ -195,4 +249,4 @@ def planned_products(model: onnx.ModelProto) -> Products:
     return Products(*(tuple(lists[key]) for key in ((True, True), (True, False), (False, True), (False, False))))
 
 
-BACKEND = TrtBackend("tensorrt")
+BACKEND = TrtBackend(INFO)

@@ -22,20 +22,23 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import BuildOptions, EngineFile, Runner
+from engine.backend import Backend, BuildOptions, EngineFile
+from engine.backends.runner import Runner
 from engine.backends.tensorrt.backend import BACKEND as TENSORRT
+from engine.backends.tensorrt.backend import target_of
+from engine.bug_report.reproduction import FaultCase, Reproduction
+from engine.inspect.layers import Inspection, InspectRequest
 
 ROOT = Path(__file__).parents[3]
 
 
-class TrtProcess:
+class TrtProcess(Backend):
     """The backend `tensorrt` of another interpreter.
 
     Args: python: its path, or that of a script which sets up its libraries and ends in `exec python3.10 "$@"`.
     """
 
-    name, precisions = TENSORRT.name, TENSORRT.precisions
-    saturation_mend: str | None = TENSORRT.saturation_mend
+    info = TENSORRT.info
 
     def __init__(self, python: str) -> None:
         self.python = python
@@ -101,6 +104,10 @@ class TrtProcess:
         found: str | None = self.ask("version")
         return found
 
+    def target(self) -> str:
+        """Return the export target of its TensorRT."""
+        return target_of(self.version())
+
     def check_build(self) -> str | None:
         """Return None, or why no engine can be built there."""
         return self._check("check_build")
@@ -124,6 +131,19 @@ class TrtProcess:
     def load(self, engine: str | Path, threads: int | None = None) -> Runner:
         """Return a runner for an engine of that interpreter's TensorRT."""
         return _ProcessRunner(self, *self.ask("load", Path(engine).absolute()))
+
+    def inspect(self, engine: str, request: InspectRequest) -> Inspection:
+        """Return the layers of an engine as that TensorRT tells them."""
+        found: Inspection = self.ask("inspect", str(Path(engine).absolute()), request)
+        return found
+
+    def recognizes(self, engine: str, request: InspectRequest) -> bool:
+        """Whether a file without a manifest is TensorRT's."""
+        return TENSORRT.recognizes(engine, request)
+
+    def reproduction(self, case: FaultCase) -> Reproduction:
+        """Return the trtexec command that builds the engine."""
+        return TENSORRT.reproduction(case)
 
 
 class _ProcessRunner(Runner):
@@ -156,7 +176,7 @@ class _Worker:
     def __init__(self) -> None:
         self._runners: dict[str, Runner] = {}
         self.version, self.check_build, self.check_run = TENSORRT.version, TENSORRT.check_build, TENSORRT.check_run
-        self.build = TENSORRT.build
+        self.build, self.inspect = TENSORRT.build, TENSORRT.inspect
 
     def load(self, engine: Path) -> tuple[str, Any, Any, list[str]]:
         """Return the runner's key, which no other process will give again, and what `Runner` is made from."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.backend import Runner
+from engine.backends.runner import Runner
 from engine.backends.tensorrt.builder import make_logger
 from engine.backends.tensorrt.lane import Cuda, Lane, numpy_type
 from engine.shapes import ShapeRange

@@ -1,5 +1,7 @@
-"""TensorRT-RTX as a backend of its own name; all of it is in `trt.py`."""
+"""TensorRT-RTX as a backend of its own name; all that it does is in `engine/backends/tensorrt/`."""
 
-from engine.backends.tensorrt.backend import TrtBackend
+from dataclasses import replace
 
-BACKEND = TrtBackend("tensorrt_rtx")
+from engine.backends.tensorrt.backend import INFO, TrtBackend
+
+BACKEND = TrtBackend(replace(INFO, name="tensorrt_rtx", title="TensorRT-RTX", packages=("tensorrt-rtx",)))

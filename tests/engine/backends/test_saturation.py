@@ -107,7 +107,10 @@ def test_what_is_built_for_a_cpu_without_vnni_is_right_on_any(tmp_path, monkeypa
         check_layer(get_backend(name), tmp_path, layer)
     manifest = read_manifest(tmp_path / "engine")
     assert manifest.saturation == "avoided"
-    assert "this CPU has no VNNI" in manifest.warnings[0] and get_backend(name).saturation_mend in manifest.warnings[0]
+    assert (
+        "this CPU has no VNNI" in manifest.warnings[0]
+        and get_backend(name).info.saturation_mend in manifest.warnings[0]
+    )
 
 
 def test_a_file_with_int8_activations_builds_and_is_right(tmp_path, monkeypatch):

@@ -17,17 +17,12 @@ from onnx import TensorProto, helper
 
 import build_engine
 from engine.backend import BuildOptions, get_backend
+from engine.backends.own_options import given_flags, own_from_json
 from engine.backends.tensorrt import backend as trt_module
 from engine.backends.tensorrt import builder as trt_builder
 from engine.backends.tensorrt import gpu as gpu_module
 from engine.backends.tensorrt import runner as trt_runner
-from engine.backends.tensorrt.options import (
-    TensorRTOptions,
-    check_options,
-    given_flags,
-    options_from_json,
-    trtexec_command,
-)
+from engine.backends.tensorrt.options import TensorRTOptions, trtexec_command
 from engine.manifest import Manifest, manifest_path, read_manifest, sha256_of, write_manifest
 from engine.passes.lowering import SUPPORTED_OPS
 from engine.passes.qdq import prepare_for_target
@@ -52,7 +47,7 @@ def command(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def options(*shapes: str, **tensorrt) -> BuildOptions:
-    return BuildOptions(parse_shapes(shapes or ["x:1x16:4x16:8x16"]), tensorrt=TensorRTOptions(**tensorrt))
+    return BuildOptions(parse_shapes(shapes or ["x:1x16:4x16:8x16"]), own=TensorRTOptions(**tensorrt))
 
 
 def test_a_half_file_is_typed_throughout_and_no_cast_stands_before_a_product(source):
@@ -173,7 +168,7 @@ def test_what_the_parser_refuses_is_told_in_its_words(rtx, tmp_path):
     with pytest.raises(RuntimeError, match=r"tensorrt_rtx 1\..*its parser refused the file: .*Mystery"):
         rtx.build(path, tmp_path / "engine", BuildOptions())
     with pytest.raises(RuntimeError, match=r"Mystery.*It was asked for --refit; try without"):
-        rtx.build(path, tmp_path / "engine", BuildOptions(tensorrt=TensorRTOptions(refit=True)))
+        rtx.build(path, tmp_path / "engine", BuildOptions(own=TensorRTOptions(refit=True)))
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
 
 
@@ -204,7 +199,7 @@ SOURCES = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOL
 
 def test_the_trtexec_command_states_every_option():
     every = TensorRTOptions(64, 3, "t.cache", ("cublas_lt",), True, "ampere_plus", True)
-    check_options(every, "tensorrt")
+    every.check("tensorrt")
     text = trtexec_command("tensorrt", "m.onnx", "e", parse_shapes(["x:2x3"]), ["fp16", "int8"], every, SOURCES)
     assert text == (
         "trtexec --onnx=m.onnx --saveEngine=e --fp16 --int8 --avgTiming=1 --minShapes=x:2x3 --optShapes=x:2x3 "
@@ -254,14 +249,14 @@ def test_nothing_beside_rebuild_is_dropped_silently(rtx, source, tmp_path, flags
 )
 def test_a_manifest_with_options_unknown_here_is_refused(written, message):
     with pytest.raises(ValueError, match=message):
-        options_from_json(written, "tensorrt_rtx", "engine.json")
+        own_from_json(written, "tensorrt_rtx", "engine.json")
     with pytest.raises(ValueError, match=r"no option here|is only for|is no"):
-        options_from_json(written, "onnxruntime", "engine.json")
+        own_from_json(written, "onnxruntime", "engine.json")
 
 
 def test_no_hardware_compatibility_is_none_at_all():
     assert TensorRTOptions(hardware_compatibility="none") == TensorRTOptions()
-    assert given_flags(options_from_json({"hardware_compatibility": "none"}, "onnxruntime", "engine.json")) == []
+    assert given_flags(own_from_json({"hardware_compatibility": "none"}, "tensorrt", "engine.json")) == []
 
 
 @pytest.mark.parametrize(
@@ -295,8 +290,8 @@ def test_an_engine_is_held_to_what_it_was_built_for(monkeypatch, tmp_path, level
 def test_every_option_survives_the_manifest():
     every = TensorRTOptions(64, 3, "t.cache", ("CUBLAS_LT",), True, "ampere_plus", True)
     content = json.loads(json.dumps(dataclasses.asdict(every)))
-    assert options_from_json(content, "tensorrt", "engine.json") == every
-    assert options_from_json({}, "onnxruntime", "engine.json") == TensorRTOptions()
+    assert own_from_json(content, "tensorrt", "engine.json") == every
+    assert own_from_json({}, "onnxruntime", "engine.json") is None
 
 
 def test_rebuild_leaves_the_timing_cache_of_the_first_build_alone(monkeypatch, capsys, tmp_path, source):
@@ -310,7 +305,7 @@ def test_rebuild_leaves_the_timing_cache_of_the_first_build_alone(monkeypatch, c
     for flags in ([], ["--timing-cache", "mine"]):
         with pytest.raises((SystemExit, AttributeError)):  # what is built here has no manifest to print
             build_engine.main(["--rebuild", str(path), "--out", "e", *flags])
-    assert [(each.tensorrt.timing_cache, each.tensorrt.builder_level) for each in asked] == [(None, 4), ("mine", 4)]
+    assert [(each.own.timing_cache, each.own.builder_level) for each in asked] == [(None, 4), ("mine", 4)]
     assert capsys.readouterr().err.count("/first/cache, the timing cache of the first build, is left alone") == 1
 
 

@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from engine.backend import BuildOptions, Runner
+from engine.backend import BuildOptions
+from engine.backends.runner import Runner
 from engine.backends.tensorrt import process as trt_process
 from engine.backends.tensorrt.process import TrtProcess, serve
 from engine.shapes import ShapeRange
