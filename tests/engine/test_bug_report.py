@@ -13,12 +13,14 @@ import numpy as np
 import onnx
 import pytest
 
+from engine.backend import get_backend
 from engine.backends.openvino.backend import OpenVinoBackend
 from engine.bug_report import environment
 from engine.bug_report.__main__ import main
 from engine.bug_report.errors import error_rows
+from engine.bug_report.reproduction import FaultCase
 from engine.passes.qdq import prepare_for_target
-from tests.engine.graphs import linear_model
+from tests.engine.graphs import WIDTH, linear_model
 
 
 @pytest.fixture
@@ -47,6 +49,29 @@ def test_the_report_holds_every_part_and_its_reproduction_runs(model, capsys, tm
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[0]) == pytest.approx(row["abs_max"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("flags", [("avx2",), ("avx2", "avx512_vnni")])
+def test_onnxruntimes_reproduction_is_built_as_its_engine_is(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("engine.backend.cpu_flags", lambda: flags)
+    has_vnni = "avx512_vnni" in flags
+    for target, num_fused in (("onnxruntime", 1), ("openvino", 1 if has_vnni else 0)):  # int8 activations need VNNI
+        onnx.save(prepare_for_target(linear_model(), target), tmp_path / "model.onnx")
+        case = FaultCase(str(tmp_path / "model.onnx"), {}, f"feeds = {{'x': np.ones((2, {WIDTH}), np.float32)}}")
+        text = get_backend("onnxruntime").reproduction(case).text
+        assert ("session.x64quantprecision" in text) == (not has_vnni)
+        assert "disabled_optimizers=['SkipLayerNormFusion']" in text
+        assert (f"{num_fused} products already fused" in text) == bool(num_fused)
+        done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_with_outputs_of_elsewhere_the_reproduction_is_the_backends_own(model, tmp_path):
+    np.savez("out.npz", y0=np.ones((2, 3), np.float32))
+    flags = ["--outputs", "out.npz", "--reference", "out.npz", "--out", "bug.md"]
+    assert call("--onnx", model, "--backend", "openvino", *flags) == 0
+    text = (tmp_path / "bug.md").read_text()
+    assert 'np.load("feeds.npz")' in text and "ov.Core().compile_model" in text and "trtexec" not in text
 
 
 def test_a_small_model_stands_in_the_text_and_can_be_taken_out_again(model, tmp_path):

@@ -81,8 +81,8 @@ class OrtBackend(Backend):
         products = find_products(model)
         is_avoiding = saturation_of(self, options) == "avoided"
         with engine_output(out, options.force) as partial:
-            fused = _fuse(model, is_avoiding)
-            set_static_sizes(fused, spread(model, options.shapes))
+            prepared, *_ = _prepare(model, is_avoiding)
+            set_static_sizes(prepared, spread(model, options.shapes))
             session_options = make_session_options(options.threads)
             session_options.optimized_model_filepath = str(partial)
             _stream_weights(session_options, model, onnx_path, partial)
@@ -90,7 +90,7 @@ class OrtBackend(Backend):
                 session_options.add_session_config_entry(*EXACT_SUMS)
             try:
                 onnxruntime.InferenceSession(
-                    fused.SerializeToString(),
+                    prepared.SerializeToString(),
                     session_options,
                     providers=["CPUExecutionProvider"],
                     disabled_optimizers=DISABLED_OPTIMIZERS,
@@ -135,14 +135,22 @@ class OrtBackend(Backend):
         return inspect_ort(engine, request)
 
     def reproduction(self, case: FaultCase) -> Reproduction:
-        """Return a script with the session options that an engine is built with here."""
+        """Return a script with the session options that an engine is built with here, and what is done to its graph."""
         is_avoiding = saturation_of(self, BuildOptions()) == "avoided"
-        lines = ["options = ort.SessionOptions()", "options.inter_op_num_threads = 1"]
-        name = f'"{case.name}"'
+        _, fused, copied = _prepare(read_onnx(case.onnx_path, limit=MAX_FILE_BYTES), is_avoiding)
+        lines = []
+        if fused:
+            lines.append(
+                f"# The engine was built with {fused} products already fused to com.microsoft's MatMulIntegerToFloat: "
+                "an error that this script does not show is of that operator."
+            )
+        if copied:
+            lines.append(f"# The engine was built with {copied} shared constants copied, which the option below needs.")
+        lines += ["options = ort.SessionOptions()", "options.inter_op_num_threads = 1"]
         if is_avoiding:
             key, value = EXACT_SUMS
             lines.append(f'options.add_session_config_entry("{key}", "{value}")')
-        session = f"ort.InferenceSession({name}, options, disabled_optimizers={DISABLED_OPTIMIZERS})"
+        session = f'ort.InferenceSession("{case.name}", options, disabled_optimizers={DISABLED_OPTIMIZERS})'
         return script_against_plain(case, "\n".join([*lines, f"actual = {session}.run(None, feeds)"]))
 
 
@@ -178,13 +186,13 @@ def plain_session(model: str | bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _fuse(model: onnx.ModelProto, is_avoiding: bool) -> onnx.ModelProto:
+def _prepare(model: onnx.ModelProto, is_avoiding: bool) -> tuple[onnx.ModelProto, int, int]:
+    """Return the graph that a session optimizes, how many products are fused in it and how many constants copied."""
     graph_model = ir.from_proto(model)
-    fuse_integer_products(graph_model, is_avoiding)
+    fused = fuse_integer_products(graph_model, is_avoiding)
     sweep(graph_model)
-    if is_avoiding:
-        own_constants(graph_model)
-    return ir.to_proto(graph_model)
+    copied = own_constants(graph_model) if is_avoiding else 0
+    return ir.to_proto(graph_model), fused, copied
 
 
 def int8_products(optimized: str | Path, products: list) -> Products:

@@ -107,9 +107,18 @@ class OpenVinoBackend(Backend):
         return inspect_openvino(engine, request)
 
     def reproduction(self, case: FaultCase) -> Reproduction:
-        """Return a script with the configuration that an engine is compiled with here."""
+        """Return a script with the configuration that an engine is compiled with here, and what its graph is spared."""
         config = compile_config(self.info.precisions[0], None, saturation_of(self, BuildOptions()))
-        lines = [f'compiled = ov.Core().compile_model("{case.name}", "CPU", {config})']
+        lines = []
+        if self.check_build() is None:
+            import openvino
+
+            if kept := keep_channel_factors_apart(openvino.Core().read_model(case.onnx_path)):
+                lines.append(
+                    f"# The engine was built with {', '.join(kept)} kept out of the FakeQuantize behind each: this "
+                    "script, which does not, may show more errors."
+                )
+        lines += [f'compiled = ov.Core().compile_model("{case.name}", "CPU", {config})']
         lines.append("results = compiled(feeds)")
         lines.append("actual = [results[index] for index in range(len(expected))]")
         return script_against_plain(case, "\n".join(lines), ", openvino as ov")
