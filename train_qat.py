@@ -7,6 +7,7 @@ import re
 import sys
 
 from engine.cli import run_command
+from eval.tasks import check_task
 from quant.recipe import load_recipe
 from training.arguments import TrainParser
 
@@ -16,13 +17,16 @@ def main(argv: list[str] | None = None) -> None:
     words = [re.sub(r"^--out(?==|$)", "--output_dir", word) for word in (sys.argv[1:] if argv is None else argv)]
 
     def train(arguments: argparse.Namespace) -> None:
-        if not arguments.help_all and arguments.recipe != "none":
-            load_recipe(arguments.recipe)  # a mistyped recipe is said before torch is loaded
-        from training.command import TrainerParser, train_from
-
         if arguments.help_all:
+            from training.command import TrainerParser
+
             TrainerParser().print_help()
             return
+        check_task(arguments.task)  # mistyped names are said before torch is loaded
+        if arguments.recipe != "none":
+            load_recipe(arguments.recipe)
+        from training.command import train_from
+
         train_from(words)
 
     run_command(TrainParser(), train, words)

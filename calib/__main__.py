@@ -18,7 +18,9 @@ from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import Statistics
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
-from eval.tasks import get_task
+from eval.tasks import TASK_HELP, get_task
+from eval.tasks.base import Task
+from eval.tasks.samples import task_reader
 from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers, quantization_of, summarize_sites
 from quant.interop.importer import import_amax
@@ -42,9 +44,9 @@ def calibrate(arguments: argparse.Namespace) -> None:
             _import(arguments)
         return
     recipe = load_recipe(getattr(arguments, "recipe", DEFAULT_RECIPE))
-    columns = arguments.column or (list(get_task(arguments.task).columns) if arguments.task else None)
+    task = _task_of(arguments)
     loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
-    samples = None if arguments.statistics else _draw_samples(arguments, loaded, columns)
+    samples = None if arguments.statistics else _draw_samples(arguments, loaded, task)
     loaded.model.to(arguments.device)
     sites = insert_quantizers(loaded.model, recipe)
     if is_first:
@@ -105,11 +107,24 @@ def _import(arguments: argparse.Namespace) -> None:
                       f"weights from {arguments.import_amax} ({report.package})", arguments.json)  # fmt: skip
 
 
-def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel, columns: list[str] | None) -> Samples:
+def _task_of(arguments: argparse.Namespace) -> Task | None:
+    """Return the task of --task. Raises: UsageError: for an unknown one."""
+    try:
+        return get_task(arguments.task) if arguments.task else None
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel, task: Task | None) -> Samples:
+    """Return the samples, read by the task's own columns where one is given."""
+    reader = None
+    if task is not None:
+        reader = task_reader(task, arguments.samples, loaded.processor, arguments.column, arguments.max_length)
     return load_samples(
         arguments.samples,
         loaded,
-        columns=columns,
+        reader=reader,
+        columns=task.sample_columns(arguments.column) if task is not None else arguments.column,
         num_samples=arguments.num_samples,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
@@ -174,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--allow-partial", action="store_true", help="import what matches instead of refusing")
     parser.add_argument("--keep-weights", action="store_true", help="import ranges alone; the weights stay --model's")
-    parser.add_argument("--task", help="takes the sample columns from this task of eval")
+    parser.add_argument("--task", help=f"what a sample's columns are: {TASK_HELP}")
     parser.add_argument(
         "--recipe",
         default=argparse.SUPPRESS,

@@ -80,6 +80,7 @@ def load_samples(
     batch_size: int = 32,
     max_length: int | None = None,
     skip_bad: bool = False,
+    reader: Reader | None = None,
 ) -> Samples:
     """Return a seeded draw of samples from `source` as batches for the model.
 
@@ -90,6 +91,7 @@ def load_samples(
         num_samples: how many to draw without replacement; None takes all.
         max_length: tokens at which text is cut; default the model's maximum.
         skip_bad: leave out what cannot be read instead of refusing.
+        reader: what reads `source` in place of the readers of this package, as a task with its own inputs does.
     Raises:
         FileNotFoundError: if there is no such file or folder.
         ValueError: if there are no samples, some cannot be read, or they do not fit the model.
@@ -100,7 +102,7 @@ def load_samples(
     limit = longest_input(loaded)
     if max_length is not None and limit is not None and max_length > limit:
         raise ValueError(f"max_length {max_length} is over the maximum of {loaded.name}, {limit} tokens")
-    readers = _open_source(str(source), wanted, columns, loaded, skip_bad)
+    readers = [reader] if reader else _open_source(str(source), wanted, columns, loaded, skip_bad)
     kind = readers[0].kind
     if kind != "raw" and loaded.processor is None:
         raise ValueError(f"{loaded.name} has no tokenizer or processor, so {kind} does not fit it; give .npy or .npz")

@@ -99,10 +99,12 @@ def _processor_source(arguments: argparse.Namespace, subject: Subject) -> str:
 def _take_meta(arguments: argparse.Namespace, subject: Subject) -> None:
     """Take the samples' options from the feeds; those given on the command line must agree."""
     meta = subject.meta or {}
+    task = task_of(arguments)
     check_meta(
         meta,
         {
-            "task": arguments.task,
+            "task": task.name,
+            "task_digest": task.file_digest,
             "data": arguments.data,
             "seq_length": arguments.seq_length,
             "num_samples": arguments.num_samples,

@@ -9,12 +9,13 @@ from datasets import Dataset
 
 from engine.cli import CommandParser, UsageError
 from eval.batches import PADDINGS, BatchOptions, check_length
-from eval.tasks import TASKS, Task, get_task
+from eval.tasks import TASK_HELP, get_task
+from eval.tasks.base import Task
 
 
 def add_data_arguments(parser: CommandParser) -> None:
     """Add --task, --data, --split and the options of batches."""
-    parser.add_argument("--task", required=True, help=f"what to score: {', '.join(TASKS)}")
+    parser.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
     parser.add_argument(
         "--data",
         help="hub id (or id:config), folder with SPLIT.parquet|.csv|.jsonl or images; default the task's own",

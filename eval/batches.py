@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from eval.tasks.base import MODEL_INPUTS, Arrays, Task
-
-PADDINGS = ("max", "longest")
+from eval.tasks.base import Task
+from eval.tasks.encoding import PADDINGS
+from eval.tasks.outcome import Arrays
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def select_feeds(features: Arrays, input_names: Iterable[str]) -> Arrays:
         else:
             missing.append(name)
     if missing:
-        given = ", ".join(name for name in MODEL_INPUTS if name in features)
+        given = ", ".join(name for name in features if not name.startswith("_"))
         raise ValueError(
             f"the model asks for {', '.join(missing)}, the samples give {given}; engine, processor and task do not "
             "belong "

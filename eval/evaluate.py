@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from eval.batches import BatchOptions, check_length, iter_batches, select_feeds
 from eval.metrics.scores import loss_interval, mcnemar_p_value, num_flips
-from eval.tasks.base import Arrays, Scores, Task
+from eval.tasks.base import Task
+from eval.tasks.outcome import Arrays, Scores, check_arrays, check_scores, said_by
 from eval.tensor_error import ErrorStream, TensorError, check_finite
 from eval.timing.latency import Feeds, Latency, measure
 
@@ -42,6 +43,7 @@ class Evaluation:
     """What was measured; None where it was not.
 
     Attributes:
+        task: the task's name.
         scores: the system's own scores.
         reference_scores: the reference's, on the same feeds.
         error: the errors of all outputs pooled; padding positions of per-token outputs are left out.
@@ -52,6 +54,7 @@ class Evaluation:
         latency: of one call of batch_size × sequence_length.
     """
 
+    task: str
     scores: Scores
     reference_scores: Scores | None
     error: TensorError | None
@@ -152,10 +155,10 @@ def evaluate(
             if "input_ids" in features:
                 sequence_length = max(sequence_length or 0, features["input_ids"].shape[1])
             _check_outputs(task, outputs, num_features)
-            _keep(kept, task.reduce(features, outputs))
+            _keep(kept, _reduced(task, features, outputs))
             if reference is not None:
                 expected = reference(select_feeds(features, reference.input_names))
-                _keep(reference_kept, task.reduce(features, expected))
+                _keep(reference_kept, _reduced(task, features, expected))
                 for name, stream in streams.items():
                     x, ref = _compared(task, features, name, outputs, expected)
                     stream.add(name, x, ref)
@@ -165,12 +168,13 @@ def evaluate(
         raise ValueError(f"task {task.name}: there are no samples to score; check --data, --split and --num-samples")
     if isinstance(runner, ReplayRunner):
         runner.check_used_up()
-    scores = task.score(dataset, _joined(kept))
-    reference_scores = task.score(dataset, _joined(reference_kept)) if reference is not None else None
+    scores = _scored(task, dataset, kept)
+    reference_scores = _scored(task, dataset, reference_kept) if reference is not None else None
     latency = (
         measure(runner, fill_batch(first_feeds, options.batch_size), iterations) if first_feeds and iterations else None
     )
     return Evaluation(
+        task=task.name,
         scores=scores,
         reference_scores=reference_scores,
         error=pooled.result() if reference is not None else None,
@@ -214,6 +218,19 @@ def _check_outputs(task: Task, outputs: Feeds, num_features: int) -> None:
 def _keep(kept: dict[str, list[np.ndarray]], arrays: Arrays) -> None:
     for name, array in arrays.items():
         kept[name].append(array)
+
+
+def _reduced(task: Task, features: Arrays, outputs: Feeds) -> Arrays:
+    with said_by(task.name, "reduce"):
+        found = task.reduce(features, outputs)
+    check_arrays(task.name, "reduce", found)
+    return found
+
+
+def _scored(task: Task, dataset: Dataset, kept: dict[str, list[np.ndarray]]) -> Scores:
+    with said_by(task.name, "score"):
+        found = task.score(dataset, _joined(kept))
+    return check_scores(task.name, found)
 
 
 def _joined(kept: dict[str, list[np.ndarray]]) -> Arrays:

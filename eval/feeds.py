@@ -15,7 +15,7 @@ from eval.arguments import add_data_arguments, batch_options, load_samples_of
 from eval.batches import iter_batches, select_feeds
 from eval.pytorch_runner import PyTorchRunner
 from eval.subject import META_KEY, load_model
-from eval.tasks.base import Arrays
+from eval.tasks.outcome import Arrays
 
 
 def write_feeds(arguments: argparse.Namespace) -> None:
@@ -33,7 +33,8 @@ def write_feeds(arguments: argparse.Namespace) -> None:
         raise ValueError(f"task {task.name}: there are no samples to write; check --data, --split and --num-samples")
     feeds = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     meta = {
-        "task": arguments.task,
+        "task": task.name,
+        "task_digest": task.file_digest,
         "data": arguments.data,
         "split": arguments.split,
         "columns": arguments.column,

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
-from eval.metrics.types import get_metric
+from eval.metrics.types import Metric, get_metric
 from eval.report.advice import advise
 from eval.report.run_data import RunData, read_run
 from eval.results import device_name, package_versions
@@ -52,6 +52,7 @@ class Reproduction:
     is_latency_like: bool | None
     differs: tuple[str, ...]
     metric_name: str | None = None
+    metric_type: Metric | None = None
 
     @property
     def is_same(self) -> bool:
@@ -72,7 +73,7 @@ class Reproduction:
         if self.is_onnx_equal is not None:
             parts.append(f"ONNX file {'equal' if self.is_onnx_equal else 'differs'}")
         if self.metric is not None and self.metric_before is not None:
-            kind = get_metric(self.metric_name or "accuracy")
+            kind = self.metric_type or get_metric(self.metric_name or "accuracy")
             before, now = (f"{kind.text(value)}{kind.unit}" for value in (self.metric_before, self.metric))
             same = "the same" if self.metric == self.metric_before else f"against {before}"
             parts.append(f"{kind.name} {now}, {same}")
@@ -106,18 +107,18 @@ def reproduce(data: RunData, row: SweepRow) -> Reproduction:
             row.number, row.system, row.shape, num_scales, num_equal, after.get("source") == before.get("source"),
             after["onnx"] == before["onnx"] if "onnx" in after and "onnx" in before else None, fresh.metric,
             row.row.metric, latency_ms, row.row.latency_ms_p50, _is_like(latency_ms, row), _differs(data),
-            row.row.metric_name,
+            row.row.metric_name, row.row.scored_by,
         )  # fmt: skip
 
 
 def _check_identity(data: RunData, bench: Bench) -> None:
     identity = data.manifest["identity"]
     found = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
-             "samples_digest": bench.workshop.samples.digest}  # fmt: skip
-    wrong = [name for name, value in found.items() if identity[name] != value]
+             "samples_digest": bench.workshop.samples.digest, **bench.task_digest}  # fmt: skip
+    wrong = [name for name, value in found.items() if identity.get(name) != value]
     if wrong:
-        raise ValueError(f"{data.run.path} was measured on another {' and '.join(wrong)}: get the model and data it "
-                         "names, as they were")  # fmt: skip
+        raise ValueError(f"{data.run.path} was measured on another {' and '.join(wrong)}: get the model, data and "
+                         "task it names, as they were")  # fmt: skip
 
 
 def _scales(data: RunData, bench: Bench, system: System) -> tuple[int, int | None]:

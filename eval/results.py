@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.backend import backend_infos
-from eval.metrics.types import METRICS, get_metric
+from eval.metrics.types import METRICS, Metric, get_metric, metric_from_dict
 
 SCHEMA = 1
 STATUSES = ("ok", "failed", "skipped")
@@ -48,6 +48,7 @@ class ResultRow:
     batch_size: int | None = None
     sequence_length: int | None = None
     metric_name: str | None = None
+    metric_type: Metric | None = None  # its range and direction; null in older rows: METRICS has their names
     metric: float | None = None
     metric_low: float | None = None
     metric_high: float | None = None
@@ -100,15 +101,21 @@ class ResultRow:
         if self.metric_name is None:
             return [f"metric {self.metric} without metric_name (known: {', '.join(METRICS)})"]
         try:
-            metric = get_metric(self.metric_name)
+            metric = self.scored_by
+            assert metric is not None
         except ValueError as error:
             return [str(error)]
         return [f"{name} {value} ({metric.name} lies in [{metric.low:g}, {metric.high:g}])"
                 for name, value in values.items() if not metric.low <= value <= metric.high]  # fmt: skip
 
+    @property
+    def scored_by(self) -> Metric | None:
+        """What the metric is, by the row itself or its name; None where nothing was scored."""
+        return self.metric_type or (get_metric(self.metric_name) if self.metric_name else None)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the row as plain JSON values."""
-        return asdict(self)
+        return asdict(self) | {"metric_type": self.metric_type.as_dict() if self.metric_type else None}
 
 
 FIELD_NAMES = tuple(field.name for field in fields(ResultRow))
@@ -204,8 +211,9 @@ def parse_row(values: object, where: str) -> ResultRow:
     if unknown := sorted(set(values) - set(FIELD_NAMES)):
         raise ValueError(f"{where}: unknown fields {', '.join(unknown)}; the row is of a newer version, or damaged")
     try:
-        return ResultRow(**_as_perplexity(values))
-    except ValueError as error:
+        kind = values.get("metric_type")
+        return ResultRow(**_as_perplexity(values) | {"metric_type": metric_from_dict(kind) if kind else None})
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 

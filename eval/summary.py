@@ -23,9 +23,9 @@ def summary_line(model: str, row: ResultRow, evaluation: Evaluation) -> str:
     if evaluation.error is not None:
         parts.append(f"|error| mean {evaluation.error.abs_mean:.3g}, max {evaluation.error.abs_max:.3g}")
     if evaluation.num_flips is not None:
-        parts.append(
-            f"{evaluation.num_flips} of {scores.num_examples} predictions differ (McNemar p {evaluation.mcnemar_p:.2g})"
-        )
+        assert scores.predictions is not None
+        p = "" if evaluation.mcnemar_p is None else f" (McNemar p {evaluation.mcnemar_p:.2g})"
+        parts.append(f"{evaluation.num_flips} of {len(scores.predictions)} predictions differ{p}")
     if evaluation.latency is not None:
         shape = f"{row.batch_size}" + (f"x{row.sequence_length}" if row.sequence_length else "")
         parts.append(f"p50 {evaluation.latency.latency_ms_p50:.2f} ms at {shape}")
@@ -80,13 +80,15 @@ def result_row(subject: Subject, evaluation: Evaluation, arguments: argparse.Nam
         values["throughput_per_s"] = latency.throughput_per_s(arguments.batch_size)
     for name in ("model", "backend", "precision", "size_bytes", "recipe", "recipe_digest", "method", "threads"):
         values[name] = getattr(subject, name)
-    for name in ("task", "split", "seed", "batch_size", "padding"):
+    for name in ("split", "seed", "batch_size", "padding"):
         values[name] = getattr(arguments, name)
     return ResultRow(
         command=command,
+        task=evaluation.task,
         num_samples=evaluation.scores.num_examples,
         sequence_length=evaluation.sequence_length,
         metric_name=metric.name,
+        metric_type=metric.metric,
         metric=metric.value,
         metric_low=metric.low,
         metric_high=metric.high,

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import CommandParser
+from eval.tasks import TASK_HELP
 
 NUMBERS = {"int": int, "float": float}
 
@@ -28,7 +29,7 @@ class FineTuneArguments:
     """What is trained, on what, and how it is quantized."""
 
     model: str = field(metadata={"help": "Hugging Face id, folder, or 'digits'"})
-    task: str = field(metadata={"help": "a task of eval, e.g. sst2, squad, digits"})
+    task: str = field(metadata={"help": f"what to train for: {TASK_HELP}"})
     data: str | None = field(default=None, metadata={"help": "hub data set id or folder (default: the task's own)"})
     recipe: str = field(default="int8_full", metadata={"help": "recipe name or file; 'none' trains the float model"})
     init: str | None = field(default=None, metadata={"help": "calibrated checkpoint to start from"})

@@ -101,20 +101,20 @@ def _train(
         return
     if not trainer.is_fsdp_enabled:
         save_result(prepared, out)
-    plot_curves(trainer.state.log_history, out / "curves.png")
+    plot_curves(trainer.state.log_history, out / "curves.png", prepared.task.training_metric)
     saved = load_checkpoint(out) if prepared.recipe is not None else load_float_model(out)
     name = "QAT" if prepared.recipe is not None else "fine-tuned"
     scores[name] = score_row(score(prepared, saved, training))
-    row, summary = _result(scores, arguments, trainer)
+    row, summary = _result(scores, arguments, trainer, prepared.task.name)
     (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
     print_result(row, f"{out}: {summary}", arguments.json)
 
 
 def _result(
-    scores: dict[str, dict[str, Any]], arguments: FineTuneArguments, trainer: Any
+    scores: dict[str, dict[str, Any]], arguments: FineTuneArguments, trainer: Any, task: str
 ) -> tuple[dict[str, Any], str]:
     """Return the result as a row and as one line: float, PTQ, QAT."""
-    row: dict[str, Any] = {"model": arguments.model, "task": arguments.task, "recipe": arguments.recipe}
+    row: dict[str, Any] = {"model": arguments.model, "task": task, "recipe": arguments.recipe}
     row |= {
         "learning_rate": trainer.args.learning_rate,
         "steps": trainer.state.global_step,

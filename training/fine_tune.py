@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from eval.evaluate import Evaluation, evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task
 from eval.tasks.base import Task
+from eval.tasks.outcome import check_arrays, said_by
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers, quantization_of
 from quant.models.pretrained import LoadedModel, has_head, load_float_model
@@ -64,7 +65,9 @@ class Collator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         columns = {name: [row[name] for row in rows] for name in rows[0]}
-        arrays = self.task.encode(columns, self.processor, self.seq_length, self.padding)
+        with said_by(self.task.name, "encode"):
+            arrays = self.task.encode(columns, self.processor, self.seq_length, self.padding)
+        check_arrays(self.task.name, "encode", arrays)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
@@ -90,9 +93,10 @@ def prepare(
         if recipe is not None:
             raise ValueError(
                 f"{why_new}; train the float model first: python train_qat.py --model {arguments.model} "
-                f"--task {task.name} --recipe none --out ..."
+                f"--task {arguments.task} --recipe none --out ..."
             )
         loaded = load_float_model(arguments.model, head=task.head, num_labels=wanted)
+        task = _name_labels(loaded.model.config, task, task.label_names(train))
         logger.warning("%s: its head is trained anew", why_new)
     seq_length = check_length(task, arguments.seq_length, loaded.model.config, loaded.processor)
     train = task.training_set(train, loaded.processor, seq_length)
@@ -110,6 +114,14 @@ def prepare(
         method = arguments.method or ("mse" if recipe.qat.activation_ranges == "learned" else None)
         recipe = apply_statistics(loaded.model, statistics, method)
     return Prepared(loaded, start, teacher, task, train, validation, recipe, seq_length)
+
+
+def _name_labels(config: Any, task: Task, names: tuple[str, ...] | None) -> Task:
+    """Write the labels' names into the config of a model with a new head, and return the task that knows them."""
+    if names is None:
+        return task
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+    return task.with_labels(config.label2id)
 
 
 def _take_checkpoint(source: str, recipe: Recipe, arguments: FineTuneArguments, model: Any) -> LoadedModel:
@@ -150,27 +162,36 @@ def calibration_batches(
     collate = Collator(task, processor, seq_length, "longest")
     for start in range(0, len(rows), 32):
         batch = collate([train[int(row)] for row in rows[start : start + 32]])
-        yield {k: v for k, v in batch.items() if k not in ("labels", "start_positions", "end_positions")}
+        yield {k: v for k, v in batch.items() if k not in task.training_labels}
 
 
 def make_trainer(prepared: Prepared, arguments: FineTuneArguments, training: TrainingArguments) -> QatTrainer:
     """Return the trainer; the model's ranges are being trained from here on."""
     if prepared.recipe is not None:
         start_qat(prepared.loaded.model, prepared.recipe.qat)
-    processor = prepared.loaded.processor
-    validation = prepared.task.training_set(prepared.validation, processor, prepared.seq_length)
+    processor, task = prepared.loaded.processor, prepared.task
+    training.label_names = training.label_names or list(task.training_labels)
+    validation = task.training_set(prepared.validation, processor, prepared.seq_length)
     return QatTrainer(
         model=prepared.loaded.model, args=training, train_dataset=prepared.train, eval_dataset=validation,
-        data_collator=Collator(prepared.task, processor, prepared.seq_length, arguments.padding),
-        processing_class=processor, compute_metrics=_accuracy if prepared.task.num_labels(prepared.train) else None,
+        data_collator=Collator(task, processor, prepared.seq_length, arguments.padding),
+        processing_class=processor, compute_metrics=_metrics_of(task),
         options=prepared.recipe.qat if prepared.recipe else load_recipe("int8_linear").qat, teacher=prepared.teacher,
     )  # fmt: skip
 
 
-def _accuracy(prediction: Any) -> dict[str, float]:
-    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
-    labels = prediction.label_ids
-    return {"accuracy": float((logits.argmax(-1) == labels).mean())} if logits.shape[-1] > 1 else {}
+def _metrics_of(task: Task) -> Callable[[Any], dict[str, float]] | None:
+    """Return what the Trainer calls after each evaluation; None where the task has nothing but the loss."""
+    name = task.training_metric
+    if name is None:
+        return None
+
+    def measure(prediction: Any) -> dict[str, float]:
+        outputs, labels = (x[0] if isinstance(x, tuple) else x for x in (prediction.predictions, prediction.label_ids))
+        with said_by(task.name, "training_score"):
+            return {name: float(task.training_score(outputs, labels))}
+
+    return measure
 
 
 def score(prepared: Prepared, loaded: LoadedModel, training: TrainingArguments) -> Evaluation:
@@ -199,8 +220,8 @@ def save_result(prepared: Prepared, out: Path) -> None:
     )
 
 
-def plot_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Draw the training loss and, where it was measured, the validation accuracy over the steps."""
+def plot_curves(history: list[dict[str, float]], path: Path, metric: str | None = None) -> None:
+    """Draw the training loss and, where it was measured, the task's training metric on validation over the steps."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -209,18 +230,18 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(7, 4), layout="constrained")
     loss = [(row["step"], row["loss"]) for row in history if "loss" in row]
-    accuracy = [(row["step"], row["eval_accuracy"]) for row in history if "eval_accuracy" in row]
+    scores = [(row["step"], row[f"eval_{metric}"]) for row in history if f"eval_{metric}" in row]
     if loss:
         axis.plot(*zip(*loss, strict=True), color="tab:blue", marker=".", label="training loss")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("step")
     axis.set_ylabel("training loss")
     axis.set_ylim(bottom=0)
-    if accuracy:
+    if scores:
         right = axis.twinx()
-        right.plot(*zip(*accuracy, strict=True), color="tab:orange", marker="o", label="validation accuracy")
-        right.set_ylabel("validation accuracy")
-    if loss or accuracy:
+        right.plot(*zip(*scores, strict=True), color="tab:orange", marker="o", label=f"validation {metric}")
+        right.set_ylabel(f"validation {metric}")
+    if loss or scores:
         figure.legend(loc="outside upper center", ncols=2, frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -136,9 +136,7 @@ class QatTrainer(Trainer):
             outputs = model(**inputs)
             loss = outputs["loss"]
         else:
-            features = {
-                name: x for name, x in inputs.items() if name not in ("labels", "start_positions", "end_positions")
-            }
+            features = {name: x for name, x in inputs.items() if name not in self.label_names}
             outputs = model(**inputs, **extra_outputs(self.options))
             loss = distillation_loss(outputs, self.teacher(features), inputs.get("attention_mask"), self.options)
             if self.options.label_loss:

@@ -16,6 +16,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from eval.evaluate import Evaluation
+from eval.tasks import get_task, task_path
 from quant.recipe import Recipe
 from training.arguments import FineTuneArguments
 from training.resume import last_whole_checkpoint, set_broken_aside
@@ -87,6 +88,8 @@ def _refuse_other(out: Path, description: dict[str, Any], force: bool) -> None:
 def describe_run(arguments: FineTuneArguments, training: TrainingArguments, recipe: Recipe | None) -> dict[str, Any]:
     """Return what must be equal for a run to be resumed: arguments, recipe and the training options."""
     own = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in ("force", "json")}
+    digest = get_task(arguments.task).file_digest
+    own |= {"task": task_path(arguments.task), "task_digest": digest} if digest else {}
     options = {k: v for k, v in training.to_dict().items() if k not in NOT_COMPARED}
     return json.loads(
         json.dumps({**own, "recipe_digest": recipe.digest if recipe else None, "training": options}, default=str)

@@ -2,7 +2,7 @@
 
 The value comes from scikit-learn, SciPy or (SQuAD) torchmetrics; the interval needs thousands of resamples, so the same
 formulas stand here once more over a matrix of example weights. A test holds the two against each other. Ranges and
-directions are those of `metric_types`.
+directions are those of `metrics.types`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
 # Elements of one block of resamples: 4 million float64 weights are 32 MB, whatever the number of examples.
 BLOCK_ELEMENTS = 4_000_000
+ROUNDING = 1e-6  # by how much sums in float64 may leave a metric's range
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 
@@ -55,18 +56,35 @@ def accuracy(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> 
     """Return the share of equal elements of two label vectors, shape (num_examples,)."""
     _check_lengths("accuracy", predictions, references)
     hits = (predictions == references).astype(np.float64)
-    return _measured(
+    return measured(
         "accuracy", float(accuracy_score(references, predictions)), lambda w: (w @ hits) / w.sum(1), len(hits), seed,
         hits,
     )  # fmt: skip
 
 
-def mean_score(name: str, scores: np.ndarray, seed: int = 0) -> MetricValue:
-    """Return the mean of per-example scores in [0, 1], shape (num_examples,); used for exact match and answer F1."""
-    _check_lengths(name, scores, scores)
+def mean_score(metric: str | Metric, scores: np.ndarray, seed: int = 0) -> MetricValue:
+    """Return the mean of per-example scores, shape (num_examples,), in the metric's range."""
+    metric = get_metric(metric) if isinstance(metric, str) else metric
+    _check_lengths(metric.name, scores, scores)
     scores = scores.astype(np.float64)
-    hits = scores if get_metric(name).is_share_right else None
-    return _measured(name, float(scores.mean()), lambda w: (w @ scores) / w.sum(1), len(scores), seed, hits)
+    hits = scores if metric.is_share_right else None
+    return measured(metric, float(scores.mean()), lambda w: (w @ scores) / w.sum(1), len(scores), seed, hits)
+
+
+def ratio_score(metric: str | Metric, parts: np.ndarray, wholes: np.ndarray, seed: int = 0) -> MetricValue:
+    """Return sum(parts) / sum(wholes) over the examples, 0 of nothing: F1 of counts, error rates.
+
+    Args: parts, wholes: of each example, shape (num_examples,).
+    """
+    metric = get_metric(metric) if isinstance(metric, str) else metric
+    _check_lengths(metric.name, parts, wholes)
+    parts, wholes = parts.astype(np.float64), wholes.astype(np.float64)
+
+    def ratios(w: np.ndarray) -> np.ndarray:
+        total = w @ wholes
+        return np.divide(w @ parts, total, out=np.zeros_like(total), where=total > 0)
+
+    return measured(metric, float(ratios(np.ones((1, len(parts))))[0]), ratios, len(parts), seed)
 
 
 def f1(predictions: np.ndarray, references: np.ndarray, num_labels: int, seed: int = 0) -> MetricValue:
@@ -87,7 +105,7 @@ def f1(predictions: np.ndarray, references: np.ndarray, num_labels: int, seed: i
         sums = np.divide(2 * (w @ (is_predicted * is_label)), total, out=np.zeros_like(total), where=total > 0).sum(1)
         return np.divide(sums, num_present, out=np.ones_like(sums), where=num_present > 0)
 
-    return _measured("f1", float(value), resampled, len(predictions), seed)
+    return measured("f1", float(value), resampled, len(predictions), seed)
 
 
 def pearson(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> MetricValue:
@@ -96,7 +114,7 @@ def pearson(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> M
     x, y = predictions.astype(np.float64), references.astype(np.float64)
     value = float(pearsonr(x, y).statistic) if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
     x, y = x - x.mean(), y - y.mean()  # centred first: the sums of squares below would cancel otherwise
-    return _measured("pearson", value, lambda w: _weighted_correlation(w, x, y), len(x), seed)
+    return measured("pearson", value, lambda w: _weighted_correlation(w, x, y), len(x), seed)
 
 
 def spearman(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> MetricValue:
@@ -110,7 +128,7 @@ def spearman(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> 
     def resampled(w: np.ndarray) -> np.ndarray:
         return _weighted_correlation(w, x_rank(w), y_rank(w))
 
-    return _measured("spearman", value, resampled, len(predictions), seed)
+    return measured("spearman", value, resampled, len(predictions), seed)
 
 
 def perplexity(loss_sums: np.ndarray, token_counts: np.ndarray, seed: int = 0) -> MetricValue:
@@ -123,7 +141,7 @@ def perplexity(loss_sums: np.ndarray, token_counts: np.ndarray, seed: int = 0) -
     _check_lengths("perplexity", loss_sums, token_counts)
     losses, counts = loss_sums.astype(np.float64), token_counts.astype(np.float64)
     value = float(np.exp(losses.sum() / counts.sum()))
-    return _measured("perplexity", value, lambda w: np.exp((w @ losses) / (w @ counts)), len(losses), seed)
+    return measured("perplexity", value, lambda w: np.exp((w @ losses) / (w @ counts)), len(losses), seed)
 
 
 def bootstrap_interval(
@@ -223,10 +241,20 @@ def mcnemar_p_value(is_correct: np.ndarray, is_reference_correct: np.ndarray) ->
     return float(binomtest(only_first, only_first + only_second, 0.5).pvalue)
 
 
-def _measured(
-    name: str, value: float, statistic: Statistic, num_examples: int, seed: int, hits: np.ndarray | None = None
-) -> MetricValue:
-    metric = get_metric(name)
+def measured(
+    metric: str | Metric, value: float, statistic: Statistic, num_examples: int, seed: int = 0,
+    hits: np.ndarray | None = None,
+) -> MetricValue:  # fmt: skip
+    """Return a value with its bootstrap interval: what a metric that none of the functions above makes is made of.
+
+    Args:
+        metric: a Metric, or the name of one of METRICS.
+        value: over all examples, once each.
+        statistic, hits: as in MetricValue.
+    """
+    metric = get_metric(metric) if isinstance(metric, str) else metric
+    if not metric.low - ROUNDING <= value <= metric.high + ROUNDING:
+        raise ValueError(f"metric {metric.name} is {value:g}, outside its range [{metric.low:g}, {metric.high:g}]")
     ends = bootstrap_interval(statistic, num_examples, seed)
     numbers = [float(np.clip(each, metric.low, metric.high)) for each in (value, *ends)]  # rounding may leave the range
     return MetricValue(metric, numbers[0], numbers[1], numbers[2], num_examples, statistic, hits)

@@ -1,13 +1,16 @@
 """What a metric is: its name, range, direction, and how its values and losses are printed.
 
-Adding one is one entry of METRICS; rows, report and plots ask it, none of them knows a metric by name.
+Rows carry it beside their value; report and plots ask it, none of them knows a metric by name. METRICS holds those that
+several tasks have; a task's own stands in the task's file.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,17 @@ class Metric:
     is_percent: bool = True
     is_loss_relative: bool = False
     is_share_right: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(
+                f"metric {self.name}: the low end {self.low:g} of its range is not below the high {self.high:g}"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; an end that is infinite is null."""
+        values = asdict(self)
+        return values | {end: values[end] if math.isfinite(values[end]) else None for end in ("low", "high")}
 
     @property
     def unit(self) -> str:
@@ -82,12 +96,20 @@ METRICS = {
 }
 
 
+def metric_from_dict(values: Mapping[str, Any]) -> Metric:
+    """Return the metric that `as_dict` wrote; what a newer version says of it beside is left out."""
+    known: dict[str, Any] = {field.name: values[field.name] for field in fields(Metric) if field.name in values}
+    for end, infinite in (("low", -math.inf), ("high", math.inf)):
+        known[end] = infinite if known.get(end) is None else known[end]
+    return Metric(**known)
+
+
 def get_metric(name: str) -> Metric:
     """Return a metric by the name that rows hold. Raises: ValueError: an unknown one, with near matches."""
     if name not in METRICS:
         near = difflib.get_close_matches(name, METRICS, 1)
         raise ValueError(
-            f"no metric '{name}'{f' (did you mean {near[0]}?)' if near else ''}; known: {', '.join(METRICS)}; a new "
-            "one is an entry of METRICS in eval/metrics/types.py"
+            f"no metric '{name}'{f' (did you mean {near[0]}?)' if near else ''}; known: {', '.join(METRICS)}; a "
+            "task's own is a Metric in the task's file, and stands in the rows' metric_type"
         )
     return METRICS[name]

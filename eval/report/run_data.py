@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.backend import BACKENDS, get_backend
-from eval.metrics.types import Metric, get_metric
+from eval.metrics.types import Metric
 from eval.sweep.grid import (
     COMPILED,
     DYNAMIC,
@@ -94,10 +94,14 @@ class RunData:
         return row if row is not None and row.row.latency_ms_p50 is not None else None
 
     @cached_property
+    def task(self) -> str:
+        """The task's name, as the rows have it: the options hold the path of a user's own."""
+        return next((row.row.task for row in self.rows if row.row.task), self.options.task)
+
+    @cached_property
     def metric(self) -> Metric | None:
         """What the rows' primary metric is; None where nothing was scored."""
-        name = next((row.row.metric_name for row in self.rows if row.row.metric_name), None)
-        return None if name is None else get_metric(name)
+        return next((row.row.scored_by for row in self.rows if row.row.metric_name), None)
 
     @cached_property
     def float_metric(self) -> float | None:

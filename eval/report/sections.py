@@ -16,7 +16,7 @@ from eval.report.writing import NOTHING, milliseconds, ratio
 def plain_report(c: Context) -> list[str]:
     """Return the whole report as lines of Markdown."""
     data = c.data
-    title = c.t("title", model=Path(data.options.model).name, task=data.options.task)
+    title = c.t("title", model=Path(data.options.model).name, task=data.task)
     return [
         f"# {title}", "", *summary(c), *where_not(c), *at_primary(c), *over_shapes(c), *errors(c), *sizes(c),
         *under_load(c), *not_measured(c), *provenance(c), *row_list(c),

@@ -28,6 +28,7 @@ from eval.sweep.grid import (
 from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST, RunFolder
 from eval.sweep.workshop import BUILD_ARGUMENTS
+from eval.tasks import TASK_HELP, task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
@@ -89,7 +90,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     if arguments.load_seconds <= 0:
         raise UsageError(f"--load-seconds {arguments.load_seconds:g} must be above 0")
     return SweepOptions(
-        model=arguments.model, task=arguments.task, data=arguments.data, split=arguments.split,
+        model=arguments.model, task=task_path(arguments.task), data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,
         samples=samples, num_calibration=arguments.num_calibration, num_samples=arguments.num_samples,
         seed=arguments.seed, methods=methods, recipes=recipes, backends=backends, references=references,
@@ -120,7 +121,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the options of the sweep."""
     lists: dict[str, Any] = {"nargs": "*", "metavar": "A,B"}
     parser.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
-    parser.add_argument("--task", required=True, help="what to score")
+    parser.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
     parser.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
     parser.add_argument("--split", default="validation", help="split that is scored")
     parser.add_argument("--column", nargs="+", help="the data's own names of the task's columns")

@@ -19,6 +19,7 @@ from engine.graph_file import onnx_bytes
 from engine.manifest import read_manifest, sha256_of
 from eval.batches import BatchOptions, check_length
 from eval.evaluate import evaluate
+from eval.metrics.types import metric_from_dict
 from eval.pytorch_runner import PyTorchRunner
 from eval.results import ResultRow, provenance
 from eval.subject import Subject
@@ -34,13 +35,14 @@ from eval.sweep.references import (
 from eval.sweep.same_graph import graph_digest
 from eval.sweep.store import digest_of
 from eval.sweep.workshop import Workshop
-from eval.tasks import Task, get_task
+from eval.tasks import get_task
+from eval.tasks.base import Task
 from eval.timing.latency import Feeds
 from quant.sites.formats import format_names
 
 MAX_SCORE_BATCH = 32
-SCORED = ("num_samples", "metric_name", "metric", "metric_low", "metric_high", "mcnemar_p", "loss_low", "loss_high",
-          "num_flips", "cosine", "sqnr_db")  # fmt: skip
+SCORED = ("num_samples", "metric_name", "metric_type", "metric", "metric_low", "metric_high", "mcnemar_p", "loss_low",
+          "loss_high", "num_flips", "cosine", "sqnr_db")  # fmt: skip
 MAX_REMEMBERED_BYTES = 1 << 29
 
 
@@ -114,6 +116,12 @@ class Bench:
         config: Any = self.workshop.loaded.model.config
         task = get_task(self.options.task).for_outputs(tuple(self.reference.output_names))
         return task.with_labels(getattr(config, "label2id", None))
+
+    @property
+    def task_digest(self) -> dict[str, str]:
+        """What beside its name says which task a run has: the digest of the user's own file, nothing for ours."""
+        digest = get_task(self.options.task).file_digest
+        return {"task_digest": digest} if digest else {}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -233,13 +241,14 @@ class Bench:
         values: dict[str, Any] = {}
         if opened.is_scored:
             at = self.score_shape(shape)
-            inputs = {"what": opened.identity, "data": self.data_digest, "task": self.options.task,
+            inputs: dict[str, Any] = {"what": opened.identity, "data": self.data_digest, "task": self.options.task,
                       "reference": self.workshop.model_digest, "split": self.options.split,
                       "num_samples": self.options.num_samples, "seed": self.options.seed,
                       "length": shape.sequence_length, "batch_size": at.batch_size,
-                      "fields": list(SCORED)}  # fmt: skip
+                      "fields": list(SCORED), **self.task_digest}  # fmt: skip
             label = f"{opened.system.name}: score" + (f" {at.sequence_length} tokens" if at.sequence_length else "")
             values = self.workshop.store.make_json("scores", inputs, lambda: self._scores(opened, shape, at), label)
+            values |= {"metric_type": metric_from_dict(values["metric_type"])}
         recipe = self.workshop.recipe(opened.system) if opened.system.recipe else None
         own = self.base_row(opened.system, shape)
         measured = {name: values[name] for name in values if getattr(own, name) is None}
@@ -259,7 +268,7 @@ class Bench:
                 options=BatchOptions(at.batch_size, at.sequence_length, "max", self.options.num_samples,
                                      self.options.seed), show_progress=False,
             )  # fmt: skip
-        arguments = argparse.Namespace(task=self.options.task, split=self.options.split, seed=self.options.seed,
+        arguments = argparse.Namespace(split=self.options.split, seed=self.options.seed,
                                        batch_size=at.batch_size, padding="max", device=self.options.device)  # fmt: skip
         row = result_row(Subject(runner, self.options.model), evaluation, arguments, self.command).as_dict()
         return {name: row[name] for name in row if name in SCORED or name.startswith("error_")}
@@ -268,9 +277,9 @@ class Bench:
         """Return a row that says what and where, nothing measured."""
         options = self.options
         return ResultRow(**{
-            "command": self.command, "model": options.model, "task": options.task, "split": options.split,
-            "recipe": system.recipe, "method": system.method, "seed": options.seed, "backend": system.backend,
-            "batch_size": shape.batch_size, "sequence_length": shape.sequence_length,
+            "command": self.command, "model": options.model, "task": get_task(options.task).name,
+            "split": options.split, "recipe": system.recipe, "method": system.method, "seed": options.seed,
+            "backend": system.backend, "batch_size": shape.batch_size, "sequence_length": shape.sequence_length,
             "threads": options.threads if options.device == "cpu" else None, "padding": "max", **self.origin, **changes,
         })  # fmt: skip
 

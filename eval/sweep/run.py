@@ -80,7 +80,7 @@ def _run(
 ) -> SweepResult:
     bench = Bench(Workshop(options, ArtifactStore(RunFolder(path).artifacts)), command)
     identity = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
-                "samples_digest": bench.workshop.samples.digest}  # fmt: skip
+                "samples_digest": bench.workshop.samples.digest, **bench.task_digest}  # fmt: skip
     bench.check_lengths()
     run, is_resumed = claim(path, options, identity, command)
     repaired = run.repair()

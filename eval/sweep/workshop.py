@@ -30,6 +30,8 @@ from engine.passes.qdq import prepare_for_target, takes_dtype
 from engine.shapes import ShapeRange
 from eval.sweep.grid import FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
+from eval.tasks import get_task
+from eval.tasks.samples import task_reader
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers, plan_sites
 from quant.models.example_inputs import example_inputs
@@ -66,9 +68,11 @@ class Workshop:
     def samples(self) -> Samples:
         """The calibration samples."""
         lengths = [n for n in self.options.seq_lengths if n is not None]
+        task, columns, length = get_task(self.options.task), self.options.columns, max(lengths) if lengths else None
         return load_samples(
-            self.options.samples, self.loaded, columns=self.options.columns, num_samples=self.options.num_calibration,
-            seed=self.options.seed, max_length=max(lengths) if lengths else None,
+            self.options.samples, self.loaded, columns=task.sample_columns(columns), seed=self.options.seed,
+            num_samples=self.options.num_calibration, max_length=length,
+            reader=task_reader(task, self.options.samples, self.loaded.processor, columns, length),
         )  # fmt: skip
 
     def backend(self, name: str) -> Backend:

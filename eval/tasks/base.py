@@ -1,12 +1,13 @@
 """What a task is: raw columns in, model inputs out, outputs to scores.
 
-One subclass instance per task, registered in `__init__`.
+A task is one file that makes one instance of a subclass: one of this folder, which the registry in `__init__` names in
+a line, or the user's own, behind `--task path/to/my_task.py`. Nothing outside that file knows a task by its name.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,53 +15,37 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from eval.metrics.scores import MetricValue
 from eval.tasks.data import load_split
+from eval.tasks.outcome import Arrays, Rows, Scores, check_features, said_by
 
-Arrays = dict[str, np.ndarray]
-Rows = Mapping[str, Any]
-
-# Model inputs that a processor may give; everything else in a dict of features is for scoring and starts with "_".
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 ROWS_PER_CHUNK = 256
-HEADS = ("sequence-classification", "question-answering", "image-classification", "causal-lm", "feature-extraction")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What a system's outputs are worth on a task.
-
-    Attributes:
-        metrics: the primary metric first.
-        predictions: one discrete prediction of each example, shape (num_examples,), or None (regression, language
-            modelling).
-        is_correct: whether each prediction is right, shape (num_examples,), or None.
-        num_examples: scored examples (rows; blocks of tokens in language modelling).
-    """
-
-    metrics: tuple[MetricValue, ...]
-    predictions: np.ndarray | None
-    is_correct: np.ndarray | None
-    num_examples: int
 
 
 @dataclass(frozen=True)
 class Task:
     """One thing a model is evaluated on, and trained for.
 
+    What a subclass says: `encode` (samples as model inputs, with their labels), `reduce` and `score`; `features` where
+    scoring needs more than the labels or a row gives several inputs; `num_labels` for a head of the data's size;
+    `inputs` where its columns are neither plain text nor images.
+
     Attributes:
-        name: the registry's name.
+        name: as rows and reports show it, and as --task names it.
         columns: raw columns of one sample; these are what a calibration sample needs too.
         label_column: the raw column with the right answer.
-        head: the auto-class head, one of HEADS.
+        head: what the model must have: a head of `quant.models.pretrained.HEADS`, or an auto class of transformers by
+            its name ("AutoModelForMaskedLM").
         problem_type: as in the model's config ("single_label_classification", "regression", ...).
-        metric_names: the primary one first.
+        metric_names: the primary one first; what they are stands in the `MetricValue`s that `score` returns.
         output_names: outputs of a model that this task can score.
         default_data: "hub id" or "hub id:config" used without --data, None where --data is required.
         default_length: tokens of a sample without --seq-length, None for images.
         per_token: whether outputs have a value per token, so that padding is left out of the errors.
         aliases: other usual names of a column, canonical name → alternatives.
         label2id: names of labels where the data gives text, from the model's config.
+        training_labels: what `encode` returns beside the model's inputs, by the names that the model's `forward` has.
+        training_metric: name of what `training_score` returns, drawn over the steps; None has the loss alone.
+        file, file_digest: of a user's own task: its path, and sha256 over its text, 16 digits.
     """
 
     name: str
@@ -75,6 +60,10 @@ class Task:
     per_token: bool = False
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     label2id: Mapping[str, int] | None = None
+    training_labels: tuple[str, ...] = ("labels",)
+    training_metric: str | None = None
+    file: str | None = None
+    file_digest: str | None = None
 
     @property
     def is_text(self) -> bool:
@@ -118,27 +107,39 @@ class Task:
         own = dict(zip(self.columns, columns or self.columns, strict=True)) | {
             self.label_column: label_column or self.label_column
         }
-        missing, renamed = [], {}
-        for canonical, wanted in own.items():
-            found = next(
-                (name for name in (wanted, *self.aliases.get(canonical, ())) if name in dataset.column_names), None
-            )
-            if found is None:
-                missing.append(wanted)
-            elif found != canonical:
-                renamed[found] = canonical
+        renamed = {found: name for name, found in self.find_columns(dataset, source, own).items() if found != name}
+        # A column that already bears a canonical name but was overridden would collide with the renamed one.
+        dataset = dataset.remove_columns([name for name in renamed.values() if name in dataset.column_names])
+        return dataset.rename_columns(renamed) if renamed else dataset
+
+    def find_columns(self, dataset: Dataset, source: str, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Return the data's own name of each of the task's columns: the wanted one, or an alias.
+
+        Raises: ValueError: naming every one that is missing.
+        """
+        found = {
+            canonical: next((n for n in (name, *self.aliases.get(canonical, ())) if n in dataset.column_names), None)
+            for canonical, name in wanted.items()
+        }
+        missing = [wanted[canonical] for canonical, name in found.items() if name is None]
         if missing:
             raise ValueError(
                 f"task {self.name}: {source} has no column {', '.join(missing)}; it has "
                 f"{', '.join(dataset.column_names)}. "
                 "Name them with --column and --label-column, or choose another --task"
             )
-        # A column that already bears a canonical name but was overridden would collide with the renamed one.
-        dataset = dataset.remove_columns([name for name in renamed.values() if name in dataset.column_names])
-        return dataset.rename_columns(renamed) if renamed else dataset
+        return {canonical: name for canonical, name in found.items() if name is not None}
+
+    def sample_columns(self, given: Sequence[str] | None = None) -> tuple[str, ...] | None:
+        """Return the columns of one calibration sample: those given, else the task's own; None: the usual names."""
+        return tuple(given) if given else self.columns
 
     def num_labels(self, dataset: Dataset) -> int | None:
         """Return how many outputs the head needs for this data, None where the head has a fixed form."""
+        return None
+
+    def label_names(self, dataset: Dataset) -> tuple[str, ...] | None:
+        """Return the labels' names, which a head that is trained anew keeps in its config; None where it needs none."""
         return None
 
     def for_outputs(self, output_names: tuple[str, ...]) -> Task:
@@ -170,13 +171,24 @@ class Task:
             max_length: tokens of a sample; None takes `default_length`. Longer samples are cut.
             padding: "max" (to max_length) or "longest" (of these rows).
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"task {self.name} has no `encode`: it cannot make model inputs of its samples")
+
+    def inputs(self, rows: Rows, processor: Any, max_length: int | None = None) -> Arrays:
+        """Return the model's inputs alone, one sample a row: for calibration, of columns that are no text or image."""
+        raise NotImplementedError(f"task {self.name} has no `inputs`")
+
+    @property
+    def makes_own_inputs(self) -> bool:
+        """Whether calibration asks `inputs`, as the task's columns are neither text nor images."""
+        return type(self).inputs is not Task.inputs
 
     def features(self, rows: Rows, processor: Any, max_length: int | None = None) -> Arrays:
         """Return model inputs padded to max_length, "_row" (which row each belongs to) and "_..." arrays that scoring
-        needs.
+        needs: here what `encode` returns, its labels with "_" before their names.
         """
-        raise NotImplementedError
+        arrays = self.encode(rows, processor, max_length)
+        given = {f"_{name}" if name in self.training_labels else name: array for name, array in arrays.items()}
+        return {**given, "_row": np.arange(len(next(iter(arrays.values()))))}
 
     def iter_features(
         self,
@@ -194,17 +206,24 @@ class Task:
         chosen = choose_rows(len(dataset), num_samples, seed)
         for start in range(0, len(chosen), ROWS_PER_CHUNK):
             indices = chosen[start : start + ROWS_PER_CHUNK]
-            features = self.features(dataset[indices.tolist()], processor, max_length)
+            with said_by(self.name, "features"):
+                features = self.features(dataset[indices.tolist()], processor, max_length)
+            check_features(self.name, features)
             features["_row"] = indices[features["_row"]]
             yield features
 
     def reduce(self, features: Arrays, outputs: Arrays) -> Arrays:
-        """Return what scoring keeps of one batch: small arrays, one element per feature."""
-        raise NotImplementedError
+        """Return what scoring keeps of one batch: small arrays, joined over all batches along their first axis."""
+        raise NotImplementedError(f"task {self.name} has no `reduce`: it cannot score a batch")
 
     def score(self, dataset: Dataset, kept: Arrays) -> Scores:
         """Return the scores from what `reduce` kept, concatenated over all batches in order."""
-        raise NotImplementedError
+        raise NotImplementedError(f"task {self.name} has no `score`")
+
+    def training_score(self, outputs: np.ndarray, labels: np.ndarray) -> float:
+        """Return `training_metric` of the first output and the first of `training_labels`, padded with -100."""
+        raise NotImplementedError(f"task {self.name} names the training metric {self.training_metric} and has no "
+                                  "`training_score`")  # fmt: skip
 
 
 def choose_rows(num_rows: int, num_samples: int | None, seed: int) -> np.ndarray:
@@ -217,49 +236,3 @@ def choose_rows(num_rows: int, num_samples: int | None, seed: int) -> np.ndarray
     if num_samples < 1:
         raise ValueError(f"--num-samples must be at least 1, got {num_samples}")
     return np.sort(np.random.default_rng(seed).choice(num_rows, size=num_samples, replace=False))
-
-
-def tokenize(
-    tokenizer: Any,
-    texts: list[str],
-    pairs: list[str] | None,
-    max_length: int | None,
-    padding: str = "max",
-    **options: Any,
-) -> Any:
-    """Return the tokenizer's numpy encoding of texts or text pairs, cut to max_length and padded.
-
-    Raises: ValueError: if the processor is no tokenizer, a text is missing, or the tokenizer cannot pad.
-    """
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
-        got = "no processor" if tokenizer is None else f"a {type(tokenizer).__name__}"
-        raise ValueError(
-            f"this task's samples are text and need a tokenizer, the model has {got}; choose a text model or an "
-            "image task"
-        )
-    for column in (texts, pairs or []):
-        bad = next((i for i, text in enumerate(column) if not isinstance(text, str)), None)
-        if bad is not None:
-            raise ValueError(
-                f"sample {bad} is not text but {type(column[bad]).__name__}; choose the text column with --column"
-            )
-    if padding not in ("max", "longest"):
-        raise ValueError(f"padding '{padding}' is not known; allowed: max, longest")
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "the tokenizer has no pad token; set one and save it with the model (tokenizer.pad_token = "
-            "tokenizer.eos_token)"
-        )
-    encoding = tokenizer(
-        texts, pairs, max_length=max_length, truncation=options.pop("truncation", True),
-        padding="max_length" if padding == "max" else "longest", return_tensors="np", **options,
-    )  # fmt: skip
-    for name in MODEL_INPUTS:
-        if name in encoding:
-            encoding[name] = np.asarray(encoding[name]).astype(np.int64)
-    return encoding
-
-
-def model_inputs(encoding: Mapping[str, Any]) -> Arrays:
-    """Return only the model inputs of a processor's encoding."""
-    return {name: np.asarray(encoding[name]) for name in MODEL_INPUTS if name in encoding}

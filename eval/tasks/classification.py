@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 
 from eval.metrics import scores as metrics
-from eval.tasks.base import Arrays, Scores, Task
+from eval.tasks.base import Task
+from eval.tasks.outcome import Arrays, Scores
 
 # Macro F1 over a thousand classes costs a matrix per class and says little; accuracy alone is reported above this.
 MAX_F1_LABELS = 32
@@ -75,6 +76,10 @@ class ClassificationTask(Task):
             return feature.num_classes
         values = dataset.unique(self.label_column)
         return len(values) if any(isinstance(value, str) for value in values) else int(max(self.label_ids(values))) + 1
+
+    def training_score(self, outputs: np.ndarray, labels: np.ndarray) -> float:
+        """Return the accuracy."""
+        return float((outputs.argmax(-1) == labels).mean())
 
     def reduce(self, features: Arrays, outputs: Arrays) -> Arrays:
         """Keep the predicted label of each sample."""

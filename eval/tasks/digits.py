@@ -42,4 +42,5 @@ DIGITS = Digits(
     metric_names=("accuracy",),
     default_data="digits",
     default_length=None,
+    training_metric="accuracy",
 )

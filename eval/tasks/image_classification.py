@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from eval.tasks.base import Arrays, Rows
 from eval.tasks.classification import ClassificationTask
+from eval.tasks.outcome import Arrays, Rows
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,6 @@ class ImageClassification(ClassificationTask):
         """Return "pixel_values" (N, channels, height, width), float32, and "labels"; lengths do not apply to images."""
         pixels = process_images(processor, list(rows[self.columns[0]]))
         return {"pixel_values": pixels, "labels": self.label_ids(rows[self.label_column])}
-
-    def features(self, rows: Rows, processor: Any, max_length: int | None = None) -> Arrays:
-        """Return pixel values, one feature per row."""
-        arrays = self.encode(rows, processor)
-        labels = arrays.pop("labels")
-        return {**arrays, "_row": np.arange(len(labels)), "_labels": labels}
 
 
 def process_images(processor: Any, images: list[Any]) -> np.ndarray:
@@ -87,4 +81,5 @@ IMAGE_CLASSIFICATION = ImageClassification(
     metric_names=("accuracy",),
     default_length=None,
     aliases={"image": ("img", "pixels"), "label": ("labels", "fine_label")},
+    training_metric="accuracy",
 )

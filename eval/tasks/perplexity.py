@@ -10,7 +10,8 @@ import datasets
 import numpy as np
 
 from eval.metrics import scores as metrics
-from eval.tasks.base import ROWS_PER_CHUNK, Arrays, Rows, Scores, Task
+from eval.tasks.base import ROWS_PER_CHUNK, Task
+from eval.tasks.outcome import Arrays, Rows, Scores
 
 # What stands between two rows of text: lines of wikitext are paragraphs (the usual form of its perplexity).
 ROW_SEPARATOR = "\n\n"

@@ -12,7 +12,9 @@ import datasets
 import numpy as np
 
 from eval.metrics import scores as metrics
-from eval.tasks.base import Arrays, Rows, Scores, Task, model_inputs, tokenize
+from eval.tasks.base import Task
+from eval.tasks.encoding import model_inputs, tokenize
+from eval.tasks.outcome import Arrays, Rows, Scores
 
 DOC_STRIDE = 128  # tokens that neighbouring windows share; the original BERT recipe's value
 MAX_ANSWER_TOKENS = 30
@@ -151,4 +153,5 @@ SQUAD = ExtractiveAnswers(
     default_data="rajpurkar/squad",
     default_length=384,
     per_token=True,
+    training_labels=("start_positions", "end_positions"),
 )

@@ -11,4 +11,5 @@ SST2 = TextClassification(
     metric_names=("accuracy", "f1"),
     default_data="nyu-mll/glue:sst2",
     default_length=64,
+    training_metric="accuracy",
 )

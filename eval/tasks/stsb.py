@@ -13,7 +13,9 @@ import datasets
 import numpy as np
 
 from eval.metrics import scores as metrics
-from eval.tasks.base import Arrays, Rows, Scores, Task, model_inputs, tokenize
+from eval.tasks.base import Task
+from eval.tasks.encoding import model_inputs, tokenize
+from eval.tasks.outcome import Arrays, Rows, Scores
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,6 @@ class SentenceSimilarity(Task):
         first, second = (list(rows[column]) for column in self.columns)
         encoding = tokenize(processor, first, second, max_length or self.default_length, padding)
         return {**model_inputs(encoding), "labels": self._similarities(rows).astype(np.float32)}
-
-    def features(self, rows: Rows, processor: Any, max_length: int | None = None) -> Arrays:
-        """Return the inputs of sentence pairs, one feature per row."""
-        arrays = self.encode(rows, processor, max_length)
-        labels = arrays.pop("labels")
-        return {**arrays, "_row": np.arange(len(labels)), "_labels": labels}
 
     def reduce(self, features: Arrays, outputs: Arrays) -> Arrays:
         """Keep the predicted similarity of each pair."""

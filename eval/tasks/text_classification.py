@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import numpy as np
 
-from eval.tasks.base import Arrays, Rows, model_inputs, tokenize
 from eval.tasks.classification import ClassificationTask
+from eval.tasks.encoding import model_inputs, tokenize
+from eval.tasks.outcome import Arrays, Rows
 
 # Text columns of GLUE and its kin, in the order in which they are looked for.
 KNOWN_COLUMNS = (
@@ -55,16 +55,14 @@ class TextClassification(ClassificationTask):
         dataset = dataset.remove_columns(stale)
         return dataset.rename_column(found[1], "text_pair") if len(found) == 2 and found[1] != "text_pair" else dataset
 
+    def sample_columns(self, given: Sequence[str] | None = None) -> tuple[str, ...] | None:
+        """Return the columns of a calibration sample; None, the usual names, where the data's own are looked for."""
+        return None if self.columns == ("text",) and not given else super().sample_columns(given)
+
     def encode(self, rows: Rows, processor: Any, max_length: int | None = None, padding: str = "max") -> Arrays:
         """Return token inputs and "labels", each of N rows."""
         encoding = self._tokenize(rows, processor, max_length, padding)
         return {**model_inputs(encoding), "labels": self.label_ids(rows[self.label_column])}
-
-    def features(self, rows: Rows, processor: Any, max_length: int | None = None) -> Arrays:
-        """Return token inputs, one feature per row."""
-        encoding = self._tokenize(rows, processor, max_length, "max")
-        labels = self.label_ids(rows[self.label_column])
-        return {**model_inputs(encoding), "_row": np.arange(len(labels)), "_labels": labels}
 
     def _tokenize(self, rows: Rows, processor: Any, max_length: int | None, padding: str) -> Mapping[str, Any]:
         second = self.columns[1] if len(self.columns) > 1 else "text_pair"
@@ -80,4 +78,5 @@ TEXT_CLASSIFICATION = TextClassification(
     problem_type="single_label_classification",
     metric_names=("accuracy", "f1"),
     aliases={"label": ("labels",)},
+    training_metric="accuracy",
 )

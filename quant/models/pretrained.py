@@ -73,7 +73,7 @@ def load_float_model(
 
     Args:
         name: a Hugging Face id, a local folder as `save_pretrained` writes it, or "digits".
-        head: one of HEADS; default the class that the configuration's `architectures` names.
+        head: one of HEADS or an auto class's name; default the class that the configuration's `architectures` names.
         num_labels: the size of a classification head; where it differs from the stored one, the head starts untrained.
         trust_remote_code: run the model code that the repository brings with it; off unless asked for.
     Raises:
@@ -81,8 +81,8 @@ def load_float_model(
         ValueError: if the model type, the architecture or the head is unknown, a file cannot be read, or remote code is
             needed but not allowed.
     """
-    if head is not None and head not in HEADS:
-        raise ValueError(f"unknown head {head!r}{_did_you_mean(head, HEADS)}; known heads: {', '.join(HEADS)}")
+    if head is not None:
+        head_class(head)
     with _quiet_transformers():
         source = str(digits_folder()) if str(name) == DIGITS else _check_source(str(name))
         config = _load_config(source, num_labels, trust_remote_code)
@@ -93,9 +93,23 @@ def load_float_model(
     return LoadedModel(model=model.float().eval(), processor=processor, name=str(name))
 
 
+def head_class(head: str) -> type[auto_factory._BaseAutoModelClass]:
+    """Return the auto class of a head: one of HEADS, or any of transformers by its own name (AutoModelForMaskedLM).
+
+    Raises: ValueError: an unknown one, with near matches and the list.
+    """
+    found = HEADS.get(head) or getattr(transformers, head, None)
+    if not (isinstance(found, type) and issubclass(found, auto_factory._BaseAutoModelClass)):
+        raise ValueError(
+            f"unknown head {head!r}{_did_you_mean(head, HEADS)}; known heads: {', '.join(HEADS)}, and the auto classes "
+            "of transformers by their names"
+        )
+    return found
+
+
 def has_head(model: PreTrainedModel, head: str) -> bool:
-    """Return whether the model's class is the one that transformers gives its configuration for a head of HEADS."""
-    mapping: Any = HEADS[head]._model_mapping
+    """Return whether the model's class is the one that transformers gives its configuration for a head."""
+    mapping: Any = head_class(head)._model_mapping
     classes = mapping.get(type(model.config), ())
     return type(model) in (classes if isinstance(classes, (tuple, list)) else (classes,))
 
@@ -152,7 +166,7 @@ def _stored_num_labels(fields: dict[str, Any]) -> int:
 
 def _load_weights(source: str, config: PreTrainedConfig, head: str | None, trust_remote_code: bool) -> PreTrainedModel:
     """Return the model with its weights; warn of parameters the files lack, refuse files of another architecture."""
-    model_class = HEADS[head] if head else _architecture(source, config, trust_remote_code)
+    model_class = head_class(head) if head else _architecture(source, config, trust_remote_code)
     remote = (
         {"trust_remote_code": trust_remote_code} if issubclass(model_class, auto_factory._BaseAutoModelClass) else {}
     )

@@ -8,7 +8,7 @@ CONTRACT = """schema status error command commit dirty versions device driver mo
 recipe_digest method seed backend precision batch_size sequence_length metric_name metric metric_low
 metric_high error_abs_max error_abs_mean error_abs_median error_rel_max error_rel_mean
 error_rel_median cosine sqnr_db latency_ms_p50 latency_ms_p90 latency_ms_p99 iterations
-throughput_per_s size_bytes num_flips threads padding mcnemar_p loss_low loss_high"""
+throughput_per_s size_bytes num_flips threads padding metric_type mcnemar_p loss_low loss_high"""
 
 
 def test_the_fields_are_those_of_the_contract():

@@ -12,6 +12,7 @@ from transformers import (
     BertConfig,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertForTokenClassification,
     BertModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -48,6 +49,7 @@ def bert(head: str = "sequence", num_labels: int = 2, seed: int = 0, num_layers:
         "sequence": BertForSequenceClassification,
         "answer": BertForQuestionAnswering,
         "encoder": BertModel,
+        "words": BertForTokenClassification,
     }
     return LoadedModel(kinds[head](config).eval(), tokenizer(), f"bert-{head}")
 
