@@ -7,9 +7,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 from seqeval.metrics import accuracy_score, f1_score
-from sweeps import sweep_options
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -20,6 +18,8 @@ from eval.sweep.run import run_sweep
 from eval.tasks import get_task
 from eval.tasks.ner import IGNORED
 from eval.timing import latency
+from tests.eval import tiny
+from tests.eval.sweeps import sweep_options
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 LABELS = {name: i for i, name in enumerate(TAGS)}

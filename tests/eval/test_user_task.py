@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
-from sweeps import sweep_options
 
 from eval.__main__ import main as eval_main
 from eval.feeds import main as feeds_main
@@ -20,6 +18,8 @@ from eval.sweep.grid import SweepOptions
 from eval.sweep.run import run_sweep
 from eval.tasks import get_task, task_path
 from eval.timing import latency
+from tests.eval import tiny
+from tests.eval.sweeps import sweep_options
 
 GUIDE = Path(__file__).parents[2] / "docs" / "own_task.md"
 
