@@ -4,69 +4,56 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
-from itertools import islice
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import distributed as dist
-
-from calib.apply import apply_statistics
-from calib.collect import collect
-from calib.samples import Samples, load_samples
-from calib.statistics import Statistics
-from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
-from eval.tasks import TASK_HELP, get_task
-from eval.tasks.base import Task
-from eval.tasks.samples import task_reader
-from quant.checkpoint import save_checkpoint
-from quant.insert import insert_quantizers, quantization_of, summarize_sites
-from quant.interop.importer import import_amax
-from quant.models.pretrained import LoadedModel, load_float_model
+from calib.defaults import IMPORT_RECIPE, SAMPLE_FLAGS, STATISTICS_FILE
+from engine.cli import CommandParser, UsageError, run_command
+from eval.tasks import TASK_HELP, check_task
 from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
 
-IMPORT_RECIPE = "int8_linear"  # with --import-amax: an import brings its own SmoothQuant, or none
-SAMPLE_FLAGS = {"task": None, "method": None, "num_samples": 256, "column": None, "seed": 0, "batch_size": 32,
-                "max_length": None, "skip_bad": False}  # fmt: skip
-STATISTICS_FILE = "statistics.safetensors"
+if TYPE_CHECKING:
+    from calib.samples import Samples
+    from quant.models.pretrained import LoadedModel
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    """Insert, collect, apply, save; print one summary line."""
+    """Check the flags, then calibrate."""
     _check_import_flags(arguments)
-    is_first = _join_ranks()
-    if is_first:
-        check_free(arguments.out, arguments.force)
-    if arguments.import_amax:
-        if is_first:
-            _import(arguments)
-        return
-    recipe = load_recipe(getattr(arguments, "recipe", DEFAULT_RECIPE))
-    task = _task_of(arguments)
-    loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
-    samples = None if arguments.statistics else _draw_samples(arguments, loaded, task)
-    loaded.model.to(arguments.device)
-    sites = insert_quantizers(loaded.model, recipe)
-    if is_first:
-        print(summarize_sites(sites), file=sys.stderr)
-    provenance: dict[str, Any] = {"model": arguments.model, "seed": arguments.seed}
-    if samples is None:
-        statistics = _load_statistics(arguments.statistics)
-    else:
-        statistics = collect(loaded.model, _share(samples), seed=arguments.seed, progress=is_first)
-        provenance |= {"samples": samples.source, "samples_digest": samples.digest}
-    if not is_first:
-        return
-    provenance["num_samples"] = statistics.num_samples
-    used = apply_statistics(loaded.model, statistics, arguments.method)
-    _save(loaded, statistics, arguments, provenance)
-    on = sum(site.enabled for site in quantization_of(loaded.model).sites)  # without those that no sample reached
-    row = {"checkpoint": arguments.out, "recipe": used.name, "recipe_digest": used.digest,
-           "method": used.calibrator.method, "num_sites": on, **provenance}  # fmt: skip
-    print_result(row, f"{arguments.out}: {used.name}, {used.calibrator.method}, {on} quantizers from "
-                      f"{statistics.num_samples} samples", arguments.json)  # fmt: skip
+    load_recipe(getattr(arguments, "recipe", DEFAULT_RECIPE))  # mistyped names are said before torch is loaded
+    if arguments.task:
+        try:
+            check_task(arguments.task)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+    from calib import command
+
+    command.calibrate(arguments, partial(_draw_samples, arguments))
+
+
+def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel) -> Samples:
+    """Return the samples, read by the task's own columns where one is given."""
+    from calib.samples import load_samples
+    from eval.tasks import get_task
+    from eval.tasks.samples import task_reader
+
+    reader, columns = None, arguments.column
+    if arguments.task:
+        task = get_task(arguments.task)
+        reader = task_reader(task, arguments.samples, loaded.processor, arguments.column, arguments.max_length)
+        columns = task.sample_columns(arguments.column)
+    return load_samples(
+        arguments.samples,
+        loaded,
+        reader=reader,
+        columns=columns,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        skip_bad=arguments.skip_bad,
+    )
 
 
 def _check_import_flags(arguments: argparse.Namespace) -> None:
@@ -77,97 +64,6 @@ def _check_import_flags(arguments: argparse.Namespace) -> None:
     if given:
         reason = "not used with --import-amax, which reads no samples" if arguments.import_amax else "for --import-amax"
         raise UsageError(f"{', '.join(given)} is {reason}")
-
-
-def _import(arguments: argparse.Namespace) -> None:
-    """Insert, take the ranges of another tool's checkpoint, save; print one summary line."""
-    recipe = load_recipe(getattr(arguments, "recipe", IMPORT_RECIPE))
-    if recipe.smoothquant.alpha is not None:
-        raise UsageError(
-            f"recipe '{recipe.name}' searches SmoothQuant on samples; an import brings its own factors, or none: "
-            f"take {IMPORT_RECIPE}, or one with 'smoothquant: {{alpha: null}}'"
-        )
-    loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
-    sites = insert_quantizers(loaded.model, recipe)
-    print(summarize_sites(sites), file=sys.stderr)
-    report = import_amax(
-        loaded.model,
-        arguments.import_amax,
-        allow_partial=arguments.allow_partial,
-        load_weights=not arguments.keep_weights,
-    )
-    print(report.summary(), file=sys.stderr)
-    row = {"model": arguments.model, "imported_from": arguments.import_amax, "package": report.package,
-           "num_matched": len(report.matched), "num_unmatched": len(report.unmatched),
-           "num_weights": report.num_weights}  # fmt: skip
-    with whole_output(arguments.out, arguments.force) as folder:
-        save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=row)
-    row |= {"checkpoint": arguments.out, "recipe": recipe.name, "recipe_digest": recipe.digest, "method": "imported"}
-    print_result(row, f"{arguments.out}: {recipe.name}, {len(report.matched)} quantizers and {report.num_weights} "
-                      f"weights from {arguments.import_amax} ({report.package})", arguments.json)  # fmt: skip
-
-
-def _task_of(arguments: argparse.Namespace) -> Task | None:
-    """Return the task of --task. Raises: UsageError: for an unknown one."""
-    try:
-        return get_task(arguments.task) if arguments.task else None
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
-def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel, task: Task | None) -> Samples:
-    """Return the samples, read by the task's own columns where one is given."""
-    reader = None
-    if task is not None:
-        reader = task_reader(task, arguments.samples, loaded.processor, arguments.column, arguments.max_length)
-    return load_samples(
-        arguments.samples,
-        loaded,
-        reader=reader,
-        columns=task.sample_columns(arguments.column) if task is not None else arguments.column,
-        num_samples=arguments.num_samples,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-        max_length=arguments.max_length,
-        skip_bad=arguments.skip_bad,
-    )
-
-
-def _join_ranks() -> bool:
-    """Join the process group if torchrun started this process; return whether it is the first rank."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _own_device() -> str:
-    """Return the GPU of this rank (torchrun sets LOCAL_RANK), or the CPU where there is none."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
-def _share(samples: Samples) -> Any:
-    """Return the batches of this rank: every n-th one under torchrun, else all."""
-    if not dist.is_initialized():
-        return samples
-    rank, size = dist.get_rank(), dist.get_world_size()
-    return islice(samples, rank, None, size)  # read as it goes: memory does not grow with the samples
-
-
-def _load_statistics(paths: list[str]) -> Statistics:
-    if len({Path(path).resolve() for path in paths}) < len(paths):
-        raise ValueError("a file of --statistics is given twice: its samples would count double; name each once")
-    statistics = Statistics.load(paths[0])
-    for path in paths[1:]:
-        statistics.merge(Statistics.load(path))
-    return statistics
-
-
-def _save(
-    loaded: LoadedModel, statistics: Statistics, arguments: argparse.Namespace, provenance: dict[str, Any]
-) -> None:
-    with whole_output(arguments.out, arguments.force) as folder:
-        save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
-        statistics.save(Path(folder) / STATISTICS_FILE)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -205,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--max-length", type=int, help="tokens at which text is cut (default: the model's maximum)")
     parser.add_argument("--skip-bad", action="store_true", help="skip unreadable samples instead of stopping")
-    parser.add_argument("--device", default=_own_device(), help="where the model runs")
+    parser.add_argument("--device", help="where the model runs (default: the GPU of this rank, else cpu)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with --model")
     parser.add_argument("--out", required=True, help="checkpoint folder to write")
     parser.add_argument("--force", action="store_true", help="replace --out")

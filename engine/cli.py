@@ -38,8 +38,11 @@ class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """States a default where there is one and the text does not say it itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        has_own = "default" in (action.help or "")
-        return action.help if has_own or action.default in (None, False) else super()._get_help_string(action)
+        if "default" in (action.help or "") or action.default in (None, False, "", []):
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default)).replace('%', '%%')})"
+        return super()._get_help_string(action)
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -1,16 +1,11 @@
-"""The options that name samples, the same in every command of this package, and what they load."""
+"""The options that name samples, the same in every command of this package. It imports no torch: --help is quick."""
 
 from __future__ import annotations
 
 import argparse
-from typing import Any
-
-from datasets import Dataset
 
 from engine.cli import CommandParser, UsageError
-from eval.batches import PADDINGS, BatchOptions, check_length
-from eval.tasks import TASK_HELP, get_task
-from eval.tasks.base import Task
+from eval.tasks import TASK_HELP, check_task
 
 
 def add_data_arguments(parser: CommandParser) -> None:
@@ -33,33 +28,9 @@ def add_data_arguments(parser: CommandParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn samples and the bootstrap")
 
 
-def batch_options(arguments: argparse.Namespace, seq_length: int | None) -> BatchOptions:
-    """Return the batches that the options ask for. Raises: UsageError: for impossible ones."""
-    padding = getattr(arguments, "padding", PADDINGS[0])
+def check_task_argument(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a --task that there is not; nothing is imported or executed for it."""
     try:
-        return BatchOptions(arguments.batch_size, seq_length, padding, arguments.num_samples, arguments.seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-
-
-def load_samples_of(
-    arguments: argparse.Namespace, output_names: tuple[str, ...], config: Any, processor: Any
-) -> tuple[Task, Dataset, int | None]:
-    """Return the task in its form for these outputs, its data set, and the sequence length (None for images)."""
-    task = task_of(arguments).for_outputs(output_names).with_labels(getattr(config, "label2id", None))
-    batch_options(arguments, arguments.seq_length)
-    length = check_length(task, arguments.seq_length, config, processor)
-    columns = tuple(arguments.column) if arguments.column else None
-    return (
-        task,
-        task.load(arguments.data, arguments.split, columns=columns, label_column=arguments.label_column),
-        length,
-    )
-
-
-def task_of(arguments: argparse.Namespace) -> Task:
-    """Return the task of --task. Raises: UsageError: for an unknown one."""
-    try:
-        return get_task(arguments.task)
+        check_task(arguments.task)
     except ValueError as error:
         raise UsageError(str(error)) from None

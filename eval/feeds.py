@@ -11,21 +11,23 @@ import json
 import numpy as np
 
 from engine.cli import CommandParser, check_free, print_result, run_command, whole_output
-from eval.arguments import add_data_arguments, batch_options, load_samples_of
-from eval.batches import iter_batches, select_feeds
-from eval.pytorch_runner import PyTorchRunner
-from eval.subject import META_KEY, load_model
-from eval.tasks.outcome import Arrays
+from eval.arguments import add_data_arguments, check_task_argument
 
 
 def write_feeds(arguments: argparse.Namespace) -> None:
     """Write the inputs, padded to one length, and what scoring needs to make the same samples again."""
     check_free(arguments.out, arguments.force)
+    check_task_argument(arguments)
+    from eval.batches import iter_batches, select_feeds  # torch and transformers, once the flags are right
+    from eval.chosen_samples import batch_options, load_samples_of
+    from eval.pytorch_runner import PyTorchRunner
+    from eval.subject import META_KEY, load_model
+
     loaded = load_model(arguments.model)
     runner = PyTorchRunner(loaded)  # its forward says which inputs and outputs an exported file has
     task, dataset, length = load_samples_of(arguments, runner.output_names, loaded.model.config, loaded.processor)
     options = batch_options(arguments, length)
-    parts: list[Arrays] = [
+    parts: list[dict[str, np.ndarray]] = [
         select_feeds(features, runner.input_names)
         for features in iter_batches(task, dataset, loaded.processor, options)
     ]

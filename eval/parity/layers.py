@@ -19,8 +19,8 @@ from engine.backend import BACKENDS, backend_for, get_backend
 from engine.cli import UsageError, cut_left, print_result
 from engine.passes.qdq import prepare_for_target
 from engine.source import read_onnx
-from eval.arguments import batch_options, load_samples_of
 from eval.batches import iter_batches, select_feeds
+from eval.chosen_samples import batch_options, load_samples_of
 from eval.parity.graph import active_quantizers
 from eval.parity.limits import EXACT_TOLERANCE, FLOAT_TOLERANCE, MAX_ERROR_SHARE
 from eval.parity.taps import engine_of, plain_layers, tapped, torch_layers, with_outputs

@@ -14,9 +14,10 @@ from typing import Any
 
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import task_of
+from eval.arguments import check_task_argument
 from eval.results import STATUSES
 from eval.sweep.grid import (
+    BUILD_ARGUMENTS,
     FLOAT_METHODS,
     INT8_METHODS,
     PYTORCH,
@@ -25,9 +26,7 @@ from eval.sweep.grid import (
     backend_names,
     check_names,
 )
-from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST, RunFolder
-from eval.sweep.workshop import BUILD_ARGUMENTS
 from eval.tasks import TASK_HELP, task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
@@ -37,6 +36,8 @@ NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscrip
 def sweep(arguments: argparse.Namespace) -> None:
     """Measure every point that has no row yet and print one summary line."""
     options = options_of(arguments)
+    from eval.sweep.run import Interrupted, run_sweep  # torch and transformers, once the flags are right
+
     out = Path(arguments.out)
     if arguments.force and (out / MANIFEST).is_file():
         with RunFolder(out).locked():
@@ -61,7 +62,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
-    task = task_of(arguments)
+    check_task_argument(arguments)
     methods = check_names("--methods", _words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
     backends = check_names("--backends", _words(arguments.backends), backend_names())
     recipes = tuple(dict.fromkeys(_words(arguments.recipes)))
@@ -73,11 +74,6 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         own_from_words(BUILD_ARGUMENTS, arguments.build_arguments, backend)  # refused now, not at the first engine
     wanted = _words(arguments.references)
     references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
-    lengths = _numbers("--seq-lengths", arguments.seq_lengths) if task.is_text else (None,)
-    data = arguments.data or task.default_data
-    samples = arguments.samples or data
-    if samples is None:
-        raise UsageError(f"task {task.name} has no default data set; give --data")
     low = {"--parallel": arguments.parallel, "--num-calibration": arguments.num_calibration,
            "--rounds": arguments.rounds - 1, "--threads": arguments.threads or 1,
            "--num-samples": arguments.num_samples if arguments.num_samples is not None else 1}  # fmt: skip
@@ -89,12 +85,20 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         raise UsageError(f"--budget {arguments.budget:g} must be above 0 minutes")
     if arguments.load_seconds <= 0:
         raise UsageError(f"--load-seconds {arguments.load_seconds:g} must be above 0")
+    batch_sizes, lengths = (_numbers(f, v) for f, v in (("--batch-sizes", arguments.batch_sizes),
+                                                        ("--seq-lengths", arguments.seq_lengths)))  # fmt: skip
+    from eval.chosen_samples import task_of  # a task's file imports datasets, and the user's own is executed
+
+    task = task_of(arguments)
+    samples = arguments.samples or arguments.data or task.default_data
+    if samples is None:
+        raise UsageError(f"task {task.name} has no default data set; give --data")
     return SweepOptions(
         model=arguments.model, task=task_path(arguments.task), data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,
         samples=samples, num_calibration=arguments.num_calibration, num_samples=arguments.num_samples,
         seed=arguments.seed, methods=methods, recipes=recipes, backends=backends, references=references,
-        batch_sizes=_numbers("--batch-sizes", arguments.batch_sizes), seq_lengths=lengths or (task.default_length,),
+        batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,),
         shapes=arguments.shapes, threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
         device=arguments.device, qat_arguments=arguments.qat_arguments,
         build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
@@ -120,45 +124,46 @@ def _numbers(flag: str, values: list[str]) -> tuple[int, ...]:
 def add_arguments(parser: CommandParser) -> None:
     """Add the options of the sweep."""
     lists: dict[str, Any] = {"nargs": "*", "metavar": "A,B"}
-    parser.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
-    parser.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
-    parser.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
-    parser.add_argument("--split", default="validation", help="split that is scored")
-    parser.add_argument("--column", nargs="+", help="the data's own names of the task's columns")
-    parser.add_argument("--label-column", help="the data's own name of the label column")
-    parser.add_argument("--num-samples", type=int, help="how many samples are scored; default all")
-    parser.add_argument("--samples", help="calibration samples: folder, file or data set id; default --data (train)")
-    parser.add_argument("--num-calibration", type=int, default=256, help="calibration samples drawn")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
+    what, how, where = (parser.add_argument_group(title) for title in ("what to measure", "how", "where"))
+    what.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
+    what.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
+    what.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
+    what.add_argument("--split", default="validation", help="split that is scored")
+    what.add_argument("--column", nargs="+", help="the data's own names of the task's columns")
+    what.add_argument("--label-column", help="the data's own name of the label column")
+    what.add_argument("--num-samples", type=int, help="how many samples are scored; default all")
+    what.add_argument("--samples", help="calibration samples: folder, file or data set id; default --data (train)")
+    what.add_argument("--num-calibration", type=int, default=256, help="calibration samples drawn")
+    how.add_argument("--seed", type=int, default=0, help="of the draws")
+    what.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
                         help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))}", **lists)  # fmt: skip
-    parser.add_argument("--recipes", default=[DEFAULT_RECIPE, "int8_linear"], help="recipe names or .yaml files; "
+    what.add_argument("--recipes", default=[DEFAULT_RECIPE, "int8_linear"], help="recipe names or .yaml files; "
                         f"default {DEFAULT_RECIPE} (calibration's own default) and int8_linear", **lists)  # fmt: skip
-    parser.add_argument("--backends", default=["onnxruntime"], help=f"of {', '.join(backend_names())}", **lists)
-    parser.add_argument("--references", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)}, or none", **lists)
-    parser.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)
-    parser.add_argument("--seq-lengths", default=["128"], help="tokens of a sample; not for images", **lists)
-    parser.add_argument("--shapes", default="auto", choices=("auto", "static", "dynamic"),
+    what.add_argument("--backends", default=["onnxruntime"], help=f"of {', '.join(backend_names())}", **lists)
+    what.add_argument("--references", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)}, or none", **lists)
+    what.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)
+    what.add_argument("--seq-lengths", default=["128"], help="tokens of a sample; not for images", **lists)
+    how.add_argument("--shapes", default="auto", choices=("auto", "static", "dynamic"),
                         help="engines for one shape each or one for all; auto: static on GPUs alone")  # fmt: skip
-    parser.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
-    parser.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
-    parser.add_argument("--max-rounds", type=int, default=40, help="rounds are added up to so many, until the 95 %% "
+    where.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
+    how.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
+    how.add_argument("--max-rounds", type=int, default=40, help="rounds are added up to so many, until the 95 %% "
                         "interval of every speed-up is narrower than 10 %%")  # fmt: skip
-    parser.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
-    parser.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
-    parser.add_argument("--build-arguments", default="",
+    where.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
+    how.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
+    how.add_argument("--build-arguments", default="",
                         help="flags of build_engine.py for the TensorRT backends, in one string")  # fmt: skip
-    parser.add_argument("--tensorrt-python", metavar="PYTHON",
+    where.add_argument("--tensorrt-python", metavar="PYTHON",
                         help="interpreter whose TensorRT backend tensorrt is (8.5 to 9 need an older one)")  # fmt: skip
-    parser.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)
-    parser.add_argument("--load-seconds", type=float, default=2.0, help="of each measurement under load")
-    parser.add_argument("--budget", type=float, help="minutes: the most telling points first, the rest left out")
-    parser.add_argument("--retry-failed", action="store_true", help="measure failed points again")
-    parser.add_argument("--parallel", type=int, default=1, help="processes that prepare; timing is always done alone")
-    parser.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
-    parser.add_argument("--out", required=True, help="run folder; an interrupted sweep goes on there")
-    parser.add_argument("--force", action="store_true", help="start anew in an --out that holds another sweep")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    what.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)
+    how.add_argument("--load-seconds", type=float, default=2.0, help="of each measurement under load")
+    how.add_argument("--budget", type=float, help="minutes: the most telling points first, the rest left out")
+    how.add_argument("--retry-failed", action="store_true", help="measure failed points again")
+    where.add_argument("--parallel", type=int, default=1, help="processes that prepare; timing is always done alone")
+    where.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
+    where.add_argument("--out", required=True, help="run folder; an interrupted sweep goes on there")
+    where.add_argument("--force", action="store_true", help="start anew in an --out that holds another sweep")
+    where.add_argument("--json", action="store_true", help="print the result as one JSON line")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ FLOAT_METHODS = ("fp32", "fp16", "bf16")
 SMOOTHQUANT, QAT = "smoothquant", "qat"
 INT8_METHODS = (*METHODS, SMOOTHQUANT, QAT)
 PYTORCH = "pytorch"
+BUILD_ARGUMENTS = "--build-arguments"  # the flag whose words each backend reads as its own
 FASTEST, DYNAMIC, COMPILED = "fp32-fastest", "dynamic", "fp32-compiled"
 # What every report holds the candidates against: name on the command line -> (method, backend) of its rows.
 REFERENCES = {

@@ -28,7 +28,7 @@ from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
 from engine.passes.qdq import prepare_for_target, takes_dtype
 from engine.shapes import ShapeRange
-from eval.sweep.grid import FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
+from eval.sweep.grid import BUILD_ARGUMENTS, FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
 from eval.tasks import get_task
 from eval.tasks.samples import task_reader
@@ -41,7 +41,6 @@ from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
 
 ROOT = Path(__file__).parents[2]
 STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
-BUILD_ARGUMENTS = "--build-arguments"
 
 
 class Workshop:
