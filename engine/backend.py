@@ -13,7 +13,7 @@ from pathlib import Path
 from engine.backends.info import BackendInfo, OwnOptions
 from engine.backends.runner import Runner
 from engine.bug_report.reproduction import FaultCase, Reproduction
-from engine.cli import UsageError, near_matches
+from engine.cli import UsageError, did_you_mean
 from engine.hardware import cpu_flags, int8_outlook, saturates
 from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import Manifest
@@ -122,8 +122,7 @@ def get_backend(name: str) -> Backend:
     Raises: ValueError: if there is no such backend, with its near matches.
     """
     if name not in BACKENDS:
-        near = near_matches(name, list(BACKENDS))
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(name, BACKENDS, most=3)
         raise ValueError(f"unknown backend {name!r}; the backends are {', '.join(sorted(BACKENDS))}{hint}")
     backend: Backend = importlib.import_module(BACKENDS[name]).BACKEND
     return backend
@@ -173,8 +172,7 @@ def saturation_of(backend: Backend, options: BuildOptions) -> str | None:
     """
     asked = options.saturation or SATURATIONS[0]
     if asked not in SATURATIONS:
-        near = near_matches(asked, list(SATURATIONS))
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(asked, SATURATIONS)
         raise UsageError(f"--saturation {asked!r} is unknown; it takes {' or '.join(SATURATIONS)}{hint}")
     if backend.info.uses_gpu:
         if options.saturation:

@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -77,8 +77,8 @@ class CommandParser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings]
 
     def _with_near(self, word: str, more_flags: list[str] | None = None) -> str:
-        near = near_matches(word.split("=")[0], list(dict.fromkeys([*self._flags(), *(more_flags or [])])))
-        return f"{word} (did you mean {', '.join(near)}?)" if near else word
+        flags = dict.fromkeys([*self._flags(), *(more_flags or [])])
+        return word + did_you_mean(word.split("=")[0], flags, " ({})", most=3)
 
     def error(self, message: str) -> NoReturn:
         if self.mistyped:  # argparse complains of a missing flag first, where the flag was there but mistyped
@@ -95,9 +95,15 @@ def check_positive(arguments: argparse.Namespace, *names: str) -> None:
             raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1")
 
 
-def near_matches(word: str, allowed: list[str]) -> list[str]:
-    """Return up to three members of `allowed` that look like `word`, best first."""
-    return difflib.get_close_matches(word, allowed, n=3, cutoff=0.5)
+def did_you_mean(word: str, allowed: Iterable[str], form: str = "; {}", most: int = 1) -> str:
+    """Return a hint such as "; did you mean onnx?" for a refusal's end, "" where nothing allowed looks like `word`.
+
+    Args:
+        form: how it stands in its sentence, such as " ({})".
+        most: how many near matches are named, the best first.
+    """
+    near = difflib.get_close_matches(word, list(allowed), n=most, cutoff=0.5)
+    return form.format(f"did you mean {', '.join(near)}?") if near else ""
 
 
 def run_command(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from engine.cli import UsageError, near_matches
+from engine.cli import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def check_shapes(model: onnx.ModelProto, ranges: Mapping[str, ShapeRange]) -> No
     inputs = {each.name: each for each in graph_inputs(model)}
     for name, shape_range in ranges.items():
         if name not in inputs:
-            near = near_matches(name, list(inputs))
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
+            hint = did_you_mean(name, inputs, most=3)
             raise UsageError(
                 f"--shapes names {name!r}, which is no input of the model; its inputs are {', '.join(inputs)}{hint}"
             )

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.backend import backend_infos, get_backend
 from engine.backends.info import FLAG, Flag, OwnOptions
-from engine.cli import CommandParser, UsageError, near_matches
+from engine.cli import CommandParser, UsageError, did_you_mean
 
 TYPES = {"int | None": int, "str | None": str, "bool": bool, "tuple[str, ...]": list}  # of a field, in JSON
 
@@ -73,8 +73,7 @@ def own_from_json(content: Mapping[str, Any], backend: str, where: str) -> OwnOp
     wrong = []
     for name, value in content.items():
         if name not in known:
-            near = near_matches(name, list(known))
-            wrong.append(f"{name}, which is no option here" + (f" (did you mean {near[0]}?)" if near else ""))
+            wrong.append(f"{name}, which is no option here" + did_you_mean(name, known, " ({})"))
         elif value is not None and type(value) is not known[name]:
             wrong.append(f"{name} {value!r}, which is no {known[name].__name__}")
     if wrong:

@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from engine.cli import near_matches
+from engine.cli import did_you_mean
 from engine.shapes import ShapeRange
 
 
@@ -95,8 +95,7 @@ class Runner(ABC):
         problems = [f"input {name} is missing" for name in self.input_names if name not in feeds]
         for name in feeds:
             if name not in self.inputs:
-                near = near_matches(name, self.input_names)
-                problems.append(f"{name} is no input" + (f" (did you mean {near[0]}?)" if near else ""))
+                problems.append(f"{name} is no input" + did_you_mean(name, self.input_names, " ({})"))
         if problems:
             raise ValueError(f"{'; '.join(problems)}. The engine's inputs are {', '.join(self.input_names)}")
         arrays, lengths = {}, set()

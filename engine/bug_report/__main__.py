@@ -6,14 +6,13 @@ import argparse
 
 from engine.backend import BACKENDS
 from engine.bug_report.report import write_report
-from engine.cli import CommandParser, UsageError, check_free, near_matches, print_result, run_command, whole_output
+from engine.cli import CommandParser, UsageError, check_free, did_you_mean, print_result, run_command, whole_output
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the report and print one line."""
     if arguments.backend not in BACKENDS:
-        near = near_matches(arguments.backend, list(BACKENDS))
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(arguments.backend, BACKENDS)
         raise UsageError(f"--backend {arguments.backend!r} is none of {', '.join(BACKENDS)}{hint}")
     if bool(arguments.outputs) != bool(arguments.reference):
         raise UsageError("--outputs and --reference belong together: what came out, and what was expected")

@@ -13,7 +13,7 @@ from engine.cli import (
     UsageError,
     columns_here,
     cut_left,
-    near_matches,
+    did_you_mean,
     print_result,
     run_command,
     wrapped,
@@ -48,8 +48,7 @@ def as_text(report: LintReport, columns: int, show_all: bool) -> str:
 def run(arguments: argparse.Namespace) -> None:
     """Print the findings; exit 1 under --strict if there is an error."""
     if arguments.consumer is not None and arguments.consumer not in CONSUMERS:
-        near = near_matches(arguments.consumer, list(CONSUMERS))
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(arguments.consumer, CONSUMERS)
         raise UsageError(f"--for {arguments.consumer!r} is none of {', '.join(CONSUMERS)}{hint}")
     if arguments.explain:
         width = max(map(len, RULES))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import onnx
 import onnx_ir as ir
 
-from engine.cli import near_matches
+from engine.cli import did_you_mean
 from engine.graph import sweep
 from engine.passes.half import HALF_TYPES, to_half
 from engine.passes.lowering import expand_operators, float_weights, own_mask, take_sizes, to_opset_17
@@ -49,8 +49,7 @@ def get_target(name: str) -> tuple[Pass, ...]:
     Raises: ValueError: if there is no such target, with its near matches.
     """
     if name not in TARGETS:
-        near = near_matches(name, list(TARGETS))
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(name, TARGETS, most=3)
         raise ValueError(f"unknown target {name!r}; the targets are {', '.join(sorted(TARGETS))}{hint}")
     return TARGETS[name]
 

@@ -6,11 +6,12 @@ several tasks have; a task's own stands in the task's file.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from engine.cli import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,8 @@ def metric_from_dict(values: Mapping[str, Any]) -> Metric:
 def get_metric(name: str) -> Metric:
     """Return a metric by the name that rows hold. Raises: ValueError: an unknown one, with near matches."""
     if name not in METRICS:
-        near = difflib.get_close_matches(name, METRICS, 1)
         raise ValueError(
-            f"no metric '{name}'{f' (did you mean {near[0]}?)' if near else ''}; known: {', '.join(METRICS)}; a "
+            f"no metric '{name}'{did_you_mean(name, METRICS, ' ({})')}; known: {', '.join(METRICS)}; a "
             "task's own is a Metric in the task's file, and stands in the rows' metric_type"
         )
     return METRICS[name]

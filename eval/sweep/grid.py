@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.backend import BACKENDS
-from engine.cli import UsageError, near_matches
+from engine.cli import UsageError, did_you_mean
 from quant.recipe import METHODS
 
 FLOAT_METHODS = ("fp32", "fp16", "bf16")
@@ -110,15 +110,10 @@ def options_from_dict(values: dict[str, Any]) -> SweepOptions:
 
 def check_names(what: str, given: Iterable[str], allowed: Iterable[str]) -> tuple[str, ...]:
     """Return the names without repeats. Raises: UsageError: none at all, or unknown ones, with their near matches."""
-    names = tuple(dict.fromkeys(given))
+    names, allowed = tuple(dict.fromkeys(given)), tuple(allowed)
     if not names:
         raise UsageError(f"the grid is empty: {what} names nothing; allowed: {', '.join(allowed)}")
-    wrong = []
-    for name in names:
-        if name not in allowed:
-            near = near_matches(name, list(allowed))
-            wrong.append(f"'{name}'" + (f" (did you mean {near[0]}?)" if near else ""))
-    if wrong:
+    if wrong := [f"'{name}'{did_you_mean(name, allowed, ' ({})')}" for name in names if name not in allowed]:
         raise UsageError(f"{what} does not know {', '.join(wrong)}; allowed: {', '.join(allowed)}")
     return names
 

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.cli import near_matches
+from engine.cli import did_you_mean
 
 if TYPE_CHECKING:  # a task's file imports datasets, and some torch: a wrong name is said before
     from eval.tasks.base import Task
@@ -40,8 +40,7 @@ def check_task(name: str) -> None:
     """Raise ValueError for a name of no task, with near matches and the list; nothing is imported or executed."""
     if name in TASKS or Path(name).suffix == ".py":
         return
-    near = near_matches(name, list(TASKS))
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = did_you_mean(name, TASKS, "{} ", most=3)
     raise ValueError(f"no task '{name}'; {hint}Allowed: {', '.join(TASKS)}, or the path of your own my_task.py")
 
 

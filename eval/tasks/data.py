@@ -5,7 +5,6 @@ A hub id, a folder of parquet/csv/jsonl files or images, with errors that say wh
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
+
+from engine.cli import did_you_mean
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -39,12 +40,8 @@ def load_split(source: str | Path, split: str) -> datasets.Dataset:
     if path.is_dir():
         return _load_folder(path, split)
     if _looks_local(str(source)):
-        near = difflib.get_close_matches(path.name, _names(path.parent), n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {', '.join(near)}?"
-            if near
-            else "give a folder with train/validation/test files, or a hub id"
-        )
+        hint = did_you_mean(path.name, _names(path.parent), "{}", most=3)
+        hint = hint or "give a folder with train/validation/test files, or a hub id"
         raise FileNotFoundError(f"--data {source}: no such file or folder; {hint}")
     return _load_hub(str(source), split)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine.cli import near_matches, one_line
+from engine.cli import did_you_mean, one_line
 from eval.tasks.base import Task
 
 CHOSEN = "TASK"  # of several tasks in one file, the one of this name counts
@@ -27,9 +27,8 @@ def load_task(path: str | Path) -> Task:
     file = Path(path).expanduser()
     if not file.is_file():
         there = [each.name for each in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        near = near_matches(file.name, there)
         raise FileNotFoundError(
-            f"--task {path}: no such file{f'; did you mean {near[0]}?' if near else ''}; a task of your own is a "
+            f"--task {path}: no such file{did_you_mean(file.name, there)}; a task of your own is a "
             "Python file that defines one eval.tasks.base.Task"
         )
     text = file.read_bytes()

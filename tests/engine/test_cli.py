@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from engine.cli import CommandParser, UsageError, one_line, run_command, whole_output
+from engine.cli import CommandParser, UsageError, did_you_mean, one_line, run_command, whole_output
 
 
 def parser():
@@ -109,3 +109,11 @@ def test_of_two_processes_with_one_out_the_later_is_refused_and_the_first_ones_f
 def test_a_full_disk_is_named_with_the_file_that_did_not_fit(tmp_path):
     with pytest.raises(OSError, match=r"model cannot be written: No space left"), whole_output(tmp_path / "model"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_hint_names_near_matches_and_is_silent_without_any():
+    allowed = {"onnxruntime": 1, "openvino": 2}
+    assert did_you_mean("openvin", allowed) == "; did you mean openvino?"
+    assert did_you_mean("onnxrunt", allowed, " ({})", most=3) == " (did you mean onnxruntime?)"
+    assert did_you_mean("a", ["ab", "ac", "ad", "ae"], "{}", most=3).count(",") == 2
+    assert did_you_mean("zzz", allowed) == did_you_mean("zzz", [], "{}") == ""
