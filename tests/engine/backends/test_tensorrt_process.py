@@ -11,10 +11,12 @@ from multiprocessing.connection import Connection
 import numpy as np
 import pytest
 
-from engine.backend import BuildOptions
+from engine.backend import BuildOptions, get_backend
 from engine.backends.runner import Runner
 from engine.backends.tensorrt import process as trt_process
+from engine.backends.tensorrt.backend import target_of
 from engine.backends.tensorrt.process import TrtProcess, serve
+from engine.inspect.layers import InspectRequest
 from engine.shapes import ShapeRange
 
 
@@ -128,3 +130,19 @@ def test_an_interpreter_without_tensorrt_or_that_is_none_says_so(tmp_path):
     finally:
         here.close()
     assert "cannot start" in (TrtProcess(str(tmp_path / "python3")).check_build() or "")
+
+
+def test_its_target_is_that_of_its_version_and_inspection_crosses_the_pipe(process, monkeypatch, tmp_path):
+    backend, _ = process
+    monkeypatch.setattr(trt_process.TENSORRT, "version", lambda: "8.6.1")
+    monkeypatch.setattr(trt_process.TENSORRT, "inspect", lambda engine, request: (engine, request.iterations))
+    backend.close()  # what the other side answers with is taken when it starts
+    assert backend.target() == "tensorrt8" and get_backend("tensorrt_rtx").target() == "tensorrt"
+    assert backend.inspect(str(tmp_path / "e"), InspectRequest(iterations=3)) == (str(tmp_path / "e"), 3)
+    assert [target_of(version) for version in ("9.3", "10.0", None)] == ["tensorrt8", "tensorrt", "tensorrt"]
+
+
+def test_tensorrt_alone_lives_in_another_interpreter():
+    other = get_backend("tensorrt").in_interpreter("python3.10")
+    assert isinstance(other, TrtProcess) and other.python == "python3.10"
+    assert [get_backend(name).in_interpreter("python3.10") for name in ("tensorrt_rtx", "onnxruntime")] == [None, None]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -26,6 +28,22 @@ from eval.timing import latency
 from tests.engine.graphs import linear_model, run_plain, samples
 from tests.eval import tiny
 from tests.eval.sweeps import COMMAND, sweep_options
+
+ROOT = Path(__file__).parents[3]
+# Files beside the backends' own that may hold a backend's name as a whole string, and what it is there.
+NAMED = {
+    "engine/backend.py": "the registry",
+    "engine/passes/qdq.py": "export targets",
+    "engine/lint": "consumers: export targets, and what is known of them",
+    "eval/demo.py": "a default",
+    "eval/parity/check.py": "a default",
+    "eval/parity/layers.py": "a default",
+    "eval/sweep/__main__.py": "a default",
+    "eval/sweep/grid.py": "references that are ONNX Runtime's own: its fastest float session, its dynamic INT8",
+    "eval/sweep/bench.py": "the same",
+    "eval/sweep/references.py": "the same",
+    "eval/report/run_data.py": "the same",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +68,23 @@ def call(main, *words: object) -> int:
 def build(source, *words: object) -> int:
     flags = ("--onnx", source, "--backend", "toy", "--shapes", "x:4x16", "--out", "engine")
     return call(build_engine.main, *flags, *words)
+
+
+def test_no_other_file_names_a_backend():
+    """What decides by a name would have to learn of the next backend; what is declared in `info` need not."""
+    paths = [
+        *ROOT.glob("*.py"),
+        *(path for room in ("engine", "eval", "calib") for path in (ROOT / room).rglob("*.py")),
+    ]
+    names = {name for name in BACKENDS if name != "toy"}
+    found = {
+        str(path.relative_to(ROOT))
+        for path in paths
+        if any(isinstance(node, ast.Constant) and node.value in names for node in ast.walk(ast.parse(path.read_text())))
+    }
+    own = {each for each in found if each.startswith("engine/backends/")}
+    assert own  # the search finds what there is
+    assert {each for each in found - own if not each.startswith(tuple(NAMED))} == set()
 
 
 def test_it_builds_with_its_own_options_and_rebuilds_from_the_manifest(source, tmp_path, capsys):
