@@ -9,10 +9,11 @@ from typing import Any
 
 from engine.backend import BACKENDS
 from engine.cli import UsageError, near_matches
+from eval.results import FLOAT_TYPES, QAT
 from quant.recipe import METHODS
 
-FLOAT_METHODS = ("fp32", "fp16", "bf16")
-SMOOTHQUANT, QAT = "smoothquant", "qat"
+FLOAT_METHODS = FLOAT_TYPES
+SMOOTHQUANT = "smoothquant"
 INT8_METHODS = (*METHODS, SMOOTHQUANT, QAT)
 PYTORCH = "pytorch"
 FASTEST, DYNAMIC, COMPILED = "fp32-fastest", "dynamic", "fp32-compiled"
