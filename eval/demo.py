@@ -60,9 +60,9 @@ def table(data: RunData) -> str:
         size = "-" if r.size_bytes is None else f"{r.size_bytes / 1000:.0f}"
         accuracy = "-" if r.metric is None else f"{100 * r.metric:.2f}%"
         error = "-" if r.error_abs_mean is None else f"{r.error_abs_mean:.4f}"
-        latency = milliseconds(row.details["latency_ms"])
+        latency = milliseconds(row.details.latency_ms)
         lines.append(f"{label(system):<38} {accuracy:>8} {error:>7} {size:>5} {latency:>6} "
-                     f"{row.details['speedup']:>7.2f}x")  # fmt: skip
+                     f"{row.details.speedup or 0:>7.2f}x")  # fmt: skip
     num_samples = next((row.row.num_samples for row in data.rows if row.row.num_samples), 0)
     note = NOTE.format(num_samples=num_samples, batch_size=shape.batch_size, num_cpus=data.options.threads)
     return "\n".join([*lines, note])

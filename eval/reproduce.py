@@ -100,12 +100,11 @@ def reproduce(data: RunData, row: SweepRow) -> Reproduction:
         if row.row.latency_ms_p50 is not None:
             timing = time_systems({system.name: opened.runner}, bench.feeds(shape), system.name, data.options.rounds)
             latency_ms = float(np.median(timing.systems[system.name]["block_ms"])) if timing.systems else None
-        before = row.details.get("digests") or {}
-        after = opened.details["digests"]
+        before, after = row.details.digests, opened.details.digests
         num_scales, num_equal = _scales(data, bench, system) if system.recipe else (None, None)
         return Reproduction(
-            row.number, row.system, row.shape, num_scales, num_equal, after.get("source") == before.get("source"),
-            after["onnx"] == before["onnx"] if "onnx" in after and "onnx" in before else None, fresh.metric,
+            row.number, row.system, row.shape, num_scales, num_equal, after.source == before.source,
+            after.onnx == before.onnx if after.onnx and before.onnx else None, fresh.metric,
             row.row.metric, latency_ms, row.row.latency_ms_p50, _is_like(latency_ms, row), _differs(data),
             row.row.metric_name, row.row.scored_by,
         )  # fmt: skip
@@ -154,8 +153,8 @@ def _only_reading(bench: Bench) -> Iterator[None]:
 def _is_like(latency_ms: float | None, row: SweepRow) -> bool | None:
     if latency_ms is None or row.row.latency_ms_p50 is None:
         return None
-    low, high = row.details["latency_ms_low"] / LIKE_RATIO, row.details["latency_ms_high"] * LIKE_RATIO
-    return low <= latency_ms <= high
+    low, high = row.details.latency_ms_low, row.details.latency_ms_high
+    return None if low is None or high is None else low / LIKE_RATIO <= latency_ms <= high * LIKE_RATIO
 
 
 def _differs(data: RunData) -> tuple[str, ...]:

@@ -18,8 +18,11 @@ from typing import Any
 
 from engine.backend import backend_infos
 from eval.metrics.types import METRICS, Metric, get_metric, metric_from_dict
+from quant.recipe import METHODS
 
 SCHEMA = 1
+QAT = "qat"
+FLOAT_TYPES = ("fp32", "fp16", "bf16")
 STATUSES = ("ok", "failed", "skipped")
 PACKAGES = ("torch", "transformers", "numpy", "onnx")  # and each backend's own
 
@@ -28,8 +31,9 @@ PACKAGES = ("torch", "transformers", "numpy", "onnx")  # and each backend's own
 class ResultRow:
     """One measurement. Latencies in milliseconds, sizes in bytes; range and direction of a metric are its own.
 
-    Intervals are 95 % ones. The loss is against the reference on the same examples: its interval is paired
-    (`metrics.loss_interval`), above 0 is worse; mcnemar_p is the exact test's, null where nothing is right or wrong.
+    `calibrator` is what made the ranges, null for float; `training` is "qat" or null. Intervals are 95 % ones. The loss
+    is against the reference on the same examples: its interval is paired (`metrics.loss_interval`), above 0 is worse;
+    mcnemar_p is the exact test's, null where nothing is right or wrong.
     """
 
     status: str = "ok"
@@ -41,7 +45,8 @@ class ResultRow:
     num_samples: int | None = None
     recipe: str | None = None
     recipe_digest: str | None = None
-    method: str | None = None
+    calibrator: str | None = None
+    training: str | None = None
     seed: int | None = None
     backend: str | None = None
     precision: str | None = None
@@ -208,6 +213,7 @@ def parse_row(values: object, where: str) -> ResultRow:
         raise ValueError(
             f"{where}: schema {values.get('schema')}, this version reads {SCHEMA}; measure again with this version"
         )
+    values = _split_method(values)
     if unknown := sorted(set(values) - set(FIELD_NAMES)):
         raise ValueError(f"{where}: unknown fields {', '.join(unknown)}; the row is of a newer version, or damaged")
     try:
@@ -215,6 +221,22 @@ def parse_row(values: object, where: str) -> ResultRow:
         return ResultRow(**_as_perplexity(values) | {"metric_type": metric_from_dict(kind) if kind else None})
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def split_method(method: str | None) -> tuple[str | None, str | None]:
+    """Return (calibrator, training) of a sweep's method; of `smoothquant` the recipe knows the calibrator: None."""
+    return (method if method in METHODS else None), (method if method == QAT else None)
+
+
+def _split_method(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a row's values with `method`, which older rows have, in the fields that it mixed."""
+    if "method" not in values:
+        return values
+    method = values["method"]
+    calibrator, training = split_method(method)
+    precision = values.get("precision") or (method if method in FLOAT_TYPES else None)  # of a point that failed
+    split = {"precision": precision, "calibrator": calibrator, "training": training}
+    return {name: x for name, x in values.items() if name != "method"} | split
 
 
 def _as_perplexity(values: dict[str, Any]) -> dict[str, Any]:

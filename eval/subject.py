@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from engine.cli import UsageError
-from engine.manifest import read_manifest
+from engine.manifest import Manifest, read_manifest
 from engine.run import read_feeds
 from eval.evaluate import ReplayRunner, Runner
 from eval.pytorch_runner import PyTorchRunner
+from eval.results import QAT, split_method
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.sites.formats import format_names
+from quant.tensor_quantizer import named_quantizers
 
 META_KEY = "_eval"
 
@@ -34,8 +36,8 @@ class Subject:
         runner: what computes the outputs.
         loaded: the PyTorch model, None for an engine or stored outputs.
         model: what the user named.
-        backend, precision, size_bytes, recipe, recipe_digest, method, threads: as in the result row; None where
-            unknown.
+        backend, precision, size_bytes, recipe, recipe_digest, calibrator, training, threads: as in the result row; None
+            where unknown.
         meta: what `eval.feeds` noted, for stored outputs.
     """
 
@@ -47,9 +49,33 @@ class Subject:
     size_bytes: int | None = None
     recipe: str | None = None
     recipe_digest: str | None = None
-    method: str | None = None
+    calibrator: str | None = None
+    training: str | None = None
     threads: int | None = None
     meta: dict[str, Any] | None = None
+
+
+def precision_of_model(model: Any, dtype: str = "fp32") -> str:
+    """Return the precision of a model in PyTorch: the formats of its sites that are on, simulated, else its type."""
+    is_quantized = any(quantizer.enabled for _, quantizer in named_quantizers(model))
+    return f"{format_names(model)} (simulated)" if is_quantized else dtype
+
+
+def precision_of_engine(manifest: Manifest) -> str:
+    """Return the precision of an engine: the number formats of its file's sites, else what it computes in.
+
+    Older files bear a recipe and do not say their formats: int8 was the only one.
+    """
+    return manifest.metadata.get("int8kit.formats") or ("int8" if manifest.recipe_digest else manifest.precision)
+
+
+def ranges_from(description: dict[str, Any]) -> dict[str, Any]:
+    """Return by which calibrator and training a checkpoint has its ranges, from its quantization.json."""
+    provenance = description.get("provenance") or {}
+    if "imported_from" in provenance:
+        return {"calibrator": None, "training": None}
+    calibrator = (description["recipe"].get("calibrator") or {}).get("method")
+    return {"calibrator": calibrator, "training": QAT if "trained_by" in provenance else None}
 
 
 def load_model(name: str, device: str = "cpu", trust_remote_code: bool = False) -> LoadedModel:
@@ -67,21 +93,17 @@ def open_model(name: str, device: str = "cpu", trust_remote_code: bool = False) 
 
     loaded = load_model(name, device, trust_remote_code)
     size_bytes = sum(path.stat().st_size for path in Path(name).glob("*.safetensors")) if Path(name).is_dir() else 0
-    facts: dict[str, Any] = {"precision": "fp32"}
+    facts: dict[str, Any] = {}
     if is_checkpoint(name):
         description = read_description(name)
-        provenance = description.get("provenance") or {}
-        facts = {
-            "precision": f"{format_names(loaded.model)} (simulated)",
-            "recipe": description["recipe"].get("name"),
-            "recipe_digest": description.get("recipe_digest"),
-            "method": provenance.get("method"),
-        }
+        recipe = {"recipe": description["recipe"].get("name"), "recipe_digest": description.get("recipe_digest")}
+        facts = {**recipe, **ranges_from(description)}
     return Subject(
         runner=PyTorchRunner(loaded, device),
         model=str(name),
         loaded=loaded,
         backend="pytorch",
+        precision=precision_of_model(loaded.model),
         size_bytes=size_bytes or sum(p.numel() * p.element_size() for p in loaded.model.parameters()),
         threads=torch.get_num_threads() if device == "cpu" else None,
         **facts,
@@ -94,18 +116,18 @@ def open_engine(path: str, threads: int | None = None) -> Iterator[Subject]:
     from engine.backend import get_backend
 
     manifest = read_manifest(path)
+    calibrator, training = split_method(manifest.metadata.get("int8kit.method"))
     with get_backend(manifest.backend).load(path, threads) as runner:
         yield Subject(
             runner=runner,
             model=str(path),
             backend=manifest.backend,
-            precision=(
-                manifest.metadata.get("int8kit.formats", "int8") if manifest.recipe_digest else manifest.precision
-            ),
+            precision=precision_of_engine(manifest),
             size_bytes=manifest.size_bytes,
             recipe=manifest.metadata.get("int8kit.recipe"),
             recipe_digest=manifest.recipe_digest,
-            method=manifest.metadata.get("int8kit.method"),
+            calibrator=calibrator,
+            training=training,
             threads=threads or manifest.threads,
         )
 

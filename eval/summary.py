@@ -78,8 +78,18 @@ def result_row(subject: Subject, evaluation: Evaluation, arguments: argparse.Nam
         times = ("latency_ms_p50", "latency_ms_p90", "latency_ms_p99", "iterations")
         values |= {name: getattr(latency, name) for name in times}
         values["throughput_per_s"] = latency.throughput_per_s(arguments.batch_size)
-    for name in ("model", "backend", "precision", "size_bytes", "recipe", "recipe_digest", "method", "threads"):
-        values[name] = getattr(subject, name)
+    facts = (
+        "model",
+        "backend",
+        "precision",
+        "size_bytes",
+        "recipe",
+        "recipe_digest",
+        "calibrator",
+        "training",
+        "threads",
+    )
+    values |= {name: getattr(subject, name) for name in facts}
     for name in ("split", "seed", "batch_size", "padding"):
         values[name] = getattr(arguments, name)
     return ResultRow(

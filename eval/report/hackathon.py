@@ -99,8 +99,8 @@ def _original(c: Context) -> list[str]:
     seen = set()
     for system in c.data.int8_systems:
         row = c.data.ok(system)
-        found = row.details.get("products") if row else None
-        names = [*found["float"], *found["attention_float"]] if found else []
+        found = row.details.products if row else None
+        names = [*found.float, *found.attention_float] if found else []
         if names and (system.recipe, system.backend) not in seen:  # no calibrator changes which products run in INT8
             seen.add((system.recipe, system.backend))
             lines += ["- " + c.t("h_left_float", system=label(system), count=len(names), names=first_names(names))]

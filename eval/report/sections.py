@@ -125,7 +125,7 @@ def provenance(c: Context) -> list[str]:
                  data=Path(options.data or options.samples).name, samples=Path(options.samples).name,
                  num_calibration=options.num_calibration),
         "- " + t("protocol", rounds=_rounds(c), baseline=label(data.baseline), shape=c.shape(),
-                 session=base.details.get("session", label(data.baseline)) if base else NOTHING),
+                 session=base.details.session or label(data.baseline) if base else NOTHING),
         *([f"- {t('plots_language')}"] if t("plots_language") else []),
         "", t("command"), "", "```bash", data.manifest["command"], "```", "", *figure(c, "timeline", "plot_timeline"),
     ]  # fmt: skip
@@ -133,7 +133,7 @@ def provenance(c: Context) -> list[str]:
 
 def _rounds(c: Context) -> str:
     """Return how many rounds the shapes had, e.g. "8" or "8 to 40"."""
-    counts = sorted({len(row.details["block_ms"]) for row in c.data.rows if row.row.latency_ms_p50 is not None})
+    counts = sorted({len(row.details.block_ms) for row in c.data.rows if row.row.latency_ms_p50 is not None})
     return " - ".join(dict.fromkeys(str(n) for n in (counts[0], counts[-1]))) if counts else NOTHING
 
 

@@ -16,14 +16,14 @@ from eval.timing.ratios import Estimate, Term, estimate, ratio_term, shared_conf
 def time_at(data: RunData, system: System, shape: Shape | None = None) -> Estimate | None:
     """Return a system's time in ms at a shape (the primary one), None where it was not timed."""
     row = data.timed(system, shape)
-    return None if row is None else time_of(row.details["block_ms"])
+    return None if row is None else time_of(row.details.block_ms)
 
 
 def speedup_at(data: RunData, system: System, shape: Shape | None = None) -> Estimate | None:
     """Return how many times as fast as the baseline a system is at a shape, None where one was not timed."""
     row = data.timed(system, shape)
     base = None if row is None else _baseline_blocks(data, row)
-    return None if row is None or base is None else estimate([ratio_term(base, row.details["block_ms"])])
+    return None if row is None or base is None else estimate([ratio_term(base, row.details.block_ms)])
 
 
 def mean_speedup(data: RunData, system: System) -> Estimate | None:
@@ -33,7 +33,7 @@ def mean_speedup(data: RunData, system: System) -> Estimate | None:
         row = data.timed(system, shape)
         base = None if row is None else _baseline_blocks(data, row)
         if row is not None and base is not None:
-            terms.append(ratio_term(base, row.details["block_ms"]))
+            terms.append(ratio_term(base, row.details.block_ms))
     return estimate([replace(term, weight=1 / len(terms)) for term in terms]) if terms else None
 
 
@@ -64,32 +64,32 @@ def verdict(data: RunData, system: System, other: System, shape: Shape | None = 
 def _log_ratio(data: RunData, row: SweepRow, other: SweepRow) -> list[Term] | None:
     """Return the terms of log(other / row) at one shape; None where they have no rounds in common and no baseline."""
     if _session(row) == _session(other):
-        return [ratio_term(other.details["block_ms"], row.details["block_ms"])]
+        return [ratio_term(other.details.block_ms, row.details.block_ms)]
     own, theirs = _baseline_blocks(data, row), _baseline_blocks(data, other)
     if own is None or theirs is None:
         return None
-    return [ratio_term(own, row.details["block_ms"]), ratio_term(theirs, other.details["block_ms"], -1.0)]
+    return [ratio_term(own, row.details.block_ms), ratio_term(theirs, other.details.block_ms, -1.0)]
 
 
 def _baseline_blocks(data: RunData, row: SweepRow) -> Sequence[float] | None:
     """Return the blocks of the baseline in the session that timed a row."""
-    if "baseline_ms" in row.details:
-        return row.details["baseline_ms"]
-    base = data.named_row(row.details["baseline"], row.shape)
+    if row.details.baseline_ms is not None:
+        return row.details.baseline_ms
+    base = None if row.details.baseline is None else data.named_row(row.details.baseline, row.shape)
     if base is None or _session(base) != _session(row):
         return None
-    return base.details["block_ms"]
+    return base.details.block_ms
 
 
 def _session(row: SweepRow) -> tuple[int, int]:
     """Return what rows share whose blocks took turns: the session's number (older rows have none) and its rounds."""
-    return row.details.get("timing", 0), len(row.details["block_ms"])
+    return row.details.timing, len(row.details.block_ms)
 
 
 def _num_graphs(data: RunData) -> int:
     """Return how many different graphs were timed at the primary shape."""
     timed = [row for system in data.systems if (row := data.timed(system)) is not None]
-    return len({row.details.get("timed_as", row.system) for row in timed})
+    return len({row.details.timed_as or row.system for row in timed})
 
 
 def middle(found: Estimate | None) -> float | None:

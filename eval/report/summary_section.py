@@ -22,7 +22,7 @@ def machine(c: Context) -> list[str]:
     nothing for GPUs, and where the rows do not say."""
     if c.data.options.device != "cpu":
         return []
-    known = {(tuple(d["cpu_flags"]), d["machine"]) for row in c.data.rows if "cpu_flags" in (d := row.details)}
+    known = {(d.cpu_flags, d.machine or "") for row in c.data.rows if (d := row.details).cpu_flags is not None}
     lines = [c.t("machine", device=c.data.rows[0].row.device or NOTHING, threads=c.data.options.threads,
                  outlook=int8_outlook(flags, kind)) for flags, kind in sorted(known)]  # fmt: skip
     if any(saturates(flags, kind) for flags, kind in known):
@@ -146,7 +146,7 @@ def _noise(c: Context) -> list[str]:
         width, system, shape = wide[0]
         row = data.timed(system, shape)
         lines += [t("wide_ratios", count=len(wide), total=len(found), limit=f"{100 * MAX_WIDTH:.0f}",
-                    rounds=len(row.details["block_ms"]) if row else NOTHING, system=label(system), shape=c.shape(shape),
+                    rounds=len(row.details.block_ms) if row else NOTHING, system=label(system), shape=c.shape(shape),
                     width=f"{100 * width:.0f}"), ""]  # fmt: skip
     times = [(time.width, s, shape) for s in data.systems for shape in data.shapes
              if (time := time_at(data, s, shape)) is not None]  # fmt: skip

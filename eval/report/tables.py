@@ -112,18 +112,18 @@ def products(data: RunData, t: Texts) -> list[str]:
     lines, notes = [], {}
     for system in data.systems:
         row = data.ok(system)
-        found = row.details.get("products") if row is not None and system.is_int8 else None
+        found = row.details.products if row is not None and system.is_int8 else None
         if found is None or row is None:
             continue
-        linears = len(found["int8"]) + len(found["float"])
-        attention = found["attention_int8"] + found["attention_float"]
+        linears = len(found.int8) + len(found.float)
+        attention = found.attention_int8 + found.attention_float
         is_known = system.backend in BACKENDS
         is_plan = is_known and not get_backend(system.backend).info.are_products_measured
         notes[is_plan] = t("planned_note" if is_plan else "products_note")
         planned = f" {t('planned')}" if is_plan else ""
         lines.append([
-            label(system), first_names(found["float"]) or NOTHING, f"{len(found['int8'])} / {linears}{planned}",
-            f"{len(found['attention_int8'])} / {len(attention)}{planned}", f"#{row.number}",
+            label(system), first_names(found.float) or NOTHING, f"{len(found.int8)} / {linears}{planned}",
+            f"{len(found.attention_int8)} / {len(attention)}{planned}", f"#{row.number}",
         ])  # fmt: skip
     headers = [t(h) for h in ("configuration", "float_col", "linears_col", "attention_col", "row_col")]
     return [*table(headers, lines, left=2), " ".join(notes[key] for key in sorted(notes)), ""] if lines else []
@@ -222,8 +222,7 @@ def rows(data: RunData, t: Texts) -> list[str]:
     """Return one line for each row: number, system, shape, status, the digest of what ran."""
     lines = []
     for row in data.rows:
-        digests = row.details.get("digests") or {}
-        digest = digests.get("onnx") or digests.get("source") or NOTHING
+        digest = row.details.digests.onnx or row.details.digests.source or NOTHING
         system = data.system_named(row.system)
         lines.append([f"#{row.number}", label(system), row.shape, row.row.status, f"`{digest[:16]}`"])
     return table([t("row_col"), t("system_col"), t("shape_col"), t("status_col"), t("digest_col")], lines, left=5)

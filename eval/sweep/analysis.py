@@ -55,10 +55,10 @@ def _model_facts(workshop: Workshop) -> dict[str, Any]:
 
 def _lint(run: RunFolder) -> dict[str, str] | None:
     """Return what the linter says of the first INT8 file, None where there is no linter or no such file."""
-    row = next((r for r in run.rows() if r.row.recipe and r.details.get("onnx_path")), None)
-    if row is None or importlib.util.find_spec("engine.lint") is None:
+    row = next((r for r in run.rows() if r.row.recipe and r.details.onnx_path), None)
+    if row is None or row.details.onnx_path is None or importlib.util.find_spec("engine.lint") is None:
         return None
-    path = run.artifacts / row.details["onnx_path"]
+    path = run.artifacts / row.details.onnx_path
     done = subprocess.run([sys.executable, "-m", "engine.lint", str(path)], cwd=ROOT, capture_output=True, text=True)
     return {"system": row.system, "text": (done.stdout or done.stderr).replace(str(path), path.name).strip()[:4000]}
 

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from engine.manifest import read_manifest, sha256_of
 from eval.batches import BatchOptions, check_length
 from eval.evaluate import evaluate
 from eval.metrics.types import metric_from_dict
+from eval.point_details import NO_DETAILS, Details, Digests
 from eval.pytorch_runner import PyTorchRunner
-from eval.results import ResultRow, provenance
-from eval.subject import Subject
+from eval.results import ResultRow, provenance, split_method
+from eval.subject import Subject, precision_of_engine, precision_of_model, ranges_from
 from eval.summary import result_row
 from eval.sweep.grid import COMPILED, DYNAMIC, FASTEST, FLOAT_METHODS, PYTORCH, Shape, System
 from eval.sweep.references import (
@@ -38,7 +39,7 @@ from eval.sweep.workshop import Workshop
 from eval.tasks import get_task
 from eval.tasks.base import Task
 from eval.timing.latency import Feeds
-from quant.sites.formats import format_names
+from quant.checkpoint import read_description
 
 MAX_SCORE_BATCH = 32
 SCORED = ("num_samples", "metric_name", "metric_type", "metric", "metric_low", "metric_high", "mcnemar_p", "loss_low",
@@ -67,12 +68,12 @@ class Opened:
     size_bytes: int | None
     is_timed: bool = True
     is_scored: bool = True
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Details = NO_DETAILS
 
     @property
     def graph(self) -> str | None:
         """Digest of the graph it runs, its numbers left out: what has the same takes the same time. None: unknown."""
-        return self.details.get("graph")
+        return self.details.graph
 
 
 class Remembered:
@@ -172,7 +173,7 @@ class Bench:
                 runner = SessionRunner(path, self.options.threads)
                 identity = {"file": sha256_of(path), "session": "plain"}
                 yield Opened(system, runner, identity, "int8", onnx_bytes(path),
-                             details={"digests": {"onnx": identity["file"]}})  # fmt: skip
+                             details=Details(digests=Digests(onnx=identity["file"])))  # fmt: skip
             else:
                 yield self._open_engine(system, shape, stack)
 
@@ -188,9 +189,9 @@ class Bench:
         return Opened(
             system, TorchRunner(loaded, self.options.device, dtype, is_compiled),
             {"source": source, "backend": PYTORCH, "dtype": dtype},
-            f"{format_names(loaded.model)} (simulated)" if is_quantized else dtype,
+            precision_of_model(loaded.model, dtype),
             None if is_quantized else size, is_timed=not is_quantized, is_scored=not is_compiled,
-            details={"digests": {"source": source}},
+            details=Details(digests=Digests(source=source)),
         )  # fmt: skip
 
     def _open_fastest(self, system: System, shape: Shape, stack: ExitStack) -> Opened:
@@ -204,7 +205,7 @@ class Bench:
         runner, path = sessions[name]
         identity = {"file": inputs["sessions"][name], "session": name}  # type: ignore[index]
         return Opened(system, runner, identity, "fp32", onnx_bytes(path),
-                      details={"session": name, "digests": {"onnx": identity["file"]}})  # fmt: skip
+                      details=Details(session=name, digests=Digests(onnx=identity["file"])))  # fmt: skip
 
     def _open_engine(self, system: System, shape: Shape, stack: ExitStack) -> Opened:
         onnx_path = self.workshop.onnx(system)
@@ -212,13 +213,11 @@ class Bench:
         manifest = read_manifest(engine)
         runner = stack.enter_context(self.workshop.backend(system.backend).load(engine, self.options.threads))
         identity = {"onnx": manifest.onnx_sha256, "backend": system.backend, "precision": manifest.precision}
-        digests = {"source": self.workshop.source_digest(system), "onnx": manifest.onnx_sha256,
-                   "engine": manifest.engine_sha256}  # fmt: skip
+        digests = Digests(self.workshop.source_digest(system), manifest.onnx_sha256, manifest.engine_sha256)
         stored = onnx_path.relative_to(self.workshop.store.folder)
-        details = {"digests": digests, "products": dataclasses.asdict(manifest.products), "onnx_path": str(stored),
-                   "graph": self._graph(system, shape, onnx_path, engine)}  # fmt: skip
-        precision = manifest.metadata.get("int8kit.formats", "int8") if system.is_int8 else manifest.precision
-        return Opened(system, runner, identity, precision, manifest.size_bytes, details=details)
+        details = Details(digests=digests, products=manifest.products, onnx_path=str(stored),
+                          graph=self._graph(system, shape, onnx_path, engine))  # fmt: skip
+        return Opened(system, runner, identity, precision_of_engine(manifest), manifest.size_bytes, details=details)
 
     def _graph(self, system: System, shape: Shape, onnx_path: Path, engine: Path) -> str | None:
         """Return the digest of the graph that an engine runs, with all that its build got beside; None: unknown.
@@ -251,6 +250,8 @@ class Bench:
             values |= {"metric_type": metric_from_dict(values["metric_type"])}
         recipe = self.workshop.recipe(opened.system) if opened.system.recipe else None
         own = self.base_row(opened.system, shape)
+        if recipe is not None:  # as the checkpoint says: smoothquant and qat name no calibrator
+            own = dataclasses.replace(own, **ranges_from(read_description(self.workshop.checkpoint(opened.system))))
         measured = {name: values[name] for name in values if getattr(own, name) is None}
         return dataclasses.replace(
             own, precision=opened.precision, size_bytes=opened.size_bytes,
@@ -275,11 +276,12 @@ class Bench:
 
     def base_row(self, system: System, shape: Shape, **changes: Any) -> ResultRow:
         """Return a row that says what and where, nothing measured."""
-        options = self.options
+        options, (calibrator, training) = self.options, split_method(system.method)
         return ResultRow(**{
             "command": self.command, "model": options.model, "task": get_task(options.task).name,
-            "split": options.split, "recipe": system.recipe, "method": system.method, "seed": options.seed,
-            "backend": system.backend, "batch_size": shape.batch_size, "sequence_length": shape.sequence_length,
+            "split": options.split, "recipe": system.recipe, "calibrator": calibrator, "training": training,
+            "seed": options.seed, "backend": system.backend, "batch_size": shape.batch_size,
+            "sequence_length": shape.sequence_length,
             "threads": options.threads if options.device == "cpu" else None, "padding": "max", **self.origin, **changes,
         })  # fmt: skip
 

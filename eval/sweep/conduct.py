@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.cli import one_line
 from engine.hardware import cpu_flags
+from eval.point_details import NO_DETAILS, Details
 from eval.results import ResultRow
 from eval.sweep.bench import Bench, Opened, Skipped
 from eval.sweep.grid import Shape, System, baseline_of, shapes_of, systems_of
@@ -85,7 +86,7 @@ class Conductor:
         timings = self._kept_timings(shape)
         for system in pending:
             if system.name in rows:
-                details = dict(opened[system.name].details) if system.name in opened else {}
+                details = opened[system.name].details if system.name in opened else NO_DETAILS
                 self._append(shape, system, rows[system.name], details, timings)
 
     def _prepare(self, system: System, shape: Shape, stack: ExitStack) -> tuple[ResultRow, Opened | None]:
@@ -138,20 +139,21 @@ class Conductor:
         return timings
 
     def _append(
-        self, shape: Shape, system: System, row: ResultRow, details: dict[str, Any], timings: list[ShapeTiming]
+        self, shape: Shape, system: System, row: ResultRow, details: Details, timings: list[ShapeTiming]
     ) -> None:
         if self.options.device == "cpu":
-            details |= {"cpu_flags": list(cpu_flags()), "machine": platform.machine()}
+            details = dataclasses.replace(details, cpu_flags=tuple(cpu_flags()), machine=platform.machine())
         for number, timing in reversed(list(enumerate(timings))):
-            who = timing.timed_as(system.name, details.get("graph")) if row.status == "ok" else None
+            who = timing.timed_as(system.name, details.graph) if row.status == "ok" else None
             if who in timing.errors:
                 row = dataclasses.replace(row, status="failed", error=timing.errors[who])
                 break
             if who in timing.systems:
                 row = _with_latency(row, timing, who, shape)
-                details |= {**timing.details(who), "timing": number}
+                details = dataclasses.replace(timing.add_to(details, who), timing=number)
                 if number:  # in a later session than the shape's first: its ratios are over that one's baseline
-                    details["baseline_ms"] = timing.systems[timing.baseline]["block_ms"]
+                    base_ms = tuple(timing.systems[timing.baseline]["block_ms"])
+                    details = dataclasses.replace(details, baseline_ms=base_ms)
                 break
         self.run.append(SweepRow(row, system.name, shape.name, details))
         self.done.add((system.name, shape.name))

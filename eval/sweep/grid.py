@@ -9,10 +9,11 @@ from typing import Any
 
 from engine.backend import BACKENDS
 from engine.cli import UsageError, did_you_mean
+from eval.results import FLOAT_TYPES, QAT
 from quant.recipe import METHODS
 
-FLOAT_METHODS = ("fp32", "fp16", "bf16")
-SMOOTHQUANT, QAT = "smoothquant", "qat"
+FLOAT_METHODS = FLOAT_TYPES
+SMOOTHQUANT = "smoothquant"
 INT8_METHODS = (*METHODS, SMOOTHQUANT, QAT)
 PYTORCH = "pytorch"
 BUILD_ARGUMENTS = "--build-arguments"  # the flag whose words each backend reads as its own

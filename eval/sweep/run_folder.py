@@ -9,10 +9,11 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.point_details import NO_DETAILS, Details, details_from_dict
 from eval.results import ResultRow, device_name, package_versions, parse_row
 from eval.sweep.grid import SweepOptions, options_from_dict
 
@@ -30,23 +31,18 @@ class SweepRow:
         row: the fields every result has.
         system: the system's name.
         shape: the shape's name.
-        details: latency_ms (the geometric mean of its blocks, as `eval.timing.ratios` says) and its interval, speedup
-            and its interval, baseline, block_ms, timed_as (whose blocks these are: one that runs the same graph), graph
-            (its digest), timing (number of the session it was timed in; older rows have none: 0), baseline_ms (blocks
-            of that session's baseline, where it is not the first), digests of what it was made from, products, session,
-            cpu_flags and machine (instruction sets and architecture of what measured).
         number: its line in results.jsonl, from 1; 0 before it is written.
     """
 
     row: ResultRow
     system: str
     shape: str
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Details = NO_DETAILS
     number: int = 0
 
     def as_line(self) -> str:
         """Return the row as its line in results.jsonl."""
-        extra = {"schema": SWEEP_SCHEMA, "system": self.system, "shape": self.shape, **self.details}
+        extra = {"schema": SWEEP_SCHEMA, "system": self.system, "shape": self.shape, **self.details.as_dict()}
         return json.dumps({**self.row.as_dict(), "sweep": extra}, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
@@ -63,8 +59,14 @@ def parse_sweep_row(line: str, where: str, number: int) -> SweepRow:
         raise ValueError(
             f"{where}: sweep schema {found}, this version reads {SWEEP_SCHEMA}; start a new sweep in another --out"
         )
-    extra.pop("schema")
-    return SweepRow(row, extra.pop("system"), extra.pop("shape"), extra, number)
+    missing = [name for name in ("system", "shape") if name not in extra]
+    if missing:
+        raise ValueError(f"{where}: its sweep names no {' and no '.join(missing)}; delete the broken line")
+    rest = {name: value for name, value in extra.items() if name not in ("schema", "system", "shape")}
+    try:
+        return SweepRow(row, extra["system"], extra["shape"], details_from_dict(rest), number)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.cli import one_line
+from eval.point_details import Details
 from eval.timing.latency import Feeds, compare
 from eval.timing.ratios import ratio_of, time_of
 
@@ -33,16 +34,16 @@ class ShapeTiming:
             return name
         return next((other for other, each in self.graphs.items() if graph is not None and each == graph), None)
 
-    def details(self, name: str) -> dict[str, Any]:
-        """Return what a timed system's row says of its time and of its speed-up over the baseline."""
+    def add_to(self, details: Details, name: str) -> Details:
+        """Return the details with a timed system's time and its speed-up over the baseline."""
         block_ms = self.systems[name]["block_ms"]
         time, ratio = time_of(block_ms), ratio_of(self.systems[self.baseline]["block_ms"], block_ms)
-        return {
-            "latency_ms": time.value, "latency_ms_low": time.low, "latency_ms_high": time.high,
-            "baseline": self.baseline, "timed_as": name,
-            "speedup": ratio.value, "speedup_low": ratio.low, "speedup_high": ratio.high,
-            "block_ms": [round(ms, 5) for ms in block_ms],
-        }  # fmt: skip
+        return replace(
+            details, latency_ms=time.value, latency_ms_low=time.low, latency_ms_high=time.high,
+            baseline=self.baseline, timed_as=name,
+            speedup=ratio.value, speedup_low=ratio.low, speedup_high=ratio.high,
+            block_ms=tuple(round(ms, 5) for ms in block_ms),
+        )  # fmt: skip
 
 
 def time_systems(

@@ -11,13 +11,16 @@ from seqeval.metrics import accuracy_score, f1_score
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from engine.manifest import sha256_of
 from eval.batches import BatchOptions
 from eval.evaluate import evaluate
 from eval.pytorch_runner import PyTorchRunner
+from eval.subject import open_engine, open_model
 from eval.sweep.run import run_sweep
 from eval.tasks import get_task
 from eval.tasks.ner import IGNORED
 from eval.timing import latency
+from quant.recipe import load_recipe
 from tests.eval import tiny
 from tests.eval.sweeps import sweep_options
 
@@ -169,11 +172,23 @@ def test_from_a_model_without_the_head_to_an_engine(data, tmp_path, capsys):
     assert re.search(rf"entity_f1 .*accuracy .*\d+ of {sum(map(len, sentences()['tokens']))} predictions differ", out)
 
 
-def test_a_sweep_of_it(data, tmp_path, monkeypatch):
+def test_a_sweep_of_it_and_eval_say_the_same_of_each_engine_and_checkpoint(data, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "PAUSE_S", 0.0)
     model = tiny.save(with_tags(), tmp_path / "model")
-    options = sweep_options(model, data, task="ner", methods=("fp32", "max"), batch_sizes=(2,))
+    options = sweep_options(model, data, task="ner", methods=("fp32", "mse", "smoothquant"), batch_sizes=(2,))
     result = run_sweep(options, tmp_path / "run", "python -m eval.sweep (test)")
     assert result.counts == {"ok": result.num_points}, [row.row.error for row in result.run.rows()]
-    row = next(row.row for row in result.run.rows() if row.row.method == "max")
-    assert row.metric_name == row.scored_by.name == "entity_f1" and row.num_flips is not None
+    rows = {row.details.digests.engine: row.row for row in result.run.rows() if row.details.digests.engine}
+    for path in result.run.artifacts.glob("engine-*/engine"):
+        with open_engine(str(path), 1) as subject:
+            row = rows.pop(sha256_of(path))
+            assert (subject.precision, subject.training) == (row.precision, row.training)
+            assert row.metric_name == row.scored_by.name == "entity_f1" and row.num_flips is not None
+    assert not rows
+    found = {(row.row.precision, row.row.recipe, row.row.calibrator) for row in result.run.rows()}
+    default = load_recipe("int8_linear").calibrator.method  # smoothquant is an option of the recipe, no calibrator
+    assert found == {("fp32", None, None), ("int8", "int8_linear", "mse"), ("int8", "int8_linear", default)}
+    for path in result.run.artifacts.glob("checkpoint-*"):
+        subject = open_model(str(path))
+        assert subject.precision == "int8 (simulated)" and subject.calibrator in ("mse", default)
+    assert open_model(model).precision == "fp32"

@@ -1,5 +1,6 @@
 """The report's judgement and words, without a sweep: verdicts, ties, texts of both languages, figures as text."""
 
+import dataclasses
 import re
 import zlib
 from pathlib import Path
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
+from engine.products import Products
+from eval.point_details import Details
 from eval.report.advice import advise, dominated_recipes, has_fp8, smallest
 from eval.report.context import Context
 from eval.report.figure_style import NARROW, Canvas, ticks_where
@@ -49,7 +52,8 @@ def test_a_runner_that_fails_leaves_the_others_their_times(monkeypatch):
                 raise self.error
 
     timing = time_systems({"a": Runner(MemoryError("too large")), "b": Runner()}, {}, "a", 2)
-    assert timing.errors == {"a": "too large"} and timing.baseline == "b" and timing.details("b")["speedup"] == 1
+    assert timing.errors == {"a": "too large"} and timing.baseline == "b"
+    assert timing.add_to(Details(), "b").speedup == 1
 
 
 def test_fp8_is_named_only_where_the_gpu_has_it():
@@ -76,9 +80,9 @@ def test_the_page_holds_its_plots_links_its_rows_and_runs_no_html_of_others():
 def row(system, shape, latency, error, spread=0.01, metric=0.9, number=1, **values):
     """Return a row of a system that takes so many ms, its blocks scattered by `spread` in a way of its own."""
     scatter = np.random.default_rng(zlib.crc32(f"{system} {shape}".encode())).normal(0, spread, 12)
-    details = {"block_ms": list(latency * np.exp(scatter - scatter.mean())), "baseline": "fp32-fastest onnxruntime"}
-    if system != details["baseline"]:
-        details["baseline_ms"] = list(8.0 * np.exp(np.linspace(-0.01, 0.01, 12)))
+    base_ms = tuple(8.0 * np.exp(np.linspace(-0.01, 0.01, 12))) if system != "fp32-fastest onnxruntime" else None
+    blocks = tuple(latency * np.exp(scatter - scatter.mean()))
+    details = Details(block_ms=blocks, baseline="fp32-fastest onnxruntime", baseline_ms=base_ms)
     found = ResultRow(status="ok", latency_ms_p50=latency, error_abs_mean=error, metric=metric,
                       metric_name=values.pop("metric_name", "accuracy"), **values)  # fmt: skip
     return SweepRow(found, system, shape, details, number)
@@ -173,12 +177,17 @@ def test_a_ratio_over_all_shapes_decides_where_no_single_shape_does():
     assert pooled.low < 8.0 / 7.6 < pooled.high
 
 
+def later(row):
+    """Return a row as measured in a second session, when everything took twice the time."""
+    blocks, base = tuple(2 * ms for ms in row.details.block_ms), tuple(16 * np.exp(np.linspace(-0.01, 0.01, 12)))
+    return dataclasses.replace(
+        row, details=dataclasses.replace(row.details, timing=1, block_ms=blocks, baseline_ms=base)
+    )
+
+
 def test_rows_of_another_session_are_compared_over_their_own_baselines():
     data = sweep_of((4.0, 0.1, {}), (4.0, 0.1, {}))
-    for each in data.rows:
-        if each.system == EXACT:  # measured later, when everything took twice the time
-            each.details.update(timing=1, block_ms=[2 * ms for ms in each.details["block_ms"]],
-                                baseline_ms=[16.0 * x for x in np.exp(np.linspace(-0.01, 0.01, 12))])  # fmt: skip
+    data = dataclasses.replace(data, rows=tuple(later(each) if each.system == EXACT else each for each in data.rows))
     fast, exact = (data.system_named(name) for name in (FAST, EXACT))
     assert verdict(data, fast, exact) == "equal"
     assert ratio_over(data, fast, exact).value == pytest.approx(1.0, rel=0.01)
@@ -248,12 +257,14 @@ def test_a_perplexity_is_printed_as_one_and_less_of_it_is_better():
 def test_the_machines_int8_instructions_stand_first_where_they_are_known():
     data = sweep_of((4.0, 0.2, {}), (5.0, 0.1, {}))
     assert machine(Context(data, Texts("en"), 0.01, {})) == []
-    data.rows[0].details.update(cpu_flags=["avx2"], machine="x86_64")
+    known = dataclasses.replace(data.rows[0].details, cpu_flags=("avx2",), machine="x86_64")
+    data = dataclasses.replace(data, rows=(dataclasses.replace(data.rows[0], details=known), *data.rows[1:]))
     lines = summary(Context(data, Texts("en"), 0.01, {}))
     assert "no VNNI; INT8 products gain at most about 1.3 times" in lines[0]
     mended = [line for line in lines[: lines.index("## Summary")] if line.startswith("No INT8 sum saturates")]
     assert len(mended) == len(data.options.backends) and "x64quantprecision" in " ".join(mended)
-    data.rows[0].details.update(cpu_flags=["avx2", "avx_vnni"])
+    known = dataclasses.replace(known, cpu_flags=("avx2", "avx_vnni"))
+    data = dataclasses.replace(data, rows=(dataclasses.replace(data.rows[0], details=known), *data.rows[1:]))
     lines = summary(Context(data, Texts("en"), 0.01, {}))
     assert "with VNNI" in lines[0] and lines[2] == "## Summary"
 
@@ -292,7 +303,7 @@ def test_the_page_shows_a_narrow_plot_on_a_phone():
 
 def test_products_of_tensorrt_are_called_a_plan():
     engine = row("max int8_full tensorrt", "1x8", 0.5, 0.2)
-    engine.details["products"] = {"int8": ["a"], "float": [], "attention_int8": [], "attention_float": []}
+    engine = dataclasses.replace(engine, details=dataclasses.replace(engine.details, products=Products(int8=("a",))))
     options = {"methods": ("max",), "recipes": ("int8_full",), "backends": ("tensorrt",), "batch_sizes": (1,)}
     text = "\n".join(sizes(Context(run_data([engine], **options), Texts("en"), 0.01, {})))
     assert "1 / 1 (planned)" in text and "does not say" in text and "runtime's own graph" not in text

@@ -5,7 +5,7 @@ import pytest
 from eval.results import FIELD_NAMES, ResultRow, append_row, provenance, read_rows
 
 CONTRACT = """schema status error command commit dirty versions device driver model task split num_samples recipe
-recipe_digest method seed backend precision batch_size sequence_length metric_name metric metric_low
+recipe_digest calibrator training seed backend precision batch_size sequence_length metric_name metric metric_low
 metric_high error_abs_max error_abs_mean error_abs_median error_rel_max error_rel_mean
 error_rel_median cosine sqnr_db latency_ms_p50 latency_ms_p90 latency_ms_p99 iterations
 throughput_per_s size_bytes num_flips threads padding metric_type mcnemar_p loss_low loss_high"""

@@ -96,11 +96,11 @@ def test_rows_say_accuracy_error_latency_speedup_and_the_loss_with_its_interval(
     rows = {(row.system, row.shape): row for row in finished[0].run.rows()}
     row = rows["max int8_linear onnxruntime", "2x8"]
     assert row.row.status == "ok" and row.row.error_abs_mean > 0 and row.row.num_samples == 24
-    assert row.details["latency_ms_low"] <= row.row.latency_ms_p50 * 1.5 and row.row.iterations == 10
-    assert row.details["baseline"] == "fp32-fastest onnxruntime" and row.details["products"]["int8"]
+    assert row.details.latency_ms_low <= row.row.latency_ms_p50 * 1.5 and row.row.iterations == 10
+    assert row.details.baseline == "fp32-fastest onnxruntime" and row.details.products.int8
     base = rows["fp32-fastest onnxruntime", "2x8"]
-    assert base.details["speedup"] == 1 and base.details["session"] and base.row.error_abs_max < 1e-4
-    assert row.details["speedup"] == pytest.approx(base.details["latency_ms"] / row.details["latency_ms"], rel=1e-9)
+    assert base.details.speedup == 1 and base.details.session and base.row.error_abs_max < 1e-4
+    assert row.details.speedup == pytest.approx(base.details.latency_ms / row.details.latency_ms, rel=1e-9)
     assert 0 <= row.row.mcnemar_p <= 1 and row.row.loss_low <= row.row.loss_high
 
 
@@ -108,11 +108,11 @@ def test_calibrators_of_one_recipe_run_one_graph_and_are_timed_once(finished):
     rows = {(row.system, row.shape): row for row in finished[0].run.rows()}
     for shape in shapes_of(finished[2]):
         first, second = (rows[f"{method} int8_linear onnxruntime", shape.name] for method in ("max", "mse"))
-        assert first.details["graph"] == second.details["graph"]
-        assert first.details["digests"] != second.details["digests"]
-        assert second.details["timed_as"] == first.system and second.details["block_ms"] == first.details["block_ms"]
+        assert first.details.graph == second.details.graph
+        assert first.details.digests != second.details.digests
+        assert second.details.timed_as == first.system and second.details.block_ms == first.details.block_ms
         own = rows["fp32 onnxruntime", shape.name].details
-        assert own["graph"] != first.details["graph"] and own["timed_as"] == "fp32 onnxruntime"
+        assert own.graph != first.details.graph and own.timed_as == "fp32 onnxruntime"
     timings = [finished[0].run.read_json(f"timings/{shape.name}.0.json") for shape in shapes_of(finished[2])]
     assert all("mse int8_linear onnxruntime" not in timing["systems"] for timing in timings)
 
@@ -169,7 +169,7 @@ def stripped(rows: list[SweepRow]) -> list[tuple]:
     out = []
     for row in rows:
         plain = {k: v for k, v in row.row.as_dict().items() if not k.startswith("latency") and k != "throughput_per_s"}
-        kept = {k: v for k, v in row.details.items() if k in ("digests", "products", "baseline")}
+        kept = {k: v for k, v in row.details.as_dict().items() if k in ("digests", "products", "baseline")}
         out.append((row.system, row.shape, json.dumps([plain, kept], sort_keys=True)))
     return sorted(out)
 
