@@ -20,10 +20,12 @@ from calib.statistics import Statistics
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
 from eval.tasks import get_task
 from quant.checkpoint import save_checkpoint
-from quant.insert import insert_quantizers, quantization_of, summarize_sites
+from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
+from quant.sites.site import quantization_of
+from quant.sites.summary import summarize_sites
 
 IMPORT_RECIPE = "int8_linear"  # with --import-amax: an import brings its own SmoothQuant, or none
 SAMPLE_FLAGS = {"task": None, "method": None, "num_samples": 256, "column": None, "seed": 0, "batch_size": 32,

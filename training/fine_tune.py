@@ -27,9 +27,10 @@ from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task
 from eval.tasks.base import Task
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
-from quant.insert import insert_quantizers, quantization_of
+from quant.insert import insert_quantizers
 from quant.models.pretrained import LoadedModel, has_head, load_float_model
 from quant.recipe import Recipe, load_recipe, recipe_from_dict
+from quant.sites.site import quantization_of
 from training.qat import QatTrainer, finish_qat, start_qat
 
 logger = logging.getLogger(__name__)
