@@ -15,20 +15,17 @@ import time
 from functools import partial
 from pathlib import Path
 
-import transformers
-
 from engine.backend import outlook
 from engine.cli import CommandParser, check_free, run_command
 from eval.report.__main__ import write_report
 from eval.report.run_data import RunData, label, read_run
 from eval.report.writing import milliseconds
 from eval.sweep.grid import REFERENCES, SweepOptions
-from eval.sweep.run import Interrupted, run_sweep
 from eval.sweep.run_folder import MANIFEST
-from quant.models.pretrained import DIGITS
 
 say = partial(print, file=sys.stderr, flush=True)  # progress; the table and the report's path alone go to stdout
 RUN = Path("runs/demo")
+DIGITS = "digits"  # the model and the task
 QAT_ARGUMENTS = (
     "--max_steps 60 --per_device_train_batch_size 64 --learning_rate 1e-5 --eval_strategy no --save_strategy no "
     "--load_best_model_at_end false --disable_tqdm true"
@@ -71,6 +68,10 @@ def table(data: RunData) -> str:
 def demo(arguments: argparse.Namespace) -> None:
     """Run the sweep, write its report, print the table and the report's path."""
     started = time.perf_counter()
+    import transformers  # with torch: not for --help
+
+    from eval.sweep.run import Interrupted, run_sweep
+
     transformers.logging.disable_progress_bar()  # a bar for each saved file says nothing here
     run = Path(arguments.out or RUN)
     is_ours = (run / MANIFEST).is_file() and (arguments.force or not arguments.out)

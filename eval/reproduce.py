@@ -13,22 +13,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.metrics.types import Metric, get_metric
 from eval.report.advice import advise
 from eval.report.run_data import RunData, read_run
 from eval.results import device_name, package_versions
-from eval.sweep.bench import Bench
 from eval.sweep.grid import System
 from eval.sweep.run_folder import SweepRow
 from eval.sweep.store import ArtifactStore
-from eval.sweep.timing import time_systems
-from eval.sweep.workshop import Workshop
-from quant.checkpoint import QUANTIZER_FILE
+
+if TYPE_CHECKING:  # with torch and transformers: imported once the flags are right
+    from eval.sweep.bench import Bench
 
 LIKE_RATIO = 1.25  # latencies of two runs on one machine differ by so much on a busy day
 MAX_LOSS = 0.01
@@ -89,6 +88,10 @@ def reproduce(data: RunData, row: SweepRow) -> Reproduction:
 
     Raises: ValueError: the model or the data are not those of the run.
     """
+    from eval.sweep.bench import Bench
+    from eval.sweep.timing import time_systems
+    from eval.sweep.workshop import Workshop
+
     system = data.system_named(row.system)
     shape = next(shape for shape in data.shapes if shape.name == row.shape)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -122,6 +125,12 @@ def _check_identity(data: RunData, bench: Bench) -> None:
 
 def _scales(data: RunData, bench: Bench, system: System) -> tuple[int, int | None]:
     """Return how many scales there are and how many equal those of the run, None where its checkpoint is gone."""
+    from safetensors.numpy import load_file
+
+    from eval.sweep.bench import Bench
+    from eval.sweep.workshop import Workshop
+    from quant.checkpoint import QUANTIZER_FILE
+
     fresh = load_file(bench.workshop.checkpoint(system) / QUANTIZER_FILE)
     num = sum(name.endswith("/amax") for name in fresh)
     stored = Bench(Workshop(data.options, ArtifactStore(data.run.artifacts)), "")

@@ -34,13 +34,12 @@ ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "families.jsonl"
 # What computes the cells. Insertion is not among them: its outcome, the sites, is in the digest itself.
 SOURCES = (
-    "quant/attention.py", "quant/own_attention.py", "quant/modules.py", "quant/fake_quantize.py",
+    "quant/attention.py", "quant/own_attention.py", "quant/modules.py", "quant/formats.py", "quant/fake_quantize.py",
     "quant/tensor_quantizer.py", "quant/onnx_export.py", "training/distillation.py", "calib/collect.py",
-    "calib/apply.py", "calib/smoothquant.py",
-    "engine/passes/qdq.py", "engine/passes/weights.py", "engine/passes/placement.py", "engine/passes/lowering.py",
-    "engine/passes/half.py", "engine/passes/tensorrt_graph.py", "engine/integers.py", "eval/parity/check.py",
-    "eval/parity/limits.py",
-    "eval/parity/rounding_noise.py", "eval/parity/graph.py", "quant/formats.py", "benchmarks/families/cells.py",
+    "calib/apply.py", "calib/smoothquant.py", "engine/passes/qdq.py", "engine/passes/weights.py",
+    "engine/passes/placement.py", "engine/passes/lowering.py", "engine/passes/half.py",
+    "engine/passes/tensorrt_graph.py", "engine/integers.py", "eval/parity/check.py", "eval/parity/limits.py",
+    "eval/parity/rounding_noise.py", "eval/parity/graph.py", "eval/parity/stored.py", "benchmarks/families/cells.py",
 )  # fmt: skip
 
 
