@@ -36,7 +36,7 @@ def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel) -> Samples
     """Return the samples, read by the task's own columns where one is given."""
     from calib.samples import load_samples
     from eval.tasks import get_task
-    from eval.tasks.samples import task_reader
+    from eval.tasks.parts.samples import task_reader
 
     reader, columns = None, arguments.column
     if arguments.task:

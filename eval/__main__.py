@@ -10,7 +10,7 @@ import sys
 
 from engine.cli import CommandParser, UsageError, run_command
 from eval.arguments import add_data_arguments, check_task_argument
-from eval.tasks.encoding import PADDINGS
+from eval.tasks.parts.encoding import PADDINGS
 
 DEFAULT_ITERATIONS = 30
 

@@ -13,8 +13,8 @@ import numpy as np
 from datasets import Dataset
 
 from eval.tasks.base import Task
-from eval.tasks.encoding import PADDINGS
-from eval.tasks.outcome import Arrays
+from eval.tasks.parts.encoding import PADDINGS
+from eval.tasks.parts.outcome import Arrays
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from engine.cli import UsageError
 from eval.batches import BatchOptions, check_length
 from eval.tasks import get_task
 from eval.tasks.base import Task
-from eval.tasks.encoding import PADDINGS
+from eval.tasks.parts.encoding import PADDINGS
 
 
 def batch_options(arguments: argparse.Namespace, seq_length: int | None) -> BatchOptions:

@@ -12,7 +12,7 @@ from eval.evaluate import evaluate
 from eval.parity.layers import run_layers
 from eval.subject import Subject, check_meta, load_model, open_engine, open_model, open_outputs
 from eval.summary import log_details, result_row, summary_line
-from eval.tasks.encoding import PADDINGS
+from eval.tasks.parts.encoding import PADDINGS
 
 
 def evaluate_command(arguments: argparse.Namespace) -> None:

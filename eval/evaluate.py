@@ -18,7 +18,7 @@ from tqdm import tqdm
 from eval.batches import BatchOptions, check_length, iter_batches, select_feeds
 from eval.metrics.scores import loss_interval, mcnemar_p_value, num_flips
 from eval.tasks.base import Task
-from eval.tasks.outcome import Arrays, Scores, check_arrays, check_scores, said_by
+from eval.tasks.parts.outcome import Arrays, Scores, check_arrays, check_scores, said_by
 from eval.tensor_error import ErrorStream, TensorError, check_finite
 from eval.timing.latency import Feeds, Latency, measure
 

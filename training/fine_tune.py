@@ -26,7 +26,7 @@ from eval.evaluate import Evaluation, evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task
 from eval.tasks.base import Task
-from eval.tasks.outcome import check_arrays, said_by
+from eval.tasks.parts.outcome import check_arrays, said_by
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.models.pretrained import LoadedModel, has_head, load_float_model

@@ -20,7 +20,6 @@ from engine.manifest import read_manifest, sha256_of
 from eval.batches import BatchOptions, check_length
 from eval.evaluate import evaluate
 from eval.metrics.types import metric_from_dict
-from eval.point_details import NO_DETAILS, Details, Digests
 from eval.pytorch_runner import PyTorchRunner
 from eval.results import ResultRow, provenance, split_method
 from eval.subject import Subject, precision_of_engine, precision_of_model, ranges_from
@@ -39,6 +38,7 @@ from eval.sweep.workshop import Workshop
 from eval.tasks import get_task
 from eval.tasks.base import Task
 from eval.timing.latency import Feeds
+from eval.timing.point_details import NO_DETAILS, Details, Digests
 from quant.checkpoint import read_description
 
 MAX_SCORE_BATCH = 32

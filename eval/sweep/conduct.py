@@ -14,7 +14,6 @@ from typing import Any
 
 from engine.cli import one_line
 from engine.hardware import cpu_flags
-from eval.point_details import NO_DETAILS, Details
 from eval.results import ResultRow
 from eval.sweep.bench import Bench, Opened, Skipped
 from eval.sweep.grid import Shape, System, baseline_of, shapes_of, systems_of
@@ -23,6 +22,7 @@ from eval.sweep.progress import Progress
 from eval.sweep.run_folder import TIMINGS, RunFolder, SweepRow
 from eval.sweep.store import check_disk
 from eval.sweep.timing import ShapeTiming, time_systems
+from eval.timing.point_details import NO_DETAILS, Details
 
 logger = logging.getLogger(__name__)
 PREPARE_SHARE = 0.5  # of the budget left: what a shape may take for preparing before it times what is ready

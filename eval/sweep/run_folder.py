@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.point_details import NO_DETAILS, Details, details_from_dict
 from eval.results import ResultRow, device_name, package_versions, parse_row
 from eval.sweep.grid import SweepOptions, options_from_dict
+from eval.timing.point_details import NO_DETAILS, Details, details_from_dict
 
 logger = logging.getLogger(__name__)
 MANIFEST, ROWS, LOCK, ARTIFACTS, TIMINGS = "manifest.json", "results.jsonl", ".lock", "artifacts", "timings"

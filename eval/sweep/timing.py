@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.cli import one_line
-from eval.point_details import Details
 from eval.timing.latency import Feeds, compare
+from eval.timing.point_details import Details
 from eval.timing.ratios import ratio_of, time_of
 
 

@@ -31,7 +31,7 @@ from engine.shapes import ShapeRange
 from eval.sweep.grid import BUILD_ARGUMENTS, FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
 from eval.tasks import get_task
-from eval.tasks.samples import task_reader
+from eval.tasks.parts.samples import task_reader
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.models.example_inputs import example_inputs

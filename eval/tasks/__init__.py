@@ -31,7 +31,7 @@ def get_task(name: str) -> Task:
         FileNotFoundError: there is no such file.
     """
     check_task(name)
-    from eval.tasks.user_file import load_task, task_in
+    from eval.tasks.parts.user_file import load_task, task_in
 
     return task_in(importlib.import_module(TASKS[name]), TASKS[name]) if name in TASKS else load_task(name)
 

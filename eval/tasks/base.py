@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from eval.tasks.data import load_split
-from eval.tasks.outcome import Arrays, Rows, Scores, check_features, said_by
+from eval.tasks.parts.data import load_split
+from eval.tasks.parts.outcome import Arrays, Rows, Scores, check_features, said_by
 
 ROWS_PER_CHUNK = 256
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.metrics import scores as metrics
 from eval.tasks.base import Task
-from eval.tasks.outcome import Arrays, Scores
+from eval.tasks.parts.outcome import Arrays, Scores
 
 # Macro F1 over a thousand classes costs a matrix per class and says little; accuracy alone is reported above this.
 MAX_F1_LABELS = 32

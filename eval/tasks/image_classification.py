@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from eval.tasks.classification import ClassificationTask
-from eval.tasks.outcome import Arrays, Rows
+from eval.tasks.parts.outcome import Arrays, Rows
 
 
 @dataclass(frozen=True)

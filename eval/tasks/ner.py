@@ -15,8 +15,8 @@ import numpy as np
 from eval.metrics import scores as metrics
 from eval.metrics.types import Metric
 from eval.tasks.base import Task
-from eval.tasks.encoding import model_inputs, tokenize
-from eval.tasks.outcome import Arrays, Rows, Scores
+from eval.tasks.parts.encoding import model_inputs, tokenize
+from eval.tasks.parts.outcome import Arrays, Rows, Scores
 
 IGNORED = -100  # torch's cross entropy leaves such labels out: special tokens, padding, all but a word's first sub-word
 ENTITY_F1 = Metric("entity_f1")

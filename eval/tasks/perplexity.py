@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.metrics import scores as metrics
 from eval.tasks.base import ROWS_PER_CHUNK, Task
-from eval.tasks.outcome import Arrays, Rows, Scores
+from eval.tasks.parts.outcome import Arrays, Rows, Scores
 
 # What stands between two rows of text: lines of wikitext are paragraphs (the usual form of its perplexity).
 ROW_SEPARATOR = "\n\n"

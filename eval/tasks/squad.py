@@ -13,8 +13,8 @@ import numpy as np
 
 from eval.metrics import scores as metrics
 from eval.tasks.base import Task
-from eval.tasks.encoding import model_inputs, tokenize
-from eval.tasks.outcome import Arrays, Rows, Scores
+from eval.tasks.parts.encoding import model_inputs, tokenize
+from eval.tasks.parts.outcome import Arrays, Rows, Scores
 
 DOC_STRIDE = 128  # tokens that neighbouring windows share; the original BERT recipe's value
 MAX_ANSWER_TOKENS = 30

@@ -9,8 +9,8 @@ from typing import Any
 import datasets
 
 from eval.tasks.classification import ClassificationTask
-from eval.tasks.encoding import model_inputs, tokenize
-from eval.tasks.outcome import Arrays, Rows
+from eval.tasks.parts.encoding import model_inputs, tokenize
+from eval.tasks.parts.outcome import Arrays, Rows
 
 # Text columns of GLUE and its kin, in the order in which they are looked for.
 KNOWN_COLUMNS = (

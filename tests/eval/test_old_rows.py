@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from eval.point_details import Details, details_from_dict
 from eval.report.__main__ import build
 from eval.report.run_data import read_run
 from eval.results import FIELD_NAMES, ResultRow, parse_row
 from eval.sweep.grid import SMOOTHQUANT
 from eval.sweep.run_folder import RunFolder, SweepRow
+from eval.timing.point_details import Details, details_from_dict
 from quant.recipe import METHODS
 
 ROOT = Path(__file__).parents[2]

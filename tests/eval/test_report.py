@@ -10,7 +10,6 @@ import pytest
 import yaml
 
 from engine.products import Products
-from eval.point_details import Details
 from eval.report.advice import advise, dominated_recipes, has_fp8, smallest
 from eval.report.context import Context
 from eval.report.figure_style import NARROW, Canvas, ticks_where
@@ -26,6 +25,7 @@ from eval.reproduce import Reproduction
 from eval.results import ResultRow
 from eval.sweep.run_folder import RunFolder, SweepRow
 from eval.sweep.timing import time_systems
+from eval.timing.point_details import Details
 from tests.eval.sweeps import sweep_options
 
 

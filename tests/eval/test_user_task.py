@@ -120,7 +120,7 @@ def test_a_sweep_trains_scores_and_reports_it_and_is_bound_to_the_file(stars, tm
         run_sweep(options, tmp_path / "run", "python -m eval.sweep (test)")
 
 
-HEAD = "from eval.tasks.base import Task\nfrom eval.tasks.outcome import Scores\nimport numpy as np\n"
+HEAD = "from eval.tasks.base import Task\nfrom eval.tasks.parts.outcome import Scores\nimport numpy as np\n"
 NAMES = "columns=('sentence',), label_column='label', head='sequence-classification', problem_type='', metric_names=()"
 WRONG = {
     "no task": ("A = 1\n", r"defines no task; it needs one instance"),
@@ -163,7 +163,7 @@ class T(TextClassification):
 TASK = T(name="t", {names})
 """
 BAD_RETURNS = {
-    "score": ("dataset, kept", "return 0.5", r"task t: score\(\) returned a float, not eval.tasks.outcome.Scores"),
+    "score": ("dataset, kept", "return 0.5", r"task t: score\(\) returned a float, not eval.tasks.parts"),
     "reduce": ("features, outputs", "return [1]", r"task t: reduce\(\) returned a list, not a dict of numpy arrays"),
     "encode": ("rows, processor, max_length=None, padding='max'", "return {'input_ids': [[1]]}",
                r"task t: features\(\) returned a dict in which 'input_ids' is a list, not a dict of numpy arrays"),

@@ -11,8 +11,8 @@ from datasets import Dataset
 
 from calib.sample_files import Raw, Reader
 from eval.tasks.base import Task
-from eval.tasks.data import load_split, split_names
-from eval.tasks.outcome import check_arrays, said_by
+from eval.tasks.parts.data import load_split, split_names
+from eval.tasks.parts.outcome import check_arrays, said_by
 
 
 @dataclass(frozen=True)

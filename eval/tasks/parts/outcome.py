@@ -58,7 +58,7 @@ def check_arrays(task: str, method: str, found: object) -> None:
 def check_scores(task: str, found: object) -> Scores:
     """Return what a task's `score` returned. Raises: ValueError: it is no Scores, or holds no metric."""
     if not isinstance(found, Scores):
-        raise ValueError(f"task {task}: score() returned a {type(found).__name__}, not eval.tasks.outcome.Scores")
+        raise ValueError(f"task {task}: score() returned a {type(found).__name__}, not eval.tasks.parts.outcome.Scores")
     wrong = [type(each).__name__ for each in found.metrics if not isinstance(each, MetricValue)]
     if wrong or not found.metrics:
         raise ValueError(
