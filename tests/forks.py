@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 # What the children run; with the packages that these import.
-PRELOADED = ["tests.conftest", "tests.training.test_qat_ranks", "tests.calib.test_collect", "tests.eval.sweeps"]
+PRELOADED = ["tests.conftest", "tests.training.test_qat_ranks", "tests.calib.test_collect", "tests.eval.sweep.sweeps"]
 
 
 def fork_context() -> ForkServerContext:

@@ -27,7 +27,7 @@ from eval.sweep.run import run_sweep
 from eval.timing import latency
 from tests.engine.graphs import linear_model, run_plain, samples
 from tests.eval import tiny
-from tests.eval.sweeps import COMMAND, sweep_options
+from tests.eval.sweep.sweeps import COMMAND, sweep_options
 
 ROOT = Path(__file__).parents[3]
 # Files beside the backends' own that may hold a backend's name as a whole string, and what it is there.

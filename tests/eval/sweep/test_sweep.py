@@ -13,14 +13,13 @@ from eval.report.__main__ import build, check, write_report
 from eval.report.run_data import read_run
 from eval.reproduce import choose_row, reproduce
 from eval.results import ResultRow
-from eval.sweep.__main__ import add_arguments, main, options_of
-from eval.sweep.grid import System, options_from_dict, primary_shape, shapes_of, systems_of
+from eval.sweep.grid import primary_shape, shapes_of, systems_of
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder, SweepRow, claim
 from eval.sweep.store import ArtifactStore, check_disk
 from eval.timing import latency
-from tests.eval import sweeps, tiny
-from tests.eval.sweeps import COMMAND, sweep_options
+from tests.eval.sweep import sweeps
+from tests.eval.sweep.sweeps import COMMAND, sweep_options
 from tests.forks import fork_context
 
 BAD_RECIPE = "extends: int8_linear\nrules:\n  - {match: '*no_such_layer*', enable: false}\n"
@@ -40,12 +39,6 @@ LENGTHS = (8, 12)  # of every run here: samples, ranges and with them the export
 
 
 @pytest.fixture(scope="module")
-def model_and_data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sweep")
-    return tiny.save(tiny.bert(num_layers=1), folder / "model"), str(tiny.write_sentences(folder / "data"))
-
-
-@pytest.fixture(scope="module")
 def finished(model_and_data, tmp_path_factory):
     """A finished run, prepared in two processes, with a failing recipe and a backend that is not there."""
     folder = tmp_path_factory.mktemp("finished")
@@ -60,7 +53,7 @@ def finished(model_and_data, tmp_path_factory):
         patch.setattr(latency, "PAUSE_S", 0.0)
         patch.syspath_prepend(str(folder))
         patch.setitem(backend.BACKENDS, "absent", "absent_backend")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
         result = run_sweep(options, folder / "run", COMMAND, num_processes=2)
         again = run_sweep(options, folder / "run", COMMAND)
     return result, again, options
@@ -267,66 +260,6 @@ def test_an_artifact_is_whole_or_not_there(tmp_path):
     assert len(calls) == 1 and (path / "whole").is_file() and json.loads((path / "inputs.json").read_text()) == {"a": 1}
 
 
-def parsed(*words: str):
-    from engine.cli import CommandParser
-
-    parser = CommandParser("test", "test")
-    add_arguments(parser)
-    return options_of(parser.parse_args(["--model", "m", "--task", "sst2", "--out", "o", *words]))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--methods"], "the grid is empty: --methods names nothing"),
-        (["--batch-sizes", ","], "the grid is empty: --batch-sizes names nothing"),
-        (["--recipes"], "the grid is empty: --recipes names nothing"),
-        (["--methods", "entropi"], r"--methods does not know 'entropi' \(did you mean entropy\?\)"),
-        (["--backends", "onnxrutime"], r"did you mean onnxruntime\?"),
-        (["--batch-sizes", "1,0"], "--batch-sizes takes whole numbers from 1, got 0"),
-        (["--budget", "0"], "--budget 0 must be above 0 minutes"),
-        (["--rounds", "1"], "--rounds must be at least"),
-        (["--rounds", "9", "--max-rounds", "8"], "--max-rounds 8 is below --rounds 9"),
-        (["--load-clients", "1", "--load-seconds", "0"], "--load-seconds 0 must be above 0"),
-    ],
-)
-def test_grids_that_cannot_be_right_are_wrong_usage(words, message):
-    with pytest.raises(UsageError, match=message):
-        parsed(*words)
-
-
-def test_the_default_grid_holds_what_calibration_makes_by_default():
-    from calib.__main__ import DEFAULT_RECIPE, SAMPLE_FLAGS
-    from quant.recipe import load_recipe
-
-    options = parsed()
-    default = System(load_recipe(DEFAULT_RECIPE).calibrator.method, DEFAULT_RECIPE, "onnxruntime")
-    assert default in systems_of(options) and options.num_calibration == SAMPLE_FLAGS["num_samples"]
-    assert System("max", "int8_linear", "onnxruntime") in systems_of(options)  # what SmoothQuant is held against
-
-
-def test_options_of_an_older_manifest_take_the_defaults_of_what_they_lack():
-    options = sweep_options("m", "d")
-    older = {name: value for name, value in options.as_dict().items() if name not in ("max_rounds", "build_arguments")}
-    assert options_from_dict(older) == options
-    with pytest.raises(ValueError, match="of another version: model"):
-        options_from_dict({name: value for name, value in older.items() if name != "model"})
-    with pytest.raises(ValueError, match="of another version: colour"):
-        options_from_dict({**older, "colour": "red"})
-
-
-def test_the_most_telling_points_come_first():
-    options = parsed("--methods", "fp32,max,mse", "--recipes", "int8_linear,int8_full", "--batch-sizes", "1,8,32",
-                     "--seq-lengths", "32", "64,128")  # fmt: skip
-    names = [system.name for system in systems_of(options)]
-    assert names[:3] == ["fp32-fastest onnxruntime", "fp32 pytorch", "fp32 onnxruntime"]
-    assert names[3:7] == ["max int8_linear onnxruntime", "max int8_full onnxruntime", "mse int8_linear onnxruntime",
-                          "mse int8_full onnxruntime"]  # fmt: skip
-    shapes = shapes_of(options)
-    assert [shape.name for shape in shapes[:3]] == ["8x64", "1x32", "32x128"] and len(shapes) == 9
-    assert primary_shape(options) == shapes[0] and System("max", "r", "b").is_int8
-
-
 def test_a_budget_leaves_points_out_and_the_next_run_takes_them(model_and_data, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "PAUSE_S", 0.0)
     options = sweep_options(*model_and_data, methods=("fp32",), references=(), batch_sizes=(1,), seq_lengths=LENGTHS)
@@ -334,16 +267,6 @@ def test_a_budget_leaves_points_out_and_the_next_run_takes_them(model_and_data, 
     first = run_sweep(options, tmp_path / "run", COMMAND, budget_s=1e-3)
     assert first.num_left == 1 and first.run.rows()[0].shape == primary_shape(options).name  # always one, the best
     assert run_sweep(options, tmp_path / "run", COMMAND).counts == {"ok": 2}
-
-
-def test_the_command_ends_in_one_line(model_and_data, tmp_path, capsys):
-    words = ["--model", model_and_data[0], "--task", "sst2", "--data", model_and_data[1], "--out", str(tmp_path / "r")]
-    with pytest.raises(SystemExit) as ended:
-        main([*words, "--seq-lengths", "4096"])
-    assert ended.value.code == 1 and "4096 is over the maximum of" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        main([*words, "--methods"])
-    assert ended.value.code == 2
 
 
 def test_preparing_on_two_ray_nodes(model_and_data, finished, tmp_path, monkeypatch):

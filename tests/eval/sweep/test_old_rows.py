@@ -13,7 +13,7 @@ from eval.sweep.run_folder import RunFolder, SweepRow
 from eval.timing.point_details import Details, details_from_dict
 from quant.recipe import METHODS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OLD = ROOT / "tests" / "fixtures" / "sweep_e235b19"  # fp32, max, mse, smoothquant, qat (failed) and dynamic
 COMMITTED = sorted(path.parent for path in (ROOT / "benchmarks" / "reports").glob("*/results.jsonl"))
 

@@ -22,7 +22,7 @@ from eval.tasks.ner import IGNORED
 from eval.timing import latency
 from quant.recipe import load_recipe
 from tests.eval import tiny
-from tests.eval.sweeps import sweep_options
+from tests.eval.sweep.sweeps import sweep_options
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 LABELS = {name: i for i, name in enumerate(TAGS)}

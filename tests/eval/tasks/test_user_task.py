@@ -19,9 +19,9 @@ from eval.sweep.run import run_sweep
 from eval.tasks import get_task, task_path
 from eval.timing import latency
 from tests.eval import tiny
-from tests.eval.sweeps import sweep_options
+from tests.eval.sweep.sweeps import sweep_options
 
-GUIDE = Path(__file__).parents[2] / "docs" / "own_task.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "own_task.md"
 
 
 @pytest.fixture

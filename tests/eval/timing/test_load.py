@@ -8,7 +8,7 @@ from eval import load
 from eval.sweep.load_step import planned_seconds
 from eval.sweep.run_folder import LOAD, RunFolder
 from eval.timing.load_points import GROWTH_LIMIT, LoadPoint, backlog_growth, closed_knee, is_undecided, open_knee, table
-from tests.eval.sweeps import sweep_options
+from tests.eval.sweep.sweeps import sweep_options
 
 
 def sleeper(seconds):
