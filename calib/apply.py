@@ -24,14 +24,14 @@ from calib.smoothquant import (
 from calib.statistics import SiteStatistics, Statistics
 from calib.unfolding import apply_fold
 from quant.formats import NumberFormat, get_format
-from quant.insert import Quantization, Site, quantization_of
 from quant.modules import QuantLayer, weight_range
 from quant.recipe import CalibratorOptions, Recipe
+from quant.sites.roles import Role
+from quant.sites.site import How, Quantization, Site, SiteSmoothing, Why, quantization_of
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 from quant.weights_digest import weights_digest
 
 logger = logging.getLogger(__name__)
-UNSEEN = "no calibration sample reached this layer"
 
 
 def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str | None = None) -> Recipe:
@@ -73,7 +73,7 @@ def _leave_unseen(
     if unseen:
         shown = ", ".join(site.name for site in unseen[:3]) + (", ..." if len(unseen) > 3 else "")
         logger.warning("no sample reached %d sites: %s They stay float; give more samples", len(unseen), shown)
-    return tuple(dataclasses.replace(s, enabled=False, reason=UNSEEN) if s.name in off else s for s in sites)
+    return tuple(dataclasses.replace(s, enabled=False, why=Why.UNSEEN) if s.name in off else s for s in sites)
 
 
 def _with_unseen(quantization: Quantization) -> Quantization:
@@ -81,7 +81,7 @@ def _with_unseen(quantization: Quantization) -> Quantization:
     return dataclasses.replace(
         quantization,
         sites=tuple(
-            dataclasses.replace(site, enabled=True, reason="") if site.reason == UNSEEN else site
+            dataclasses.replace(site, enabled=True, why=Why.RULE) if site.why is Why.UNSEEN else site
             for site in quantization.sites
         ),
     )
@@ -89,18 +89,14 @@ def _with_unseen(quantization: Quantization) -> Quantization:
 
 def _unseen(sites: tuple[Site, ...], statistics: Statistics) -> list[Site]:
     seen = {name for name, site in statistics.sites.items() if site.histogram.num_values}
-    return [site for site in sites if _reads_samples(site) and site.name not in seen]
+    return [site for site in sites if site.reads_samples and site.name not in seen]
 
 
 def _check_seen(sites: tuple[Site, ...], statistics: Statistics) -> None:
     """Raise ValueError if no site saw a value."""
     unseen = _unseen(sites, statistics)
-    if unseen and len(unseen) == sum(map(_reads_samples, sites)):
+    if unseen and len(unseen) == sum(site.reads_samples for site in sites):
         raise ValueError(f"{unseen[0].name} and all other sites saw no value; were all samples padding?")
-
-
-def _reads_samples(site: Site) -> bool:
-    return site.enabled and not site.is_weight and site.kind != "softmax"
 
 
 def _restore_weights(model: PreTrainedModel, quantization: Quantization, statistics: Statistics) -> None:
@@ -123,16 +119,16 @@ def _calibrate_site(
     model: PreTrainedModel, site: Site, quantizers: dict[str, TensorQuantizer], statistics: Statistics, recipe: Recipe
 ) -> Site:
     """Set the amax of one activation site; return the site, with what SmoothQuant did."""
-    if not _reads_samples(site):
+    if not site.reads_samples:
         return site
     seen = statistics.sites[site.name]
-    quantizer, site = quantizers[site.name], dataclasses.replace(site, smoothing="")
+    quantizer, site = quantizers[site.name], dataclasses.replace(site, smoothing=None)
     quantizer.set_pre_quant_scale(None)
     smoothing = None
     if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
         site, smoothing = smooth_site(model, site, seen, recipe)
     amax = smoothing.amax if smoothing else compute_amax(seen.histogram, recipe.calibrator, quantizer.format)
-    if smoothing is not None and site.smoothing.startswith("explicit"):
+    if smoothing is not None and site.smoothing is not None and site.smoothing.how is How.EXPLICIT:
         quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
     quantizer.set_amax(torch.tensor([amax], device=model.device))
     return site
@@ -151,7 +147,6 @@ def smooth_site(
 ) -> tuple[Site, Smoothing | None]:
     """Smooth one site if the recipe wants it and it can be done exactly; a fold changes the float weights in place."""
     options = recipe.smoothquant
-    is_input = site.name.endswith("input_quantizer")
     if site.kind not in ("linear", "norm_output") or not site.consumers or not fnmatchcase(site.name, options.match):
         return site, None
     consumers: list[Any] = [model.get_submodule(name) for name in site.consumers]
@@ -159,8 +154,8 @@ def smooth_site(
         return site, None
     assert seen.channel_amax is not None
     fold = _exact_fold(model, site, consumers, len(seen.channel_amax))
-    if fold is None and not is_input:
-        return dataclasses.replace(site, smoothing="none: another branch reads the same INT8 tensor"), None
+    if fold is None and site.role is not Role.INPUT:
+        return dataclasses.replace(site, smoothing=SiteSmoothing(How.BRANCHED)), None
 
     x_format = get_format(site.format)
     formats = (x_format, [consumer.weight_quantizer.format for consumer in consumers])
@@ -168,13 +163,13 @@ def smooth_site(
     constrain = (lambda s: s) if fold is None else fold.constrain
     smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, formats, constrain)
     if smoothing is None:
-        return dataclasses.replace(site, smoothing="none: no alpha lowers the error"), None
-    how = "explicit"
+        return dataclasses.replace(site, smoothing=SiteSmoothing(How.USELESS)), None
+    done = SiteSmoothing(How.EXPLICIT, smoothing.alpha)
     if fold is not None:
-        done = (*quantization_of(model).folds, apply_fold(fold, smoothing.scale))
-        model.quantization = dataclasses.replace(quantization_of(model), folds=done)  # type: ignore[assignment]
-        how = f"folded into {site.producer}"
-    return dataclasses.replace(site, smoothing=f"{how}, alpha {smoothing.alpha:g}"), smoothing
+        folds = (*quantization_of(model).folds, apply_fold(fold, smoothing.scale))
+        model.quantization = dataclasses.replace(quantization_of(model), folds=folds)  # type: ignore[assignment]
+        done = SiteSmoothing(How.FOLDED, smoothing.alpha, site.producer)
+    return dataclasses.replace(site, smoothing=done), smoothing
 
 
 def _exact_fold(model: PreTrainedModel, site: Site, consumers: list[Any], num_channels: int) -> Fold | None:
@@ -199,7 +194,7 @@ def _head_dim(model: PreTrainedModel) -> int:
 
 
 def _check_match(quantization: Quantization, statistics: Statistics) -> None:
-    needed = {site.name for site in quantization.sites if _reads_samples(site)}
+    needed = {site.name for site in quantization.sites if site.reads_samples}
     missing = sorted(needed - set(statistics.sites))
     if missing:
         raise ValueError(

@@ -55,13 +55,28 @@ def mse_amax(histogram: Histogram, options: CalibratorOptions, number_format: Nu
 
     def errors(candidates: np.ndarray) -> np.ndarray:
         scales = candidates[:, None] / number_format.qmax
-        codes = np.minimum(np.rint(centers / scales), number_format.qmax)
-        return ((codes * scales - centers) ** 2) @ weights
+        return ((_rounded(centers, scales, number_format) - centers) ** 2) @ weights
 
     coarse = np.linspace(0.01, 1, 100) * histogram.amax
     best = int(errors(coarse).argmin())
     fine = np.linspace(coarse[max(best - 1, 0)], coarse[min(best + 1, 99)], 100)
     return float(fine[errors(fine).argmin()])
+
+
+def _rounded(magnitudes: np.ndarray, scales: float | np.ndarray, number_format: NumberFormat) -> np.ndarray:
+    """Return |x| on the format's grid, in float64: histograms only, tensors go by quant.fake_quantize."""
+    return np.minimum(np.rint(magnitudes / scales), number_format.qmax) * scales
+
+
+def rounding_error(histogram: Histogram, amax: float, number_format: NumberFormat) -> float:
+    """Return sqrt(sum (q(x) - x)² / sum x²) of rounding and clipping at `amax`, each bin standing for its centre."""
+    counts = histogram.to_numpy().astype(np.float64)
+    centers = (np.arange(len(counts)) + 0.5) * histogram.top / len(counts)
+    power = float(counts @ centers**2)
+    if amax == 0 or power == 0:
+        return 0.0
+    rounded = _rounded(centers, amax / number_format.qmax, number_format)
+    return float(np.sqrt(counts @ (rounded - centers) ** 2 / power))
 
 
 def entropy_amax(histogram: Histogram, options: CalibratorOptions, number_format: NumberFormat) -> float:

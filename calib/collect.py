@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from calib.folding import evaluation_mode
 from calib.statistics import SiteStatistics, Statistics
-from quant.insert import Site, quantization_of
 from quant.models.encoder_decoder import encoder_prefix, is_encoder_decoder, write_greedily
+from quant.sites.roles import Role
+from quant.sites.site import Site, quantization_of
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantizers_disabled
 from quant.weights_digest import weights_digest
 
@@ -68,11 +69,7 @@ class _Collector:
     """Hooks on the quantizers of the enabled activation sites."""
 
     def __init__(self, model: nn.Module, seed: int) -> None:
-        sites = [
-            site
-            for site in quantization_of(model).sites
-            if site.enabled and not site.is_weight and site.kind != "softmax"
-        ]
+        sites = [site for site in quantization_of(model).sites if site.reads_samples]
         self.statistics = Statistics({site.name: SiteStatistics() for site in sites})
         self.generator = torch.Generator().manual_seed(seed)
         self.masks: dict[str, Tensor | None] = {}
@@ -127,7 +124,7 @@ class _Collector:
             return x
         mask = mask.to(x.device)
         if site.kind == "bmm":
-            x = x.transpose(2, 3) if site.name.endswith("k_bmm_quantizer") else x  # K comes transposed: (B, H, D, T)
+            x = x.transpose(2, 3) if site.role is Role.K else x  # K comes transposed: (B, H, D, T)
             is_per_token = (x.shape[0], x.shape[2]) == mask.shape  # unlike the table of positions in DeBERTa
             return x.transpose(1, 2)[mask] if is_per_token else x  # (B, S, H, D)
         if x.dim() == 3 and x.shape[:2] == mask.shape:
@@ -141,14 +138,13 @@ def _mask_names(model: Any, sites: list[Site]) -> dict[str, str]:
     encoder = encoder_prefix(model)
     if encoder is None:
         return {site.name: MASK for site in sites}
-    norms = [s for s in quantization_of(model).sites if s.kind == "norm_output" and s.name.startswith(encoder)]
+    norms = [s for s in quantization_of(model).sites if s.kind == "norm_output" and s.module.startswith(encoder)]
     cross = {layer for norm in norms for layer in norm.consumers if not layer.startswith(encoder)}
-    attentions = {layer.rpartition(".")[0] for layer in cross}
+    attentions = {layer.rpartition(".")[0] for layer in cross}  # the modules that hold the projections
 
     def reads_encoder(site: Site) -> bool:
-        owner, _, quantizer = site.name.rpartition(".")
-        is_cross = owner in attentions and quantizer in ("k_bmm_quantizer", "v_bmm_quantizer")
-        return site.name.startswith(encoder) or is_cross or bool(cross & {*site.consumers})
+        is_cross = site.module in attentions and site.role in (Role.K, Role.V)
+        return site.module.startswith(encoder) or is_cross or bool(cross & {*site.consumers})
 
     return {site.name: MASK if reads_encoder(site) else DECODER_MASK for site in sites}
 

@@ -20,10 +20,12 @@ from calib.samples import Samples
 from calib.statistics import Statistics
 from engine.cli import UsageError, check_free, print_result, whole_output
 from quant.checkpoint import save_checkpoint
-from quant.insert import insert_quantizers, quantization_of, summarize_sites
+from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.recipe import DEFAULT_RECIPE, load_recipe
+from quant.sites.site import quantization_of
+from quant.sites.summary import summarize_sites
 
 
 def calibrate(arguments: argparse.Namespace, draw: Callable[[LoadedModel], Samples]) -> None:

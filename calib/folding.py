@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quant.fake_quantize import along_axis
 from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES, is_norm
-from quant.tensor_quantizer import along_axis, named_quantizers, quantizers_disabled
+from quant.sites.site import site_quantizers
+from quant.tensor_quantizer import quantizers_disabled
 
 # Of the largest output; a fold that is not exact misses by orders of magnitude more (BERT's LayerNorm: by 1.17).
 FOLD_TOLERANCE = 1e-4
@@ -120,8 +122,7 @@ class Fold:
         seen: list[Tensor] = []
         own = {getattr(self.producer, "output_quantizer", None), *(c.input_quantizer for c in self.consumers)}
         others = [
-            q for name, q in named_quantizers(model)
-            if q.enabled and q not in own and not name.endswith("weight_quantizer")
+            q for site, q in site_quantizers(model) if q.enabled and q not in own and not site.is_weight
         ]  # fmt: skip
         handles = [c.register_forward_hook(lambda _m, _x, y: seen.append(y)) for c in self.consumers]
         handles += [q.register_forward_pre_hook(lambda _q, x: seen.append(x[0])) for q in others]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from calib.histogram import Histogram, amax_range
 from calib.statistics import SiteStatistics
+from quant.fake_quantize import amax_to_scale, fake_quantize
 from quant.formats import NumberFormat
-from quant.insert import Site
 from quant.recipe import SmoothQuantOptions
-from quant.tensor_quantizer import amax_to_scale, fake_quantize
+from quant.sites.site import Site
 
 ALPHAS = (0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 WEIGHT_STEPS = 16  # counts are integers: one value of weight 1 counts as this many

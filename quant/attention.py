@@ -11,9 +11,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
+from quant.sites.roles import ATTENTION_ROLES
+
 ATTENTION_NAME = "int8kit"
-BMM_QUANTIZERS = ("q_bmm_quantizer", "k_bmm_quantizer", "v_bmm_quantizer")
-ATTENTION_QUANTIZERS = (*BMM_QUANTIZERS, "softmax_quantizer")
 # Arguments that change the scores and that this function does not compute: refused rather than answered wrongly.
 UNSUPPORTED = ("softcap", "s_aux", "head_mask")
 
@@ -35,7 +35,7 @@ def quantized_attention(
         raise ValueError(
             f"{type(module).__name__} passes {', '.join(given)}, which int8kit's attention does not compute"
         )
-    quantizers = [getattr(module, name, None) for name in ATTENTION_QUANTIZERS]
+    quantizers = [getattr(module, name, None) for name in ATTENTION_ROLES]
     is_quantized = any(
         quantizer is not None and quantizer.enabled for quantizer in quantizers
     )  # also while calibrating
@@ -54,7 +54,7 @@ def explicit_attention(
     scaling: float | None = None, dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return (output, weights) by two plain products, each side through its quantizer right before the product."""
-    q_bmm, k_bmm, v_bmm, softmax = (getattr(module, name, _cast) for name in ATTENTION_QUANTIZERS)
+    q_bmm, k_bmm, v_bmm, softmax = (getattr(module, name, _cast) for name in ATTENTION_ROLES)
     groups = query.shape[1] // key.shape[1]
     if (
         groups > 1

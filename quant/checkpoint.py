@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -17,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from quant.dropout import own_configuration
-from quant.insert import Quantization, Site, attach_sites, quantization_of
+from quant.insert import attach_sites
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.modules import weight_range
 from quant.recipe import recipe_from_dict
 from quant.sites.check import check_sites
 from quant.sites.formats import check_formats
+from quant.sites.site import Quantization, quantization_of, site_quantizers
+from quant.sites.stored import site_to_dict, sites_from_dicts
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 CHECKPOINT_FILE = "quantization.json"
@@ -78,7 +79,7 @@ def save_checkpoint(
         "provenance": provenance or {},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "digests": {path.name: file_digest(path) for path in sorted(folder.glob("*.safetensors"))},
-        "sites": [dataclasses.asdict(site) for site in quantization.sites],
+        "sites": [site_to_dict(site) for site in quantization.sites],
     }
     content["sites_digest"] = _sites_digest(content)
     (folder / CHECKPOINT_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -105,16 +106,10 @@ def load_checkpoint(folder: str | Path) -> LoadedModel:
 def _quantization(path: Path, content: dict[str, Any]) -> Quantization:
     """Return recipe and sites as `path` tells them. Raises: ValueError: fields of another kind."""
     try:
-        sites = tuple(_site(fields) for fields in content["sites"])
-        return Quantization(recipe_from_dict(content["recipe"]), sites)
-    except (KeyError, TypeError, AttributeError) as error:
+        recipe = recipe_from_dict(content["recipe"])
+        return Quantization(recipe, sites_from_dicts(content["sites"], recipe))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {' '.join(str(error).split())}; calibrate again") from error
-
-
-def _site(fields: dict[str, Any]) -> Site:
-    channels = fields.get("producer_channels")
-    channels = None if channels is None else tuple(channels)
-    return Site(**{**fields, "consumers": tuple(fields["consumers"]), "producer_channels": channels})
 
 
 def _sites_digest(content: dict[str, Any]) -> str:
@@ -169,17 +164,18 @@ def float_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[s
 def _quantizer_tensors(model: nn.Module, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return what the enabled quantizers hold; in training also log2_amax, from which a resumed run goes on exactly."""
     tensors = {}
-    for name, quantizer in named_quantizers(model):
+    for site, quantizer in site_quantizers(model):
         if not quantizer.enabled:
             continue
+        name = site.name
         for key in ("amax", "pre_quant_scale", "log2_amax"):
             if state.get(f"{name}.{key}") is not None:
                 tensors[f"{name}/{key}"] = state[f"{name}.{key}"].detach().cpu().contiguous()
         if f"{name}/log2_amax" in tensors:
             tensors[f"{name}/amax"] = torch.exp2(tensors[f"{name}/log2_amax"])
         elif quantizer.retakes_range:
-            layer = name.rpartition(".")[0]
-            tensors[f"{name}/amax"] = weight_range(model.get_submodule(layer), state[f"{layer}.weight"]).cpu()
+            whole = state[f"{site.module}.weight"]
+            tensors[f"{name}/amax"] = weight_range(model.get_submodule(site.module), whole).cpu()
     return tensors
 
 

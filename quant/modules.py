@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from quant.tensor_quantizer import TensorQuantizer, along_axis, channel_amax, product_dtype
+from quant.fake_quantize import along_axis, channel_amax
+from quant.tensor_quantizer import TensorQuantizer, product_dtype
 
 
 class QuantLayer:

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 
 from quant.attention import ATTENTION_NAME
 from quant.checkpoint import check_calibrated
+from quant.fake_quantize import along_axis, steps
 from quant.formats import INT8
 from quant.models.encoder_decoder import HIDDEN_MASK, HIDDEN_STATES, PARTS, is_encoder_decoder
 from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES, QuantEmbedding
 from quant.own_attention import set_attention
 from quant.sites.formats import format_names
-from quant.tensor_quantizer import along_axis, named_quantizers
+from quant.tensor_quantizer import named_quantizers
 
 
 def export_onnx(
@@ -147,7 +148,7 @@ def _export_weight(layer: Any) -> Tensor:
     if limits is None:
         return weight
     low, high = (along_axis(limit, weight, quantizer.axis) for limit in limits)
-    codes = torch.round(weight.detach().float() / quantizer.broadcast_scale(weight))
+    codes = steps(weight.detach(), quantizer.broadcast_scale(weight))
     is_inside = codes.min() >= quantizer.format.qmin and codes.max() <= quantizer.format.qmax
     return weight if is_inside else weight.detach().float().clamp(low, high)
 

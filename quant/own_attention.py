@@ -20,14 +20,15 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import (
 from transformers.models.mobilevit.modeling_mobilevit import MobileViTSelfAttention
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from quant.attention import ATTENTION_QUANTIZERS, quantized_attention
+from quant.attention import quantized_attention
+from quant.sites.roles import ATTENTION_ROLES, POSITION_ROLES, Role
 
 
 class OwnAttention:
-    """What the classes here share: the attention function, and the names of the quantizers that it has."""
+    """What the classes here share: the attention function, and the roles of the quantizers that it has."""
 
     attend: Callable[..., tuple[Tensor, Tensor | None]] = staticmethod(quantized_attention)
-    quantizer_names: tuple[str, ...] = ATTENTION_QUANTIZERS
+    roles: tuple[Role, ...] = ATTENTION_ROLES
 
     def _attend(self: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float) -> Any:
         """Return (output (B, S, H * D), weights) of attention over (B, H, S, D)."""
@@ -65,7 +66,7 @@ class QuantMobileViTSelfAttention(OwnAttention, MobileViTSelfAttention):
 class QuantDisentangledSelfAttention(OwnAttention, DisentangledSelfAttention):
     """DeBERTa-v2's attention: content x content, content x position and position x content, every product in INT8."""
 
-    quantizer_names = (*ATTENTION_QUANTIZERS, "pos_q_bmm_quantizer", "pos_k_bmm_quantizer")
+    roles = (*ATTENTION_ROLES, *POSITION_ROLES)
 
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor, output_attentions: bool = False,
@@ -100,17 +101,17 @@ class QuantDisentangledSelfAttention(OwnAttention, DisentangledSelfAttention):
         index = index.expand(q.shape[0], q.shape[1], -1, -1)  # (B, H, S, S): distance of query and key
         table = self.pos_dropout(rel_embeddings)[0 : span * 2].unsqueeze(0)  # (1, P, hidden)
         identity = nn.Identity()
-        quantizers = {name: getattr(self, name, identity) for name in self.quantizer_names}
+        quantizers = {role: getattr(self, role, identity) for role in self.roles}
         scores: Tensor | float = 0.0
         if "c2p" in self.pos_att_type:
             layer = self.key_proj if self.share_att_key else self.pos_key_proj
-            position = quantizers["pos_k_bmm_quantizer"](_heads(layer(table), self.attention_head_size).transpose(2, 3))
-            per_distance = torch.matmul(quantizers["q_bmm_quantizer"](q), position)  # (B, H, S, P)
+            position = quantizers[Role.POSITION_K](_heads(layer(table), self.attention_head_size).transpose(2, 3))
+            per_distance = torch.matmul(quantizers[Role.Q](q), position)  # (B, H, S, P)
             scores = torch.gather(per_distance, -1, (index + span).clamp(0, 2 * span - 1))
         if "p2c" in self.pos_att_type:
             layer = self.query_proj if self.share_att_key else self.pos_query_proj
-            position = quantizers["pos_q_bmm_quantizer"](_heads(layer(table), self.attention_head_size) * scaling)
-            per_distance = torch.matmul(position, quantizers["k_bmm_quantizer"](k.transpose(2, 3)))  # (B, H, P, S)
+            position = quantizers[Role.POSITION_Q](_heads(layer(table), self.attention_head_size) * scaling)
+            per_distance = torch.matmul(position, quantizers[Role.K](k.transpose(2, 3)))  # (B, H, P, S)
             backward = span - index.transpose(2, 3)  # at (query i, key j): the distance from j to i, turned round
             scores = scores + torch.gather(per_distance, -2, backward.clamp(0, 2 * span - 1))
         return scores  # type: ignore[return-value]  # a model with relative attention has one of the two
@@ -128,9 +129,10 @@ OWN_ATTENTIONS: dict[type, type] = {
 }
 
 
-def quantizer_names(attention: nn.Module) -> tuple[str, ...]:
-    """Return the names of the quantizers that an attention module can carry."""
-    return getattr(OWN_ATTENTIONS.get(type(attention), attention), "quantizer_names", ATTENTION_QUANTIZERS)
+def quantizer_roles(attention: nn.Module) -> tuple[Role, ...]:
+    """Return the roles of the quantizers that an attention module can carry."""
+    own = OWN_ATTENTIONS.get(type(attention), type(attention))
+    return own.roles if issubclass(own, OwnAttention) else ATTENTION_ROLES
 
 
 def swap_attention(attention: nn.Module) -> None:

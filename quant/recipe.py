@@ -16,7 +16,7 @@ import yaml
 from quant.formats import INT8, get_format
 from quant.recipe_fields import check_choice, check_fields, shown
 
-KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding", "residual")
+KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding")
 METHODS = ("max", "percentile", "entropy", "mse")
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "int8_smoothquant"  # what calibration takes where none is named, and every sweep measures
@@ -33,7 +33,7 @@ class Rule:
     match: str = "*"
     """Pattern over the quantizer's name, e.g. `*layer.0.*input_quantizer` (`*`, `?`, `[...]`)."""
     kind: str | None = None
-    """Only quantizers of this kind: linear, conv, norm_output, bmm, softmax, embedding, residual."""
+    """Only quantizers of this kind: linear, conv, norm_output, bmm, softmax, embedding."""
     enable: bool | None = None
     """Whether the matched quantizers are on; not said means yes, but in a rule with `format`: as they were."""
     optional: bool = False

@@ -28,9 +28,10 @@ from eval.tasks import get_task
 from eval.tasks.base import Task
 from eval.tasks.outcome import check_arrays, said_by
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
-from quant.insert import insert_quantizers, quantization_of
+from quant.insert import insert_quantizers
 from quant.models.pretrained import LoadedModel, has_head, load_float_model
 from quant.recipe import Recipe, load_recipe, recipe_from_dict
+from quant.sites.site import quantization_of
 from training.arguments import FineTuneArguments
 from training.qat import QatTrainer, finish_qat, start_qat
 

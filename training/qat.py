@@ -16,9 +16,10 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCall
 
 from quant.checkpoint import CHECKPOINT_FILE, load_quantizers, read_description, save_checkpoint
 from quant.dropout import freeze_statistics, release_statistics, switch_dropout_back, switch_dropout_off
-from quant.insert import quantization_of
 from quant.modules import weight_range
 from quant.recipe import QatOptions
+from quant.sites.roles import Role
+from quant.sites.site import quantization_of, site_quantizers
 from quant.tensor_quantizer import named_quantizers
 from training.distillation import Teacher, distillation_loss, extra_outputs
 from training.resume import last_whole_checkpoint
@@ -35,11 +36,10 @@ def start_qat(model: nn.Module, options: QatOptions) -> None:
     freeze_statistics(model)
     if not options.dropout:
         switch_dropout_off(model)
-    for name, quantizer in named_quantizers(model):
-        if not quantizer.enabled or name.endswith("softmax_quantizer"):
+    for site, quantizer in site_quantizers(model):
+        if not quantizer.enabled or site.role is Role.SOFTMAX:
             continue  # a probability's range is 0 to 1 whatever the training does
-        is_weight = name.endswith("weight_quantizer")
-        ranges = options.weight_ranges if is_weight else options.activation_ranges
+        ranges = options.weight_ranges if site.is_weight else options.activation_ranges
         if ranges == "learned":
             quantizer.start_learning()
         quantizer.retakes_range = ranges == "retaken"
@@ -49,9 +49,9 @@ def finish_qat(model: nn.Module) -> None:
     """Store the trained ranges as amax (in place): the model is then like any calibrated one, dropout included."""
     switch_dropout_back(model)
     release_statistics(model)
-    for name, quantizer in named_quantizers(model):
+    for site, quantizer in site_quantizers(model):
         if quantizer.retakes_range:
-            quantizer.set_amax(weight_range(model.get_submodule(name.rpartition(".")[0])))
+            quantizer.set_amax(weight_range(model.get_submodule(site.module)))
         quantizer.finish_learning()
 
 
@@ -116,8 +116,9 @@ class QatTrainer(Trainer):
         trained_model: Any = model or self.model
         trained = {n: p for n, p in trained_model.named_parameters() if p.requires_grad}
         decayed = set(self.get_decay_parameter_names(trained_model))
-        ranges = [p for n, p in trained.items() if n.endswith("log2_amax")]
-        plain = [(n, p) for n, p in trained.items() if not n.endswith("log2_amax")]
+        learned = {id(q.log2_amax) for _, q in named_quantizers(trained_model) if q.log2_amax is not None}
+        ranges = [p for p in trained.values() if id(p) in learned]
+        plain = [(n, p) for n, p in trained.items() if id(p) not in learned]
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, trained_model)
         groups: list[dict[str, Any]] = [
             {"params": [p for n, p in plain if n in decayed], "weight_decay": self.args.weight_decay},

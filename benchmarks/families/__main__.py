@@ -24,16 +24,19 @@ from benchmarks.families.cells import measure
 from benchmarks.families.table import write_table
 from benchmarks.rows import append_row, read_rows
 from engine.cli import CommandParser, run_command
-from quant.insert import plan_sites, summarize_sites
 from quant.recipe import load_recipe, shipped_recipes
+from quant.sites.plan import plan_sites
+from quant.sites.stored import site_to_dict
+from quant.sites.summary import summarize_sites
 from tests.families import FAMILIES, get_family
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "families.jsonl"
 # What computes the cells. Insertion is not among them: its outcome, the sites, is in the digest itself.
 SOURCES = (
-    "quant/attention.py", "quant/own_attention.py", "quant/modules.py", "quant/tensor_quantizer.py",
-    "quant/onnx_export.py", "training/distillation.py", "calib/collect.py", "calib/apply.py", "calib/smoothquant.py",
+    "quant/attention.py", "quant/own_attention.py", "quant/modules.py", "quant/fake_quantize.py",
+    "quant/tensor_quantizer.py", "quant/onnx_export.py", "training/distillation.py", "calib/collect.py",
+    "calib/apply.py", "calib/smoothquant.py",
     "engine/passes/qdq.py", "engine/passes/weights.py", "engine/passes/placement.py", "engine/passes/lowering.py",
     "engine/passes/half.py", "engine/passes/tensorrt_graph.py", "engine/integers.py", "eval/parity/check.py",
     "eval/parity/limits.py",
@@ -51,7 +54,7 @@ def row_digest(family_name: str, recipe_name: str) -> str:
     model = family.model()
     sites = plan_sites(model, recipe, family.batch(model, 4, 12, 0))
     options = {key: value for key, value in recipe.to_dict().items() if key != "rules"}
-    subject = [family.model_class, family.config, options, [repr(site) for site in sites], code_digest()]
+    subject = [family.model_class, family.config, options, [site_to_dict(site) for site in sites], code_digest()]
     return hashlib.sha256(json.dumps(subject, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

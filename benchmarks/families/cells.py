@@ -30,11 +30,12 @@ from eval.parity.limits import EXACT_TOLERANCE
 from eval.parity.random_feeds import SHAPES
 from eval.timing.latency import Feeds
 from quant.checkpoint import load_checkpoint, save_checkpoint
-from quant.insert import Site, insert_quantizers
+from quant.insert import insert_quantizers
 from quant.models.example_inputs import OUTPUT_NAMES
 from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_onnx
 from quant.recipe import Recipe
+from quant.sites.site import Site, Why
 from quant.tensor_quantizer import named_quantizers, rounded_scales
 from tests.families import Family
 from training.distillation import Teacher, distillation_loss, extra_outputs
@@ -86,9 +87,7 @@ def count_sites(sites: list[Site]) -> Cell:
     weights = [site for site in sites if site.is_weight and site.kind in ("linear", "conv")]
     attentions = [site for site in sites if site.kind == "softmax"]
     norms = [site for site in sites if site.kind == "norm_output"]
-    why = Counter(
-        f"{s.kind}: {'reads a norm' if s.reason.startswith('reads ') else s.reason}" for s in sites if not s.enabled
-    )
+    why = Counter(f"{s.kind}: {'reads a norm' if s.why is Why.COVERED else s.reason}" for s in sites if not s.enabled)
     return {
         "by_kind": by_kind,
         "linears": [sum(site.enabled for site in weights), len(weights)],

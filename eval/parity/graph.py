@@ -19,8 +19,10 @@ from torch import nn
 
 from engine.integers import symmetric_zero
 from eval.parity.onnx_constants import Constants
+from quant.fake_quantize import quantize
 from quant.modules import QuantLayer
-from quant.tensor_quantizer import TensorQuantizer, named_quantizers, quantize
+from quant.sites.site import Site, site_quantizers
+from quant.tensor_quantizer import TensorQuantizer
 
 # A site's inputs of the check: 64 rows of normal numbers that reach past both ends of the range (amax at 2 sigma).
 NUM_ROWS = 64
@@ -75,19 +77,20 @@ def check_sites(proto: onnx.ModelProto, model: nn.Module, folder: str | Path = "
     problems: list[str] = []
     num_weights = 0
     pairs: list[tuple[TensorQuantizer, StoredSite]] = []
-    for name, quantizer in active_quantizers(model):
-        if name.endswith("weight_quantizer"):
+    for site, quantizer in active_quantizers(model):
+        name = site.name
+        if site.is_weight:
             num_weights += 1
-            problem = weight_problem(name, *expected_weight(model, name, quantizer), stored_weights)
+            problem = weight_problem(site, *expected_weight(model, site, quantizer), stored_weights)
             problems += [problem] if problem else []
         else:
-            site = find_site(quantizer, stored_sites)
-            if site is None:
+            found = find_site(quantizer, stored_sites)
+            if found is None:
                 problems.append(
                     f"{name}: no QuantizeLinear has its scale {float(quantizer.scale):.9g}{_before(quantizer)}"
                 )
             else:
-                pairs.append((quantizer, site))
+                pairs.append((quantizer, found))
     problems += _zero_point_problems(stored_sites)
     equal = 1.0
     for (quantizer, _), (share, largest) in zip(pairs, integer_parity(pairs), strict=True):
@@ -104,14 +107,14 @@ def check_sites(proto: onnx.ModelProto, model: nn.Module, folder: str | Path = "
     return SiteReport(num_weights, len(pairs), equal)
 
 
-def active_quantizers(model: nn.Module) -> Iterator[tuple[str, TensorQuantizer]]:
-    """Yield the quantizers that round something in the model."""
-    return ((name, quantizer) for name, quantizer in named_quantizers(model) if quantizer.is_active)
+def active_quantizers(model: nn.Module) -> Iterator[tuple[Site, TensorQuantizer]]:
+    """Yield the sites whose quantizers round something in the model."""
+    return ((site, quantizer) for site, quantizer in site_quantizers(model) if quantizer.is_active)
 
 
-def expected_weight(model: nn.Module, name: str, quantizer: TensorQuantizer) -> tuple[np.ndarray, np.ndarray]:
+def expected_weight(model: nn.Module, site: Site, quantizer: TensorQuantizer) -> tuple[np.ndarray, np.ndarray]:
     """Return what the file must hold: integers (channels, rest), int8, and scale (channels,) or (1,), float32."""
-    owner: Any = model.get_submodule(name.rpartition(".")[0])
+    owner: Any = model.get_submodule(site.module)
     with torch.no_grad():
         weight = owner.smoothed_weight() if isinstance(owner, QuantLayer) else owner.weight
         codes = quantize(weight, quantizer.broadcast_scale(weight), quantizer.format)
@@ -124,7 +127,7 @@ def channels_first(array: np.ndarray, axis: int) -> np.ndarray:
     return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
-def weight_problem(name: str, integers: np.ndarray, scale: np.ndarray, stored: list[StoredWeight]) -> str | None:
+def weight_problem(site: Site, integers: np.ndarray, scale: np.ndarray, stored: list[StoredWeight]) -> str | None:
     """Return what is wrong with one weight in the file, None if it stands there to the bit.
 
     It may be a block of rows of a larger constant, since a target may join Q, K and V.
@@ -134,7 +137,7 @@ def weight_problem(name: str, integers: np.ndarray, scale: np.ndarray, stored: l
         for start in _places(scale, weight.scale):
             if np.array_equal(weight.integers[start : start + len(integers)], integers):
                 return None
-    parameter = name.removesuffix("_quantizer")
+    name, parameter = site.name, f"{site.module}.weight"
     named = [w for w in same_width if parameter in w.name and w.integers.shape == integers.shape]
     near = min(named, key=lambda w: np.count_nonzero(w.integers != integers), default=None)
     if near is None:

@@ -71,7 +71,7 @@ def tapped(proto: onnx.ModelProto, model: nn.Module) -> tuple[onnx.ModelProto, l
     taps = []
     outputs = {value.name for value in graph.model.graph.outputs}
     for layer, module in modules.items():
-        value = values.get(layer)
+        value = values.get(f"{EXPORT_PREFIX}{layer}")
         quantizer = getattr(module, "output_quantizer", None)
         if value is not None and quantizer is not None and quantizer.is_active:
             value = _behind_quantizer(value)  # the module's own output is the rounded one
@@ -86,7 +86,7 @@ def tapped(proto: onnx.ModelProto, model: nn.Module) -> tuple[onnx.ModelProto, l
 
 
 def _linear_values(graph: LintGraph) -> dict[str, ir.Value]:
-    """Return the output of every linear layer, behind its bias."""
+    """Return the output of every linear layer by its name in the file, behind its bias."""
     found: dict[str, ir.Value] = {}
     for site in graph.products:
         if not site.is_linear:
@@ -98,12 +98,12 @@ def _linear_values(graph: LintGraph) -> dict[str, ir.Value]:
             shape = None if bias is None else constant_tensor(bias)
             if shape is not None and len(shape.shape.numpy()) == 1:
                 output = readers[0].outputs[0]
-        found[site.name.removeprefix(EXPORT_PREFIX)] = output
+        found[site.name] = output
     return found
 
 
 def _norm_values(graph: LintGraph, modules: dict[str, nn.Module]) -> dict[str, ir.Value]:
-    """Return what the last node that reads a norm's parameters makes."""
+    """Return what the last node that reads a norm's parameters makes, by the norm's name in the file."""
     found: dict[str, ir.Value] = {}
     for name, module in modules.items():
         if not is_norm(module):
@@ -112,7 +112,7 @@ def _norm_values(graph: LintGraph, modules: dict[str, nn.Module]) -> dict[str, i
         parameter = graph.model.graph.initializers.get(f"{EXPORT_PREFIX}{name}.{last}")
         readers = [] if parameter is None else users(parameter)
         if len(readers) == 1:
-            found[name] = readers[0].outputs[0]
+            found[f"{EXPORT_PREFIX}{name}"] = readers[0].outputs[0]
     return found
 
 

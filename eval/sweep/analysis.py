@@ -9,10 +9,9 @@ import subprocess
 import sys
 from typing import Any
 
-import numpy as np
 import torch
 
-from calib.calibrators import CALIBRATORS, compute_amax
+from calib.calibrators import CALIBRATORS, compute_amax, rounding_error
 from calib.histogram import Histogram
 from calib.statistics import Statistics
 from eval.sweep.bench import Bench
@@ -20,9 +19,9 @@ from eval.sweep.grid import QAT, System, systems_of
 from eval.sweep.run_folder import ANALYSIS, RunFolder
 from eval.sweep.store import check_disk
 from eval.sweep.workshop import ROOT, STATISTICS_FILE, Workshop
-from quant.formats import NumberFormat, get_format
-from quant.insert import plan_sites
+from quant.formats import get_format
 from quant.recipe import CalibratorOptions, load_recipe
+from quant.sites.plan import plan_sites
 
 logger = logging.getLogger(__name__)
 NUM_BATCHES, NUM_WORST, NUM_SHOWN_BINS = 2, 4, 128
@@ -126,18 +125,6 @@ def _sites(workshop: Workshop) -> list[dict[str, Any]]:
         found.append({"name": name, "amax": amax, "error": errors, "top": site.histogram.top,
                       "max": site.histogram.amax, "recipe": recipe.name, "counts": _shown(site.histogram)})  # fmt: skip
     return sorted(found, key=lambda each: -min(each["error"].values()))[:NUM_WORST]
-
-
-def rounding_error(histogram: Histogram, amax: float, number_format: NumberFormat) -> float:
-    """Return sqrt(sum (q(x) - x)² / sum x²) of rounding and clipping at `amax`, each bin standing for its centre."""
-    counts = histogram.to_numpy().astype(np.float64)
-    centers = (np.arange(len(counts)) + 0.5) * histogram.top / len(counts)
-    power = float(counts @ centers**2)
-    if amax == 0 or power == 0:
-        return 0.0
-    scale = amax / number_format.qmax
-    rounded = np.minimum(np.rint(centers / scale), number_format.qmax) * scale
-    return float(np.sqrt(counts @ (rounded - centers) ** 2 / power))
 
 
 def _shown(histogram: Histogram) -> list[int]:

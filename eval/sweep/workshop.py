@@ -33,11 +33,13 @@ from eval.sweep.store import ArtifactStore, digest_of
 from eval.tasks import get_task
 from eval.tasks.samples import task_reader
 from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
-from quant.insert import insert_quantizers, plan_sites
+from quant.insert import insert_quantizers
 from quant.models.example_inputs import example_inputs
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.onnx_export import export_onnx
 from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
+from quant.sites.plan import plan_sites
+from quant.sites.stored import identity
 
 ROOT = Path(__file__).parents[2]
 STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
@@ -100,7 +102,7 @@ class Workshop:
     def statistics(self, recipe: Recipe) -> Path:
         """Return the statistics of every site that the recipe needs; recipes with the same sites share them."""
         sites = plan_sites(copy.deepcopy(self.loaded.model), recipe)
-        needed = sorted(s.name for s in sites if s.enabled and not s.is_weight and s.kind != "softmax")
+        needed = sorted(s.name for s in sites if s.reads_samples)
         inputs = {"model": self.model_digest, "samples": self.samples.digest, "sites": needed, "format": FORMAT,
                   "seed": self.options.seed, "max_length": list(self.options.seq_lengths)}  # fmt: skip
 
@@ -157,8 +159,7 @@ class Workshop:
         if system.recipe is None:
             return self.model_digest
         description = read_description(self.checkpoint(system))
-        # int8 is what sites meant before they told their format: runs of then are still told to be the same
-        sites = [{k: v for k, v in site.items() if (k, v) != ("format", "int8")} for site in description["sites"]]
+        sites = [identity(site) for site in description["sites"]]
         return digest_of({"files": description["digests"], "sites": sites})
 
     def onnx(self, system: System) -> Path:

@@ -18,10 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quant.formats import FORMATS, INT8
-from quant.insert import Quantization, Site, quantization_of
 from quant.interop.files import ForeignCheckpoint, read_foreign
 from quant.interop.names import KeyResolver
 from quant.interop.weights import WeightMatch, match_weights
+from quant.sites.roles import Role
+from quant.sites.site import How, Quantization, Site, SiteSmoothing, quantization_of
 from quant.sites.trace import trace_model
 from quant.tensor_quantizer import named_quantizers, quantizers_disabled
 
@@ -170,8 +171,8 @@ def _places(quantization: Quantization) -> dict[str, Site]:
         if not site.enabled:
             continue
         places[site.name] = site
-        if site.name.endswith("input_quantizer") or site.kind == "norm_output":
-            places.update({f"{layer}.input_quantizer": site for layer in site.consumers})
+        if site.role in (Role.INPUT, Role.OUTPUT):
+            places.update({f"{layer}.{Role.INPUT}": site for layer in site.consumers})
     return places
 
 
@@ -247,9 +248,9 @@ def _plan_site(
         low, high = min(float(f.max()) for f in found), max(float(f.max()) for f in found)
         plan.notes.append(f"{site.name} takes the largest of {_named(list(names))}: {low:g} to {high:g}")
     amax = torch.stack(found).amax(0)
-    if site.name.endswith("q_bmm_quantizer"):
-        amax = amax * scalings[site.name.rpartition(".")[0]]  # theirs rounds Q before the scaling, ours after it
-    if site.kind == "softmax" and float(amax) != 1:
+    if site.role in (Role.Q, Role.POSITION_Q):
+        amax = amax * scalings[site.module]  # theirs rounds Q before the scaling, ours after it
+    if site.role is Role.SOFTMAX and float(amax) != 1:
         plan.notes.append(f"{site.name} is taken as {float(amax):g}; int8kit's own is 1")
     plan.amax[site.name], plan.sources[site.name] = amax, names
 
@@ -284,7 +285,7 @@ def _apply(model: PreTrainedModel, quantization: Quantization, plan: _Plan, weig
         for name, tensor in weights.items():
             own[name].copy_(tensor)
     sites = tuple(
-        dataclasses.replace(site, smoothing="explicit, imported") if site.name in plan.pre_quant_scale else site
+        dataclasses.replace(site, smoothing=SiteSmoothing(How.EXPLICIT)) if site.name in plan.pre_quant_scale else site
         for site in quantization.sites
     )
     model.quantization = Quantization(quantization.recipe, sites)  # type: ignore[assignment]

@@ -8,21 +8,22 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 
-from quant.insert import quantization_of
+from quant.sites.roles import Role
+from quant.sites.site import quantization_of
 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 # Their names for the sides of attention's two products: ModelOpt's p, and those of NVIDIA's BERT examples for
 # pytorch-quantization (QDQBERT: matmul_*; `a` is the attention probability).
 ATTENTION_NAMES = {
-    "q_bmm_quantizer": "q_bmm_quantizer",
-    "k_bmm_quantizer": "k_bmm_quantizer",
-    "v_bmm_quantizer": "v_bmm_quantizer",
-    "p_bmm_quantizer": "softmax_quantizer",
-    "softmax_quantizer": "softmax_quantizer",
-    "matmul_q_input_quantizer": "q_bmm_quantizer",
-    "matmul_k_input_quantizer": "k_bmm_quantizer",
-    "matmul_v_input_quantizer": "v_bmm_quantizer",
-    "matmul_a_input_quantizer": "softmax_quantizer",
+    "q_bmm_quantizer": Role.Q,
+    "k_bmm_quantizer": Role.K,
+    "v_bmm_quantizer": Role.V,
+    "p_bmm_quantizer": Role.SOFTMAX,
+    "softmax_quantizer": Role.SOFTMAX,
+    "matmul_q_input_quantizer": Role.Q,
+    "matmul_k_input_quantizer": Role.K,
+    "matmul_v_input_quantizer": Role.V,
+    "matmul_a_input_quantizer": Role.SOFTMAX,
 }
 
 
@@ -34,7 +35,7 @@ class KeyResolver:
         self._prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
         self._renamings = [r for r in get_model_conversion_mapping(model) if isinstance(r, WeightRenaming)]
         sites = quantization_of(model).sites
-        self._attentions = {s.name.rpartition(".")[0] for s in sites if s.kind in ("bmm", "softmax")}
+        self._attentions = {s.module for s in sites if s.kind in ("bmm", "softmax")}
 
     def place_of(self, quantizer: str) -> str:
         """Return the name of the site that `quantizer` of the checkpoint would be here, whether there is one or not."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quant.checkpoint import float_state_dict
+from quant.fake_quantize import along_axis
 from quant.interop.files import ForeignCheckpoint, split_quantizer_key
 from quant.interop.names import KeyResolver
 from quant.modules import QuantConv1D, QuantLayer
-from quant.tensor_quantizer import along_axis
 
 
 @dataclass

@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from quant.insert import Quantization, Site, plan_sites
 from quant.modules import QUANT_LAYERS
+from quant.sites.plan import plan_sites
+from quant.sites.site import Quantization, Site
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def check_sites(model: PreTrainedModel, quantization: Quantization, path: Path, 
             version's, which does not say.
     """
     modules = {name for name, _ in model.named_modules()}
-    strange = [s.name for s in quantization.sites if not {s.name.rpartition(".")[0], *s.consumers} <= modules]
+    strange = [s.name for s in quantization.sites if not {s.module, *s.consumers} <= modules]
     if strange:
         raise ValueError(f"{path}: {_named(strange)} of no layer of this {type(model).__name__}; calibrate again")
     if is_as_saved:

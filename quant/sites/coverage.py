@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
 from quant.recipe import Recipe
-
-if TYPE_CHECKING:
-    from quant.insert import Site
+from quant.sites.site import Site
 
 
 def unquantizable(model: PreTrainedModel, names: tuple[str, ...]) -> str:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from quant.formats import INT8, get_format
 from quant.recipe import Recipe
+from quant.sites.site import Site
 from quant.tensor_quantizer import named_quantizers
-
-if TYPE_CHECKING:
-    from quant.insert import Site
 
 
 def with_formats(sites: list[Site], recipe: Recipe) -> list[Site]:

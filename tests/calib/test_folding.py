@@ -33,7 +33,7 @@ def test_each_fold_of_a_family_leaves_the_float_model_as_it_is(name):
             after = model(**batch).logits
     assert (after - before).abs().max() < 1e-5 * before.abs().max()
     layer, folds = FOLDS[name]
-    how = {site.name: site.smoothing for site in model.quantization.sites if site.smoothing}
+    how = {site.name: str(site.smoothing) for site in model.quantization.sites if site.smoothing}
     for reader, producer in folds.items():
         expected = "explicit" if producer is None else f"folded into {layer}{producer}"
         assert how[f"{layer}{reader}.input_quantizer"] == f"{expected}, alpha 0.5"

@@ -5,10 +5,11 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
+from quant.fake_quantize import fake_quantize
 from quant.formats import INT7, INT8
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe
-from quant.tensor_quantizer import TensorQuantizer, fake_quantize, fused_kernels
+from quant.tensor_quantizer import TensorQuantizer, fused_kernels
 from tests.conftest import text_batch, tiny_bert
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

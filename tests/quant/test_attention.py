@@ -13,8 +13,9 @@ from transformers.masking_utils import (
 from transformers.models.bert.modeling_bert import eager_attention_forward
 
 from quant.attention import additive_mask, explicit_attention, quantized_attention
+from quant.fake_quantize import fake_quantize
 from quant.formats import INT8
-from quant.tensor_quantizer import TensorQuantizer, fake_quantize
+from quant.tensor_quantizer import TensorQuantizer
 
 
 def qkv(kv_heads: int = 4):

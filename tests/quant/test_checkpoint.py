@@ -1,16 +1,20 @@
 """Checkpoints: to the bit and back, loadable by plain Transformers, and refused when damaged."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.checkpoint import is_checkpoint, load_checkpoint, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe
+from quant.sites.site import Why
+from quant.sites.stored import identity
 from tests.conftest import batch_for, tiny_bert
 
 
@@ -106,7 +110,10 @@ def other_recipe(content):
         (keep_three, r"was changed: \d+ sites \(bert\.\S+, bert\.\S+, .*\.\.\.\) are not what recipe 'int8_full'"),
         (switch_one_off, r"was changed: the site bert\.\S+_bmm_quantizer is not what recipe 'int8_full'"),
         (other_recipe, r"was changed: \d+ sites"),
-        (lambda content: content["sites"][0].update(name="bert.x.input_quantizer"), "the site bert.x.* of no layer of"),
+        (lambda content: content["sites"][0].update(module="bert.x", name=f"bert.x.{content['sites'][0]['role']}"),
+         "the site bert.x.* of no layer of"),
+        (lambda content: content["sites"][0].update(name="bert.x.input_quantizer"),
+         r"is damaged: site bert\.x\.input_quantizer is told to be bert\."),
         (lambda content: content["sites"][0].pop("consumers"), "is damaged: 'consumers'; calibrate again"),
         (lambda content: content["sites"][0].update(colour=1), "is damaged: .*colour"),
         (lambda content: content.pop("digests"), "is damaged: it has no digests; calibrate again"),
@@ -131,3 +138,44 @@ def test_a_checkpoint_of_the_first_version_still_loads(tmp_path, tiny_model, rec
     loaded = load_checkpoint(tmp_path / "c").model
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, tiny_model(**batch).logits)
+
+
+OLD = sorted((Path(__file__).parents[1] / "fixtures" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("folder", OLD, ids=lambda folder: folder.name)
+def test_checkpoints_of_older_versions_compute_what_they_did(folder, tmp_path):
+    """Made by the first version that wrote a checkpoint (019702f) and by the last one whose sites had no roles."""
+    expected = load_file(folder / "expected.safetensors")
+    model = load_checkpoint(folder).model
+    with torch.no_grad():
+        logits = model(input_ids=expected["input_ids"], attention_mask=expected["attention_mask"]).logits
+    # To the bit where they were made; another processor adds a product's terms in another order.
+    torch.testing.assert_close(logits, expected["logits"], rtol=0, atol=1e-6)
+    stored = json.loads((folder / "quantization.json").read_text())["sites"]
+    told = [(s["name"], s["kind"], s["enabled"], s["reason"], s["smoothing"]) for s in stored]
+    sites = model.quantization.sites
+    assert told == [(s.name, s.kind, s.enabled, s.reason, str(s.smoothing or "")) for s in sites]
+    assert not [site.name for site in sites if site.why is Why.OLDER]  # every reason has become fields
+    save_checkpoint(model, tmp_path / "again")
+    again = load_checkpoint(tmp_path / "again").model
+    assert again.quantization == model.quantization
+    saved = json.loads((tmp_path / "again" / "quantization.json").read_text())["sites"]
+    assert [identity(site) for site in saved] == [
+        {"producer_channels": None, **identity(site)} for site in stored
+    ]  # so a run folder of then still knows the model
+
+
+def test_a_reason_that_no_fields_make_is_kept_as_it_was_told(tmp_path):
+    save_checkpoint(calibrated(tiny_bert(), "int8_full"), tmp_path / "c")
+
+    def worded(content):
+        del content["sites_digest"]
+        for site in content["sites"]:
+            for key in ("module", "role", "why", "rule", "reads", "smoothed", "told"):
+                del site[key]
+            site["reason"] = "someone said so"
+
+    rewritten(tmp_path / "c", worded)
+    sites = load_checkpoint(tmp_path / "c").model.quantization.sites
+    assert {site.why for site in sites} == {Why.OLDER} and {site.reason for site in sites} == {"someone said so"}

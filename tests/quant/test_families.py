@@ -13,11 +13,12 @@ from calib.collect import collect
 from engine.backends.onnxruntime.backend import OrtRunner, plain_session
 from engine.passes.qdq import prepare_for_target
 from quant.checkpoint import load_checkpoint, save_checkpoint
-from quant.insert import insert_quantizers, plan_sites
+from quant.insert import insert_quantizers
 from quant.models.example_inputs import OUTPUT_NAMES
 from quant.onnx_export import export_onnx
 from quant.own_attention import OWN_ATTENTIONS
 from quant.recipe import load_recipe
+from quant.sites.plan import plan_sites
 from quant.tensor_quantizer import quantizers_disabled
 from tests.families import FAMILIES, get_family
 

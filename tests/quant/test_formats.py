@@ -16,12 +16,15 @@ from calib.smoothquant import Smoothing, _output_error
 from calib.statistics import SiteStatistics
 from engine.passes.qdq import prepare_for_target
 from quant.checkpoint import CHECKPOINT_FILE, load_checkpoint, save_checkpoint
+from quant.fake_quantize import amax_to_scale, fake_quantize, quantize
 from quant.formats import FORMATS, INT7, INT8, NumberFormat, get_format
-from quant.insert import insert_quantizers, plan_sites, summarize_sites
+from quant.insert import insert_quantizers
 from quant.onnx_export import export_onnx
 from quant.recipe import Recipe, Rule, load_recipe, recipe_from_dict
 from quant.sites.formats import format_names
-from quant.tensor_quantizer import TensorQuantizer, amax_to_scale, fake_quantize, named_quantizers, quantize
+from quant.sites.plan import plan_sites
+from quant.sites.summary import summarize_sites
+from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 from tests.conftest import text_batch, tiny_bert, tiny_gpt2
 from training.qat import finish_qat, start_qat
 

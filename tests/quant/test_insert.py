@@ -12,10 +12,13 @@ from transformers import (
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.checkpoint import load_checkpoint, save_checkpoint
-from quant.insert import insert_quantizers, plan_sites, quantization_of, summarize_sites
+from quant.insert import insert_quantizers
 from quant.modules import QUANT_LAYER_TYPES, QuantConv1D, QuantConv2d, QuantLinear
 from quant.recipe import load_recipe, recipe_from_dict, shipped_recipes
 from quant.sites.layer_class import quant_class
+from quant.sites.plan import plan_sites
+from quant.sites.site import quantization_of
+from quant.sites.summary import summarize_sites
 from quant.tensor_quantizer import quantizers_disabled
 from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2, tiny_vit
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from quant.fake_quantize import amax_to_scale, fake_quantize, quantize
 from quant.formats import INT8
-from quant.tensor_quantizer import TensorQuantizer, amax_to_scale, fake_quantize, quantize, quantizers_disabled
+from quant.tensor_quantizer import TensorQuantizer, quantizers_disabled
 
 FLOATS = arrays(np.float32, 16, elements=st.floats(-1e4, 1e4, width=32))
 

@@ -14,12 +14,13 @@ from engine.shapes import ShapeRange
 from eval.parity.check import check_parity
 from eval.parity.random_feeds import random_feeds
 from quant.checkpoint import load_checkpoint, save_checkpoint
-from quant.insert import insert_quantizers, plan_sites
+from quant.insert import insert_quantizers
 from quant.models.encoder_decoder import PARTS, decoder_inputs, is_encoder_decoder, model_part, part_of, write_greedily
 from quant.models.example_inputs import example_inputs
 from quant.models.pretrained import LoadedModel
 from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe
+from quant.sites.plan import plan_sites
 from quant.tensor_quantizer import named_quantizers, quantizers_disabled
 from tests.families import ENCODER_DECODERS
 

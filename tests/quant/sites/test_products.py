@@ -5,8 +5,8 @@ import torch
 import transformers
 from torch import nn
 
-from quant.insert import plan_sites
 from quant.recipe import load_recipe
+from quant.sites.plan import plan_sites
 from quant.sites.products import WatchProducts
 from tests.families import DECODER, FAMILIES, get_family
 
