@@ -1,9 +1,9 @@
 """The recommendation over several shapes: which system, at which row, and where none."""
 
 import pytest
-from test_report import row, run_data
 
 from eval.report.advice import advise
+from tests.eval.report.test_report import row, run_data
 
 LINEAR, FULL, FLOAT = "max int8_linear onnxruntime", "max int8_full onnxruntime", "fp32 onnxruntime"
 OPTIONS = {"methods": ("fp32", "max"), "recipes": ("int8_linear", "int8_full")}

@@ -262,6 +262,3 @@ def test_another_models_checkpoint_is_refused():
         import_amax(quantized(peer_model("bert", intermediate_size=48)), state)
     with pytest.raises(ValueError, match=r"has no quantizer that fits this model .* is it of another model"):
         import_amax(quantized(peer_model("vit")), state, allow_partial=True)
-
-
-# ModelOpt ------------------------------------------------------------------------------------------------------------
