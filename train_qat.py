@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
             load_recipe(arguments.recipe)
         from training.command import train_from
 
-        train_from(words)
+        train_from([word for word in words if word != "--debug"] if arguments.debug else words)
 
     run_command(TrainParser(), train, words)
 

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 def calibrate(arguments: argparse.Namespace) -> None:
     """Check the flags, then calibrate."""
     _check_import_flags(arguments)
-    load_recipe(getattr(arguments, "recipe", DEFAULT_RECIPE))  # mistyped names are said before torch is loaded
+    # Mistyped names are said before torch is loaded.
+    recipe = load_recipe(getattr(arguments, "recipe", IMPORT_RECIPE if arguments.import_amax else DEFAULT_RECIPE))
+    if arguments.import_amax and recipe.smoothquant.alpha is not None:
+        raise UsageError(
+            f"recipe '{recipe.name}' searches SmoothQuant on samples; an import brings its own factors, or none: "
+            f"take {IMPORT_RECIPE}, or one with 'smoothquant: {{alpha: null}}'"
+        )
     if arguments.task:
         try:
             check_task(arguments.task)

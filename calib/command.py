@@ -18,7 +18,7 @@ from calib.collect import collect
 from calib.defaults import IMPORT_RECIPE, STATISTICS_FILE
 from calib.samples import Samples
 from calib.statistics import Statistics
-from engine.cli import UsageError, check_free, print_result, whole_output
+from engine.cli import check_free, print_result, whole_output
 from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
@@ -69,11 +69,6 @@ def calibrate(arguments: argparse.Namespace, draw: Callable[[LoadedModel], Sampl
 def _import(arguments: argparse.Namespace) -> None:
     """Insert, take the ranges of another tool's checkpoint, save; print one summary line."""
     recipe = load_recipe(getattr(arguments, "recipe", IMPORT_RECIPE))
-    if recipe.smoothquant.alpha is not None:
-        raise UsageError(
-            f"recipe '{recipe.name}' searches SmoothQuant on samples; an import brings its own factors, or none: "
-            f"take {IMPORT_RECIPE}, or one with 'smoothquant: {{alpha: null}}'"
-        )
     loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
     sites = insert_quantizers(loaded.model, recipe)
     print(summarize_sites(sites), file=sys.stderr)

@@ -57,7 +57,11 @@ class CommandParser(argparse.ArgumentParser):
             **kwargs,
         )
         self.mistyped: list[str] = []
-        if "--debug" not in self._flags():  # TrainingArguments bring a --debug of their own
+        self.add_debug()
+
+    def add_debug(self) -> None:
+        """Add --debug, unless other options bring one of their own (TrainingArguments)."""
+        if "--debug" not in self._flags():
             self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:

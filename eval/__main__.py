@@ -8,8 +8,9 @@ import argparse
 import logging
 import sys
 
+from engine.backend import BACKENDS
 from engine.cli import CommandParser, UsageError, run_command
-from eval.arguments import add_data_arguments, check_task_argument
+from eval.arguments import add_data_arguments, check_data_arguments
 from eval.tasks.parts.encoding import PADDINGS
 
 DEFAULT_ITERATIONS = 30
@@ -17,7 +18,7 @@ DEFAULT_ITERATIONS = 30
 
 def evaluate_command(arguments: argparse.Namespace) -> None:
     """Check the flags, then evaluate."""
-    check_task_argument(arguments)
+    check_data_arguments(arguments)
     if arguments.onnx and not arguments.layers:
         raise UsageError("--onnx belongs to --layers; build an engine to score a file")
     is_named = arguments.backend not in (None, "pytorch") or (arguments.backend and arguments.engine)
@@ -26,9 +27,27 @@ def evaluate_command(arguments: argparse.Namespace) -> None:
             f"--backend {arguments.backend} does not apply: an engine names its own; --model and --checkpoint run in "
             "pytorch"
         )
+    if arguments.engine and not arguments.layers and not (arguments.processor or arguments.reference):
+        raise UsageError(
+            "an engine holds no tokenizer or image processor; give --reference M or --processor M (the model it was "
+            "made from)"
+        )
+    if arguments.layers:
+        _check_layers(arguments)
     from eval import command  # torch and transformers, once the flags are right
 
     command.evaluate_command(arguments)
+
+
+def _check_layers(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for what --layers cannot compare."""
+    if not (arguments.checkpoint or arguments.model):
+        raise UsageError("--layers compares the layers of --checkpoint CKPT (or --model M); an engine alone shows none")
+    if arguments.backend in (None, *BACKENDS):
+        return
+    if arguments.onnx is None:
+        raise UsageError(f"--backend {arguments.backend!r} has no target to export to; name the file with --onnx")
+    raise UsageError(f"--backend {arguments.backend!r} runs no engine; --layers takes {', '.join(BACKENDS)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 
 from engine.cli import CommandParser, UsageError
 from eval.tasks import TASK_HELP, check_task
+from eval.tasks.parts.encoding import PADDINGS
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """How samples become batches.
+
+    Attributes:
+        batch_size: samples of one call; the last batch may be smaller.
+        seq_length: tokens of a sample; None takes the task's default. Longer samples are cut.
+        padding: "max" pads to seq_length, "longest" to the longest sample of the batch.
+        num_samples: how many rows, drawn with `seed`; None takes all.
+        seed: of that draw.
+    """
+
+    batch_size: int = 8
+    seq_length: int | None = None
+    padding: str = "max"
+    num_samples: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.seq_length is not None and self.seq_length < 2:
+            raise ValueError(f"--seq-length must be at least 2, got {self.seq_length}")
+        if self.padding not in PADDINGS:
+            raise ValueError(f"--padding '{self.padding}' is not known; allowed: {', '.join(PADDINGS)}")
+        if self.num_samples is not None and self.num_samples < 1:
+            raise ValueError(f"--num-samples must be at least 1, got {self.num_samples}")
 
 
 def add_data_arguments(parser: CommandParser) -> None:
@@ -28,8 +59,18 @@ def add_data_arguments(parser: CommandParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn samples and the bootstrap")
 
 
-def check_task_argument(arguments: argparse.Namespace) -> None:
-    """Raise UsageError for a --task that there is not; nothing is imported or executed for it."""
+def batch_options(arguments: argparse.Namespace, seq_length: int | None) -> BatchOptions:
+    """Return the batches that the options ask for. Raises: UsageError: for impossible ones."""
+    padding = getattr(arguments, "padding", PADDINGS[0])
+    try:
+        return BatchOptions(arguments.batch_size, seq_length, padding, arguments.num_samples, arguments.seed)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def check_data_arguments(arguments: argparse.Namespace) -> None:
+    """Raise UsageError for a --task that there is not and for impossible batches; nothing is imported or executed."""
+    batch_options(arguments, arguments.seq_length)
     try:
         check_task(arguments.task)
     except ValueError as error:

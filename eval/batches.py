@@ -6,44 +6,14 @@ Batches of one size, padded or cropped, with the inputs that the runner asks for
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
+from eval.arguments import BatchOptions
 from eval.tasks.base import Task
-from eval.tasks.parts.encoding import PADDINGS
 from eval.tasks.parts.outcome import Arrays
-
-
-@dataclass(frozen=True)
-class BatchOptions:
-    """How samples become batches.
-
-    Attributes:
-        batch_size: samples of one call; the last batch may be smaller.
-        seq_length: tokens of a sample; None takes the task's default. Longer samples are cut.
-        padding: "max" pads to seq_length, "longest" to the longest sample of the batch.
-        num_samples: how many rows, drawn with `seed`; None takes all.
-        seed: of that draw.
-    """
-
-    batch_size: int = 8
-    seq_length: int | None = None
-    padding: str = "max"
-    num_samples: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.seq_length is not None and self.seq_length < 2:
-            raise ValueError(f"--seq-length must be at least 2, got {self.seq_length}")
-        if self.padding not in PADDINGS:
-            raise ValueError(f"--padding '{self.padding}' is not known; allowed: {', '.join(PADDINGS)}")
-        if self.num_samples is not None and self.num_samples < 1:
-            raise ValueError(f"--num-samples must be at least 1, got {self.num_samples}")
 
 
 def iter_batches(task: Task, dataset: Dataset, processor: Any, options: BatchOptions) -> Iterator[Arrays]:

@@ -8,19 +8,9 @@ from typing import Any
 from datasets import Dataset
 
 from engine.cli import UsageError
-from eval.batches import BatchOptions, check_length
+from eval.batches import check_length
 from eval.tasks import get_task
 from eval.tasks.base import Task
-from eval.tasks.parts.encoding import PADDINGS
-
-
-def batch_options(arguments: argparse.Namespace, seq_length: int | None) -> BatchOptions:
-    """Return the batches that the options ask for. Raises: UsageError: for impossible ones."""
-    padding = getattr(arguments, "padding", PADDINGS[0])
-    try:
-        return BatchOptions(arguments.batch_size, seq_length, padding, arguments.num_samples, arguments.seed)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def load_samples_of(
@@ -28,7 +18,6 @@ def load_samples_of(
 ) -> tuple[Task, Dataset, int | None]:
     """Return the task in its form for these outputs, its data set, and the sequence length (None for images)."""
     task = task_of(arguments).for_outputs(output_names).with_labels(getattr(config, "label2id", None))
-    batch_options(arguments, arguments.seq_length)
     length = check_length(task, arguments.seq_length, config, processor)
     columns = tuple(arguments.column) if arguments.column else None
     return (

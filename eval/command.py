@@ -6,8 +6,9 @@ import argparse
 import sys
 from contextlib import ExitStack
 
-from engine.cli import UsageError, print_result
-from eval.chosen_samples import batch_options, load_samples_of, task_of
+from engine.cli import print_result
+from eval.arguments import batch_options
+from eval.chosen_samples import load_samples_of, task_of
 from eval.evaluate import evaluate
 from eval.parity.layers import run_layers
 from eval.subject import Subject, check_meta, load_model, open_engine, open_model, open_outputs
@@ -76,11 +77,6 @@ def _processor_source(arguments: argparse.Namespace, subject: Subject) -> str:
         or arguments.reference
         or (subject.meta or {}).get("model")
     )
-    if source is None:
-        raise UsageError(
-            "an engine holds no tokenizer or image processor; give --reference M or --processor M (the model it was "
-            "made from)"
-        )
     return str(source)
 
 

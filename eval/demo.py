@@ -26,6 +26,7 @@ from eval.sweep.run_folder import MANIFEST
 say = partial(print, file=sys.stderr, flush=True)  # progress; the table and the report's path alone go to stdout
 RUN = Path("runs/demo")
 DIGITS = "digits"  # the model and the task
+NOISY = ("httpx", "datasets", "torch", "onnxscript", "onnx_ir", "matplotlib", "transformers")
 QAT_ARGUMENTS = (
     "--max_steps 60 --per_device_train_batch_size 64 --learning_rate 1e-5 --eval_strategy no --save_strategy no "
     "--load_best_model_at_end false --disable_tqdm true"
@@ -72,6 +73,8 @@ def demo(arguments: argparse.Namespace) -> None:
 
     from eval.sweep.run import Interrupted, run_sweep
 
+    for name in NOISY:  # after their imports, which set levels of their own
+        logging.getLogger(name).setLevel(logging.ERROR)
     transformers.logging.disable_progress_bar()  # a bar for each saved file says nothing here
     run = Path(arguments.out or RUN)
     is_ours = (run / MANIFEST).is_file() and (arguments.force or not arguments.out)
@@ -94,8 +97,6 @@ def demo(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "datasets", "torch", "onnxscript", "onnx_ir", "matplotlib", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     parser = CommandParser("python -m eval.demo", "Train, quantize, build, score and report a small ViT; no network.")
     parser.add_argument("--out", help=f"run folder for everything that is made; default {RUN}, made anew each time")
     parser.add_argument("--force", action="store_true", help="replace --out")

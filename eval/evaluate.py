@@ -15,7 +15,8 @@ import numpy as np
 from datasets import Dataset
 from tqdm import tqdm
 
-from eval.batches import BatchOptions, check_length, iter_batches, select_feeds
+from eval.arguments import BatchOptions
+from eval.batches import check_length, iter_batches, select_feeds
 from eval.metrics.scores import loss_interval, mcnemar_p_value, num_flips
 from eval.tasks.base import Task
 from eval.tasks.parts.outcome import Arrays, Scores, check_arrays, check_scores, said_by

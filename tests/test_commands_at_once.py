@@ -16,6 +16,7 @@ COMMANDS = [
     "eval.report", "eval.reproduce", "eval.demo", "engine.lint", "engine.inspect", "engine.run", "engine.bug_report",
     "engine.calibration_cache", "engine.inspect.cupti",
 ]  # fmt: skip
+TRAIN = ["--model", "m", "--task", "sst2", "--out", "no/o"]
 # What cannot be right, and a part of the one line that says so.
 WRONG = [
     (["train_qat.py", "--modl", "m"], "did you mean --model"),
@@ -32,6 +33,13 @@ WRONG = [
     (["eval", "--task", "sst2"], "--model"),
     (["eval", "--model", "m", "--task", "sst2", "--onnx", "f"], "--onnx belongs to --layers"),
     (["eval.feeds", "--model", "m", "--task", "sst3", "--out", "no/o"], "sst2"),
+    (["eval.feeds", "--model", "m", "--task", "sst2", "--batch-size", "0", "--out", "no/o"], "--batch-size must be"),
+    (["eval", "--model", "m", "--task", "sst2", "--batch-size", "0"], "--batch-size must be at least 1"),
+    (["eval", "--engine", "e", "--task", "sst2"], "give --reference M or --processor M"),
+    (["eval", "--layers", "--outputs", "o", "--task", "sst2"], "--layers compares the layers of --checkpoint"),
+    (["eval", "--layers", "--model", "m", "--task", "sst2", "--backend", "onnx"], "has no target to export to"),
+    (["calib", "--model", "m", "--import-amax", "a", "--recipe", "int8_smoothquant", "--out", "no/o"], "an import"),
+    (["train_qat.py", *TRAIN, "--resume_from_checkpoint", "true"], "leave it out; the same command"),
     (["eval.load", "--model", "m", "--clients", "0"], "--clients takes"),
     (["eval.sweep", "--model", "m", "--task", "sst3", "--out", "no/o"], "sst2"),
     (["eval.sweep", "--model", "m", "--task", "sst2", "--backends", "onnx", "--out", "no/o"], "onnxruntime"),

@@ -86,10 +86,15 @@ class TrainParser(CommandParser):
             for each in dataclasses.fields(options):
                 _add(group, each, typing.get_type_hints(options)[each.name])
 
+    def add_debug(self) -> None:
+        """Add --debug: alone it shows an error's traceback, with words (underflow_overflow) it is the Trainer's."""
+        self.add_argument("--debug", nargs="*", help="alone: show the traceback of an error; with words: the Trainer's")
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the parsed flags of ours. Ends the program, exit code 2: an unknown flag, with its near matches, or a
         word where the Trainer takes a number, or flags of a calibration beside --init."""
         known, rest = self.parse_known_args(args, namespace)
+        known.debug = known.debug == []
         if known.help_all:
             return known
         theirs = trainer_options()
@@ -112,6 +117,11 @@ class TrainParser(CommandParser):
             self.error(f"the following arguments are required: {names}")
         words = sys.argv[1:] if args is None else args
         given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
+        if "resume_from_checkpoint" in given:
+            self.error(
+                "--resume_from_checkpoint: leave it out; the same command with the same --out goes on from its last "
+                "whole checkpoint, and --init starts a new run from a checkpoint"
+            )
         for name in ("method", "num_samples"):
             if known.init and name in given:
                 self.error(f"--{name} is of a calibration, which --init {known.init} has behind it; leave one out")

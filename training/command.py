@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import HfArgumentParser, TrainingArguments
 
-from engine.cli import CommandParser, UsageError, print_result
+from engine.cli import CommandParser, print_result
 from quant.checkpoint import load_checkpoint
 from quant.models.pretrained import load_float_model
 from quant.recipe import Recipe, load_recipe
@@ -46,11 +46,6 @@ def train_from(words: list[str]) -> None:
     for noisy in ("httpx", "torch", "accelerate"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     given = vars(TrainerParser().parse_args(words))
-    if given["resume_from_checkpoint"]:
-        raise UsageError(
-            f"--resume_from_checkpoint {given['resume_from_checkpoint']}: leave it out; the same command with the same "
-            "--out goes on from its last whole checkpoint, and --init starts a new run from a checkpoint"
-        )
     if not given["learning_rate"]:
         # A student that starts at its teacher's weights is driven off by Adam's steps, however small its gradients are.
         is_taught = given["recipe"] != "none" and given["teach"] and load_recipe(given["recipe"]).qat.distills

@@ -21,7 +21,8 @@ from transformers import TrainingArguments
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from eval.batches import BatchOptions, check_length
+from eval.arguments import BatchOptions
+from eval.batches import check_length
 from eval.evaluate import Evaluation, evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.commands import TRAIN_FLAGS, run
 from benchmarks.rows import append_row
-from eval.batches import BatchOptions
+from eval.arguments import BatchOptions
 from eval.evaluate import evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task

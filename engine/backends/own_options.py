@@ -6,13 +6,13 @@ import argparse
 import shlex
 from collections.abc import Mapping
 from dataclasses import Field, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from engine.backend import backend_infos, get_backend
 from engine.backends.info import FLAG, Flag, OwnOptions
 from engine.cli import CommandParser, UsageError, did_you_mean
 
-TYPES = {"int | None": int, "str | None": str, "bool": bool, "tuple[str, ...]": list}  # of a field, in JSON
+TYPES: dict[Any, type] = {int | None: int, str | None: str, bool: bool, tuple[str, ...]: list}  # of a field, in JSON
 
 
 def option_types() -> dict[type[OwnOptions], list[str]]:
@@ -24,12 +24,22 @@ def option_types() -> dict[type[OwnOptions], list[str]]:
     return types
 
 
+def json_types(kind: type[OwnOptions]) -> dict[str, type]:
+    """Return the type that each field of own options has in JSON. Raises: TypeError: a field of none of TYPES."""
+    hints = get_type_hints(kind)
+    for each in fields(kind):
+        if hints[each.name] not in TYPES:
+            raise TypeError(f"{kind.__name__}.{each.name}: own options are of {', '.join(map(str, TYPES))}")
+    return {each.name: TYPES[hints[each.name]] for each in fields(kind)}
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of every backend's own options, a group for each type."""
     for kind, backends in option_types().items():
         group = parser.add_argument_group(f"only --backend {' and '.join(backends)}")
+        types = json_types(kind)
         for each in fields(kind):
-            type_ = TYPES[str(each.type)]
+            type_ = types[each.name]
             settings: dict[str, Any] = {"help": _flag_of(each).help}
             if type_ is bool:
                 settings["action"] = "store_true"
@@ -69,7 +79,7 @@ def own_from_json(content: Mapping[str, Any], backend: str, where: str) -> OwnOp
     Raises: ValueError: an option that is not known here, or of another type; UsageError: a value out of range.
     """
     kind = _type_of(backend)
-    known = {field.name: TYPES[str(field.type)] for field in (() if kind is None else fields(kind))}
+    known = {} if kind is None else json_types(kind)
     wrong = []
     for name, value in content.items():
         if name not in known:

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engine.backend import BACKENDS, backend_for, get_backend
-from engine.cli import UsageError, cut_left, print_result
+from engine.backend import backend_for, get_backend
+from engine.cli import cut_left, print_result
 from engine.passes.qdq import prepare_for_target
 from engine.source import read_onnx
+from eval.arguments import batch_options
 from eval.batches import iter_batches, select_feeds
-from eval.chosen_samples import batch_options, load_samples_of
+from eval.chosen_samples import load_samples_of
 from eval.parity.graph import active_quantizers
 from eval.parity.limits import EXACT_TOLERANCE, FLOAT_TOLERANCE, MAX_ERROR_SHARE
 from eval.parity.taps import engine_of, plain_layers, tapped, torch_layers, with_outputs
@@ -208,8 +209,6 @@ def as_text(report: LayerParity, columns: int) -> str:
 def run_layers(arguments: argparse.Namespace) -> None:
     """Compare the layers of --checkpoint (or --model) and print them."""
     name = arguments.checkpoint or arguments.model
-    if name is None:
-        raise UsageError("--layers compares the layers of --checkpoint CKPT (or --model M); an engine alone shows none")
     loaded = load_model(name, trust_remote_code=arguments.trust_remote_code)
     if arguments.onnx is not None:
         proto = read_onnx(arguments.onnx)
@@ -218,12 +217,8 @@ def run_layers(arguments: argparse.Namespace) -> None:
         backend = arguments.backend or (made_for.name if made_for else DEFAULT_BACKEND)
     else:
         backend = arguments.backend or DEFAULT_BACKEND
-        if backend not in BACKENDS:
-            raise UsageError(f"--backend {backend!r} has no target to export to; name the file with --onnx")
         print(f"export to {backend} ...", file=sys.stderr)
         proto = prepare_for_target(export_onnx(loaded.model, processor=loaded.processor), get_backend(backend).target())
-    if backend not in BACKENDS:
-        raise UsageError(f"--backend {backend!r} runs no engine; --layers takes {', '.join(BACKENDS)}")
     feeds = _first_batch(arguments, loaded, [each.name for each in proto.graph.input])
     report = compare_layers(loaded, proto, feeds, backend)
     columns = min(shutil.get_terminal_size((WIDEST, 24)).columns, WIDEST)

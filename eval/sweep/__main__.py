@@ -14,7 +14,6 @@ from typing import Any
 
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import check_task_argument
 from eval.results import STATUSES
 from eval.sweep.grid import (
     BUILD_ARGUMENTS,
@@ -27,7 +26,7 @@ from eval.sweep.grid import (
     check_names,
 )
 from eval.sweep.run_folder import MANIFEST, RunFolder
-from eval.tasks import TASK_HELP, task_path
+from eval.tasks import TASK_HELP, check_task, task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
@@ -37,6 +36,9 @@ def sweep(arguments: argparse.Namespace) -> None:
     """Measure every point that has no row yet and print one summary line."""
     options = options_of(arguments)
     from eval.sweep.run import Interrupted, run_sweep  # torch and transformers, once the flags are right
+
+    for name in NOISY:  # after their imports, which set levels of their own
+        logging.getLogger(name).setLevel(logging.ERROR)
 
     out = Path(arguments.out)
     if arguments.force and (out / MANIFEST).is_file():
@@ -62,7 +64,10 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
-    check_task_argument(arguments)
+    try:
+        check_task(arguments.task)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     methods = check_names("--methods", _words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
     backends = check_names("--backends", _words(arguments.backends), backend_names())
     recipes = tuple(dict.fromkeys(_words(arguments.recipes)))
@@ -169,8 +174,6 @@ def add_arguments(parser: CommandParser) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     parser = CommandParser("python -m eval.sweep", "Measure accuracy against speed over a grid; resumable.")
     add_arguments(parser)

@@ -17,7 +17,8 @@ from datasets import Dataset
 
 from engine.graph_file import onnx_bytes
 from engine.manifest import read_manifest, sha256_of
-from eval.batches import BatchOptions, check_length
+from eval.arguments import BatchOptions
+from eval.batches import check_length
 from eval.evaluate import evaluate
 from eval.metrics.types import metric_from_dict
 from eval.pytorch_runner import PyTorchRunner

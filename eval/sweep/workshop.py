@@ -71,7 +71,7 @@ class Workshop:
         lengths = [n for n in self.options.seq_lengths if n is not None]
         task, columns, length = get_task(self.options.task), self.options.columns, max(lengths) if lengths else None
         return load_samples(
-            self.options.samples, self.loaded, columns=task.sample_columns(columns), seed=self.options.seed,
+            self.options.samples, self.loaded, columns=columns, seed=self.options.seed,
             num_samples=self.options.num_calibration, max_length=length,
             reader=task_reader(task, self.options.samples, self.loaded.processor, columns, length),
         )  # fmt: skip
@@ -134,10 +134,7 @@ class Workshop:
 
     def _trained(self, system: System, recipe: Recipe) -> Path:
         """Return the checkpoint of a QAT run: train_qat.py itself, whose run folder goes on after a kill."""
-        words = ["--model", self.options.model, "--task", self.options.task, "--recipe", str(system.recipe)]
-        words += ["--data", self.options.data] if self.options.data else []
-        words += ["--seed", str(self.options.seed), "--num_samples", str(self.options.num_calibration)]
-        words += shlex.split(self.options.qat_arguments)
+        words = training_words(self.options, system)
         inputs = {"model": self.model_digest, "recipe": recipe.to_dict(), "arguments": words}
 
         def build(folder: Path) -> None:
@@ -257,6 +254,17 @@ def precision_of(system: System, backend: Backend) -> str:
     if system.method in FLOAT_METHODS:
         return system.method
     return "fp16" if backend.info.uses_gpu and "fp16" in precisions else precisions[0]
+
+
+def training_words(options: SweepOptions, system: System) -> list[str]:
+    """Return the words with which train_qat.py trains a system."""
+    words = ["--model", options.model, "--task", options.task, "--recipe", str(system.recipe)]
+    words += ["--data", options.data] if options.data else []
+    words += ["--seed", str(options.seed)]
+    own = shlex.split(options.qat_arguments)
+    if not any(word.split("=")[0] == "--init" for word in own):  # which has its calibration behind it
+        words += ["--num_samples", str(options.num_calibration)]
+    return words + own
 
 
 def run_script(script: str, *words: str) -> None:

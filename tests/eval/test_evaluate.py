@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from eval.batches import BatchOptions, crop_padding, iter_batches, regroup, select_feeds
+from eval.arguments import BatchOptions
+from eval.batches import crop_padding, iter_batches, regroup, select_feeds
 from eval.evaluate import ReplayRunner, evaluate, fill_batch
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import get_task

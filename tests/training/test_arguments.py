@@ -58,3 +58,10 @@ def test_wrong_flags_end_in_one_line(words, message, capsys):
 
 def test_the_trainers_flags_pass():
     TrainParser().parse_args([*REQUIRED, "--max_steps", "-1", "--bf16", "--fsdp=full_shard", "--logging-steps", "5"])
+
+
+@pytest.mark.parametrize(
+    ("words", "is_ours"), [([], False), (["--debug"], True), (["--debug", "underflow_overflow"], False)]
+)
+def test_debug_alone_is_ours_and_with_words_the_trainers(words, is_ours):
+    assert TrainParser().parse_args([*REQUIRED, *words]).debug is is_ours

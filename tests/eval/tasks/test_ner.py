@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from engine.manifest import sha256_of
-from eval.batches import BatchOptions
+from eval.arguments import BatchOptions
 from eval.evaluate import evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.subject import open_engine, open_model

@@ -4,7 +4,8 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from eval.batches import BatchOptions, check_length, iter_batches
+from eval.arguments import BatchOptions
+from eval.batches import check_length, iter_batches
 from eval.evaluate import evaluate
 from eval.pytorch_runner import PyTorchRunner
 from eval.tasks import TASKS, get_task
