@@ -47,6 +47,7 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)  # of the backend's own builder
     trtexec: str | None = None  # the command of TensorRT's own tool that builds the same
     engine_data_sha256: str | None = None  # of OUT.data, where the engine's weights stand beside it
+    compute_capability: tuple[int, int] | None = None  # of the GPU it was built on, which `device` names
     onnx_data_sha256: str | None = None  # of the files of the ONNX file's weights, see `weights_digest`
     schema: int = SCHEMA
 
@@ -118,6 +119,8 @@ def _from_json(content: Mapping[str, Any]) -> Manifest:
     }
     values["products"] = Products(**{key: tuple(names) for key, names in values["products"].items()})
     values["cpu_flags"], values["warnings"] = tuple(values["cpu_flags"]), tuple(values["warnings"])
+    if values.get("compute_capability"):
+        values["compute_capability"] = tuple(values["compute_capability"])
     return Manifest(**values)
 
 

@@ -126,6 +126,7 @@ class TrtBackend(Backend):
             details = {
                 "versions": {self.name: trt.__version__},
                 "device": str(gpu) if gpu and self.needs_gpu_to_build else f"{cpu_name()}, no GPU",
+                "compute_capability": gpu.capability if gpu and self.needs_gpu_to_build else None,
                 "cpu_flags": (),
                 "warnings": (),
                 "are_products_measured": False,
@@ -210,7 +211,9 @@ def target_of(version: str | None) -> str:
 def _device_here(manifest: Manifest, gpu: Gpu) -> str | None:
     """Return what must be equal to the manifest's device, None where the engine was built for this GPU too."""
     level = manifest.options.get("hardware_compatibility") or "none"
-    is_same = manifest.device.partition(" (")[2] == str(gpu).partition(" (")[2]  # "compute capability 9.0)"
+    is_same = manifest.compute_capability == gpu.capability
+    if manifest.compute_capability is None:  # a manifest of before this field: its device is a GPU's name and this
+        is_same = manifest.device.endswith(str(Gpu("", gpu.capability)))
     is_for_here = {"none": False, "same_compute_capability": is_same, "ampere_plus": gpu.capability >= (8, 0)}
     return None if is_for_here.get(level) else str(gpu)
 

@@ -93,6 +93,7 @@ def test_no_hardware_compatibility_is_none_at_all():
     assert given_flags(own_from_json({"hardware_compatibility": "none"}, "tensorrt", "engine.json")) == []
 
 
+@pytest.mark.parametrize("has_field", [True, False])  # manifests of before 0.2 have no field for the capability
 @pytest.mark.parametrize(
     ("level", "built_on", "message"),
     [
@@ -103,12 +104,13 @@ def test_no_hardware_compatibility_is_none_at_all():
         ("ampere_plus", "8.6", None),
     ],
 )
-def test_an_engine_is_held_to_what_it_was_built_for(monkeypatch, tmp_path, level, built_on, message):
-    out = tmp_path / "engine"
+def test_an_engine_is_held_to_what_it_was_built_for(monkeypatch, tmp_path, level, built_on, message, has_field):
+    out, capability = tmp_path / "engine", tuple(map(int, built_on.split(".")))
     out.write_bytes(b"plan")
     write_manifest(
         Manifest("tensorrt", {"tensorrt": "10.0"}, f"a card (compute capability {built_on})", (), {}, Products(),
-                 sha256_of(out), "", 4, options={"hardware_compatibility": level}),
+                 sha256_of(out), "", 4, options={"hardware_compatibility": level},
+                 compute_capability=capability if has_field else None),
         manifest_path(out),
     )  # fmt: skip
     monkeypatch.setattr(trt_module, "load_module", lambda name: SimpleNamespace(__version__="10.0"))
