@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -25,8 +24,9 @@ from calib.statistics import SiteStatistics, Statistics
 from calib.unfolding import apply_fold
 from quant.formats import NumberFormat, get_format
 from quant.modules import QuantLayer, weight_range
-from quant.recipe import CalibratorOptions, Recipe
+from quant.recipe import CalibratorOptions, Recipe, SmoothQuantOptions
 from quant.sites.roles import Role
+from quant.sites.settings import alpha_of, calibrator_of
 from quant.sites.site import How, Quantization, Site, SiteSmoothing, Why, quantization_of
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 from quant.weights_digest import weights_digest
@@ -38,13 +38,16 @@ def apply_statistics(model: PreTrainedModel, statistics: Statistics, method: str
     """Give every enabled quantizer of `model` its amax (in place) and return the recipe that was followed.
 
     Args:
-        method: max, percentile, entropy or mse in place of the recipe's.
+        method: max, percentile, entropy or mse in place of the recipe's own; a rule's goes before both.
     No pass over samples is needed: any calibrator works from the same statistics, one after the other. What SmoothQuant
     folded into the weights is undone first.
     Raises: ValueError: statistics of another model (other weights) or recipe; the model is unchanged then.
     """
     quantization = _with_unseen(quantization_of(model))
     recipe = quantization.recipe if method is None else quantization.recipe.with_options(method=method)
+    for site in quantization.sites:
+        if site.reads_samples:
+            calibrator_of(site, recipe)  # refused before anything is changed
     _check_match(quantization, statistics)
     _check_seen(quantization.sites, statistics)
     _restore_weights(model, quantization, statistics)
@@ -125,9 +128,10 @@ def _calibrate_site(
     quantizer, site = quantizers[site.name], dataclasses.replace(site, smoothing=None)
     quantizer.set_pre_quant_scale(None)
     smoothing = None
-    if recipe.smoothquant.alpha is not None and seen.channel_amax is not None:
-        site, smoothing = smooth_site(model, site, seen, recipe)
-    amax = smoothing.amax if smoothing else compute_amax(seen.histogram, recipe.calibrator, quantizer.format)
+    calibrator, alpha = calibrator_of(site, recipe), alpha_of(site, recipe)
+    if alpha is not None and seen.channel_amax is not None:
+        site, smoothing = smooth_site(model, site, seen, alpha, calibrator)
+    amax = smoothing.amax if smoothing else compute_amax(seen.histogram, calibrator, quantizer.format)
     if smoothing is not None and site.smoothing is not None and site.smoothing.how is How.EXPLICIT:
         quantizer.set_pre_quant_scale((1 / smoothing.scale).to(model.device))
     quantizer.set_amax(torch.tensor([amax], device=model.device))
@@ -143,11 +147,10 @@ def smoothed_amax(
 
 
 def smooth_site(
-    model: PreTrainedModel, site: Site, seen: SiteStatistics, recipe: Recipe
+    model: PreTrainedModel, site: Site, seen: SiteStatistics, alpha: float | str, calibrator: CalibratorOptions
 ) -> tuple[Site, Smoothing | None]:
-    """Smooth one site if the recipe wants it and it can be done exactly; a fold changes the float weights in place."""
-    options = recipe.smoothquant
-    if site.kind not in ("linear", "norm_output") or not site.consumers or not fnmatchcase(site.name, options.match):
+    """Smooth one site by its own alpha if it can be done exactly; a fold changes the float weights in place."""
+    if not site.consumers:
         return site, None
     consumers: list[Any] = [model.get_submodule(name) for name in site.consumers]
     if not all(isinstance(consumer, QuantLayer) for consumer in consumers):
@@ -159,9 +162,10 @@ def smooth_site(
 
     x_format = get_format(site.format)
     formats = (x_format, [consumer.weight_quantizer.format for consumer in consumers])
-    amax_of = partial(smoothed_amax, options=recipe.calibrator, number_format=x_format)
+    amax_of = partial(smoothed_amax, options=calibrator, number_format=x_format)
     constrain = (lambda s: s) if fold is None else fold.constrain
-    smoothing = choose_smoothing(seen, consumer_weights(model, site), options, amax_of, formats, constrain)
+    options, weights = SmoothQuantOptions(alpha), consumer_weights(model, site)
+    smoothing = choose_smoothing(seen, weights, options, amax_of, formats, constrain)
     if smoothing is None:
         return dataclasses.replace(site, smoothing=SiteSmoothing(How.USELESS)), None
     done = SiteSmoothing(How.EXPLICIT, smoothing.alpha)

@@ -23,8 +23,9 @@ from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
 from quant.models.pretrained import LoadedModel, load_float_model
-from quant.recipe import DEFAULT_RECIPE, load_recipe
-from quant.sites.site import quantization_of
+from quant.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from quant.sites.settings import check_method, method_names
+from quant.sites.site import Site, quantization_of
 from quant.sites.summary import summarize_sites
 
 
@@ -46,6 +47,7 @@ def calibrate(arguments: argparse.Namespace, draw: Callable[[LoadedModel], Sampl
     device: Any = arguments.device or _own_device()
     loaded.model.to(device)
     sites = insert_quantizers(loaded.model, recipe)
+    _check_method(arguments.method, sites, recipe)
     if is_first:
         print(summarize_sites(sites), file=sys.stderr)
     provenance: dict[str, Any] = {"model": arguments.model, "seed": arguments.seed}
@@ -59,11 +61,20 @@ def calibrate(arguments: argparse.Namespace, draw: Callable[[LoadedModel], Sampl
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
     _save(loaded, statistics, arguments, provenance)
-    on = sum(site.enabled for site in quantization_of(loaded.model).sites)  # without those that no sample reached
+    planned = quantization_of(loaded.model).sites  # without those that no sample reached
+    on, method = sum(site.enabled for site in planned), method_names(planned, used)
     row = {"checkpoint": arguments.out, "recipe": used.name, "recipe_digest": used.digest,
-           "method": used.calibrator.method, "num_sites": on, **provenance}  # fmt: skip
-    print_result(row, f"{arguments.out}: {used.name}, {used.calibrator.method}, {on} quantizers from "
+           "method": method, "num_sites": on, **provenance}  # fmt: skip
+    print_result(row, f"{arguments.out}: {used.name}, {method}, {on} quantizers from "
                       f"{statistics.num_samples} samples", arguments.json)  # fmt: skip
+
+
+def _check_method(method: str | None, sites: list[Site], recipe: Recipe) -> None:
+    try:
+        if method is not None:
+            check_method(method, sites, recipe)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _import(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,10 @@ from eval.pytorch_runner import PyTorchRunner
 from eval.results import QAT, split_method
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
 from quant.models.pretrained import LoadedModel, load_float_model
+from quant.recipe import recipe_from_dict
 from quant.sites.formats import format_names
+from quant.sites.settings import method_names
+from quant.sites.stored import sites_from_dicts
 from quant.tensor_quantizer import named_quantizers
 
 META_KEY = "_eval"
@@ -74,7 +77,8 @@ def ranges_from(description: dict[str, Any]) -> dict[str, Any]:
     provenance = description.get("provenance") or {}
     if "imported_from" in provenance:
         return {"calibrator": None, "training": None}
-    calibrator = (description["recipe"].get("calibrator") or {}).get("method")
+    recipe = recipe_from_dict(description["recipe"])
+    calibrator = method_names(sites_from_dicts(description["sites"], recipe), recipe)  # rules may give sites their own
     return {"calibrator": calibrator, "training": QAT if "trained_by" in provenance else None}
 
 

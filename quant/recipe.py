@@ -14,20 +14,23 @@ from typing import Any
 import yaml
 
 from quant.formats import INT8, get_format
-from quant.recipe_fields import check_choice, check_fields, shown
+from quant.recipe_fields import check_alpha, check_choice, check_fields, check_percentile, shown
 
 KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding")
 METHODS = ("max", "percentile", "entropy", "mse")
+OFF = "off"  # a rule's alpha that switches SmoothQuant off
+SETTINGS = ("format", "method", "percentile", "alpha")  # what a rule may give beside on and off
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "int8_smoothquant"  # what calibration takes where none is named, and every sweep measures
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One line of a recipe: switches the quantizers it matches on or off, or gives them a format, or both.
+    """One line of a recipe: switches the quantizers it matches on or off, or gives them settings, or both.
 
-    For each of the two the last rule that matches and speaks of it wins: `enable: false` leaves the format as it was,
-    and a rule with `format` that does not say `enable` leaves on what is on, and off what is off.
+    Field by field the last rule that matches and speaks of it wins: `enable: false` leaves the settings as they were,
+    and a rule with settings that does not say `enable` leaves on what is on, and off what is off. A rule goes before
+    the recipe's own calibrator and SmoothQuant.
     """
 
     match: str = "*"
@@ -35,16 +38,32 @@ class Rule:
     kind: str | None = None
     """Only quantizers of this kind: linear, conv, norm_output, bmm, softmax, embedding."""
     enable: bool | None = None
-    """Whether the matched quantizers are on; not said means yes, but in a rule with `format`: as they were."""
+    """Whether the matched quantizers are on; not said means yes, but in a rule with settings: as they were."""
     optional: bool = False
     """Whether the rule may match nothing."""
     format: str | None = None
     """Number format of the matched quantizers (quant/formats.py); int8 where no rule gives one."""
+    method: str | None = None
+    """Calibrator of the matched activations: max, percentile, entropy or mse."""
+    percentile: float | None = None
+    """What `percentile` keeps of them, in percent."""
+    alpha: float | str | bool | None = None
+    """SmoothQuant of the matched inputs: 0 to 1, `search`, or `off` (YAML's false; not 0, which divides too)."""
 
     def __post_init__(self) -> None:
+        if self.alpha is False:
+            object.__setattr__(self, "alpha", OFF)
         if self.format is not None:
             get_format(self.format)
-        elif self.enable is None:
+        if self.method is not None:
+            check_choice("rule method", self.method, METHODS)
+        if self.percentile is not None:
+            check_percentile("rule percentile", self.percentile)
+            if self.method not in (None, "percentile"):
+                raise ValueError(f"rule {self} gives a percentile, which only 'method: percentile' uses")
+        if self.alpha is not None:
+            check_alpha("rule alpha", self.alpha, ("search", OFF), OFF)
+        if self.enable is None and all(getattr(self, option) is None for option in SETTINGS):
             object.__setattr__(self, "enable", True)
 
     def matches(self, name: str, kind: str) -> bool:
@@ -54,8 +73,8 @@ class Rule:
     def __str__(self) -> str:
         kind = f", kind: {self.kind}" if self.kind else ""
         enable = f", enable: {str(self.enable).lower()}" if self.enable is not None else ""
-        number_format = f", format: {self.format}" if self.format else ""
-        return f"{{match: '{self.match}'{kind}{enable}{number_format}}}"
+        settings = [f", {option}: {value}" for option in SETTINGS if (value := getattr(self, option)) is not None]
+        return f"{{match: '{self.match}'{kind}{enable}{''.join(settings)}}}"
 
 
 @dataclass(frozen=True)
@@ -69,8 +88,7 @@ class CalibratorOptions:
 
     def __post_init__(self) -> None:
         check_choice("calibrator method", self.method, METHODS)
-        if not 50 < self.percentile <= 100:
-            raise ValueError(f"calibrator percentile is {self.percentile}; allowed: above 50, up to 100")
+        check_percentile("calibrator percentile", self.percentile)
 
 
 @dataclass(frozen=True)
@@ -83,10 +101,8 @@ class SmoothQuantOptions:
     """Pattern over the names of the activation quantizers that are smoothed."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.alpha, str):
-            check_choice("smoothquant alpha", self.alpha, ("search",))
-        elif self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise ValueError(f"smoothquant alpha is {self.alpha}; allowed: 0 to 1, 'search', or null for off")
+        if self.alpha is not None:
+            check_alpha("smoothquant alpha", self.alpha, ("search",), "null")
 
 
 RANGES = ("learned", "retaken", "frozen")
@@ -160,12 +176,13 @@ class Recipe:
         """Return the resolved recipe as plain JSON types; `recipe_from_dict` reads it back."""
         content = json.loads(json.dumps(dataclasses.asdict(self)))
         for rule in content["rules"]:
-            if rule["format"] is None:  # so recipes without formats keep the digest that checkpoints and rows bear
-                del rule["format"]
+            for option in SETTINGS:  # so recipes without settings keep the digest that checkpoints and rows bear
+                if rule[option] is None:
+                    del rule[option]
         return content
 
     def last_rule(self, option: str, name: str, kind: str) -> Rule | None:
-        """Return the last rule that matches the quantizer `name` of `kind` and speaks of `option`: enable or format."""
+        """Return the last rule matching the quantizer `name` of `kind` that speaks of `option`: enable or a setting."""
         speaking = [rule for rule in self.rules if rule.matches(name, kind) and getattr(rule, option) is not None]
         return speaking[-1] if speaking else None
 

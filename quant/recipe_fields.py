@@ -45,6 +45,20 @@ def check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {what} {near(value, list(allowed))}. Allowed: {', '.join(allowed)}")
 
 
+def check_alpha(what: str, value: float | str, words: tuple[str, ...], otherwise: str) -> None:
+    """Raise ValueError for a share that is neither 0 to 1 nor one of the words. Args: otherwise: what means none."""
+    if isinstance(value, str):
+        check_choice(what, value, words)
+    elif isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{what} is {value}; allowed: 0 to 1, 'search', or {otherwise} for none")
+
+
+def check_percentile(what: str, value: float) -> None:
+    """Raise ValueError for a share of |x| that no calibrator takes."""
+    if not 50 < value <= 100:
+        raise ValueError(f"{what} is {value}; allowed: above 50, up to 100")
+
+
 def near(word: Any, allowed: list[str]) -> str:
     """Return the word quoted, with the nearest of those allowed."""
     close = difflib.get_close_matches(str(word), allowed, n=1, cutoff=0.5)

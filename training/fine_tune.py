@@ -32,6 +32,7 @@ from quant.checkpoint import load_checkpoint, read_description, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.models.pretrained import LoadedModel, has_head, load_float_model
 from quant.recipe import Recipe, load_recipe, recipe_from_dict
+from quant.sites.settings import check_method
 from quant.sites.site import quantization_of
 from training.arguments import FineTuneArguments
 from training.qat import QatTrainer, finish_qat, start_qat
@@ -110,7 +111,9 @@ def prepare(
         recipe = quantization_of(loaded.model).recipe
     loaded.model.to(training.device)  # type: ignore[arg-type]
     if recipe is not None and not source:
-        insert_quantizers(loaded.model, recipe)
+        sites = insert_quantizers(loaded.model, recipe)
+        if arguments.method:
+            check_method(arguments.method, sites, recipe)
         batches = list(calibration_batches(task, train, loaded.processor, arguments, training, seq_length))
         statistics = collect(loaded.model, batches, seed=training.seed, progress=not training.disable_tqdm)
         method = arguments.method or ("mse" if recipe.qat.activation_ranges == "learned" else None)

@@ -21,7 +21,9 @@ from quant.formats import FORMATS, INT8
 from quant.interop.files import ForeignCheckpoint, read_foreign
 from quant.interop.names import KeyResolver
 from quant.interop.weights import WeightMatch, match_weights
+from quant.recipe import OFF
 from quant.sites.roles import Role
+from quant.sites.settings import refuse_calibration
 from quant.sites.site import How, Quantization, Site, SiteSmoothing, quantization_of
 from quant.sites.trace import trace_model
 from quant.tensor_quantizer import named_quantizers, quantizers_disabled
@@ -92,6 +94,7 @@ def import_amax(
         model is unchanged then.
     """
     quantization = quantization_of(model)
+    refuse_calibration(quantization.recipe)
     foreign = read_foreign(checkpoint)
     resolver = KeyResolver(model)
     plan = _Plan()
@@ -267,6 +270,8 @@ def _shaped(model: PreTrainedModel, site: Site, amax: Tensor) -> Tensor | None:
 
 def _unfit_smoothing(site: Site, factors: list[Tensor | None]) -> str:
     """Return why SmoothQuant's factors cannot stand at this site; empty where they can."""
+    if site.alpha == OFF:
+        return "SmoothQuant there, alpha off by this recipe"
     if site.kind != "linear":
         return f"SmoothQuant on a {site.kind} site, whose tensor others read too; use a recipe without norm outputs"
     if any(factor is None or not torch.equal(factor, factors[0]) for factor in factors):  # type: ignore[arg-type]

@@ -15,9 +15,9 @@ from quant.models.encoder_decoder import encoder_prefix
 from quant.own_attention import quantizer_roles
 from quant.recipe import Recipe, Rule
 from quant.sites.coverage import unquantizable, unreached
-from quant.sites.formats import with_formats
 from quant.sites.layer_class import quant_class
 from quant.sites.roles import Role
+from quant.sites.settings import with_settings
 from quant.sites.site import Site, Why
 from quant.sites.trace import ModelTrace, TensorKey, trace_model
 
@@ -46,7 +46,7 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
         *_attention_sites(model, trace, judged),
     ]
     judged.refuse_unmatched()
-    sites = with_formats(sites, recipe)
+    sites = with_settings(sites, recipe)
     missed = [site.module for site in sites if site.is_weight and site.why is Why.UNREACHED]
     if missed:
         logger.warning(unreached(model, missed))

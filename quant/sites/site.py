@@ -107,6 +107,12 @@ class Site:
     """What SmoothQuant did here; None where it was not asked."""
     format: str = INT8.name
     """The number format it rounds to, by the recipe's rules; a checkpoint that does not say means int8."""
+    method: str | None = None
+    """The calibrator that the recipe's rules give it; None is the recipe's own (quant.sites.settings.calibrator_of)."""
+    percentile: float | None = None
+    """The percentile that rules give it; None is the recipe's own."""
+    alpha: float | str | bool | None = None
+    """SmoothQuant's alpha by the rules, `off` for none; None is the recipe's own. `smoothing` says what was done."""
     told: str = ""
     """The reason as an older version's file words it."""
 

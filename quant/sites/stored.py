@@ -21,10 +21,13 @@ FIRST_KEYS = (
 
 def site_to_dict(site: Site) -> dict[str, Any]:
     """Return a site as plain JSON types; `sites_from_dicts` reads it back."""
-    smoothing = site.smoothing
+    smoothing, fields = site.smoothing, dataclasses.asdict(site)
+    for option in ("method", "percentile", "alpha"):  # only where a rule gave it: other sites stay as they were told
+        if fields[option] is None:
+            del fields[option]
     return {
         "name": site.name,
-        **dataclasses.asdict(site),
+        **fields,
         "reason": site.reason,
         "smoothing": "" if smoothing is None else str(smoothing),
         "smoothed": None if smoothing is None else dataclasses.asdict(smoothing),

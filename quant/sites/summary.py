@@ -21,4 +21,8 @@ def summarize_sites(sites: Iterable[Site]) -> str:
         )
         lines.append(f"{kind:<12} {len(members) - len(off):>4} {len(off):>4}  {reasons}")
     others = Counter(site.format for site in sites if site.enabled and site.format != INT8.name)
-    return "\n".join(lines + [f"in {name}: {number} of those on" for name, number in others.items()])
+    lines += [f"in {name}: {number} of those on" for name, number in others.items()]
+    for option in ("method", "percentile", "alpha"):
+        own = Counter(str(getattr(s, option)) for s in sites if s.enabled and getattr(s, option) is not None)
+        lines += [f"by rules {option} {value}: {number} of those on" for value, number in own.items()]
+    return "\n".join(lines)

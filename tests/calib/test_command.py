@@ -86,3 +86,30 @@ def test_statistics_serve_their_model_and_are_refused_by_the_one_that_smoothquan
     assert re.search("statistics were taken from other weights .* or SmoothQuant was folded into them. Give the", error)
     assert calibrate(*model, "--statistics", statistics, statistics, "--out", str(tmp_path / "twice")) == 1
     assert "is given twice" in capsys.readouterr().err
+
+
+RULES = "extends: int8_linear\nrules:\n  - {{match: '*input_quantizer', {}}}\n"
+
+
+def test_a_method_that_would_change_no_site_is_refused(files, capsys):
+    recipe = files / "own.yaml"
+    recipe.write_text(RULES.format("method: entropy"))
+    flags = ["--model", "digits", "--samples", "digits", "--recipe", str(recipe), "--out", str(files / "c")]
+    assert calibrate(*flags, "--method", "mse") == 2
+    assert "--method mse changes no site: the rules of recipe 'own' give each" in capsys.readouterr().err
+    assert not (files / "c").exists()
+
+
+@pytest.mark.parametrize("setting", ["method: max", "method: percentile, percentile: 99", "alpha: search"])
+def test_an_import_cannot_follow_rules_of_calibration(files, setting, capsys):
+    (files / "own.yaml").write_text(RULES.format(setting))
+    assert run(files, "--recipe", str(files / "own.yaml")) == 1
+    assert f"of its own and cannot follow {{match: '*input_quantizer', {setting}}}" in capsys.readouterr().err
+    (files / "own.yaml").write_text(RULES.format("alpha: off"))
+    assert run(files, "--recipe", str(files / "own.yaml")) == 0  # the file brings no factors
+    state = torch.load(files / "peer.pt")
+    for name in [key for key in state if key.endswith("_input_quantizer._amax")]:
+        state[name.replace("_amax", "_pre_quant_scale")] = torch.ones(32)
+    torch.save(state, files / "peer.pt")
+    assert run(files, "--recipe", str(files / "own.yaml"), "--force") == 1
+    assert "SmoothQuant there, alpha off by this recipe" in capsys.readouterr().err
