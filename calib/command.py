@@ -18,7 +18,7 @@ from calib.collect import collect
 from calib.defaults import IMPORT_RECIPE, STATISTICS_FILE
 from calib.samples import Samples
 from calib.statistics import Statistics
-from engine.cli import check_free, print_result, whole_output
+from engine.cli import UsageError, check_free, print_result, whole_output
 from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax

@@ -183,8 +183,8 @@ class Recipe:
 
     def last_rule(self, option: str, name: str, kind: str) -> Rule | None:
         """Return the last rule matching the quantizer `name` of `kind` that speaks of `option`: enable or a setting."""
-        speaking = [rule for rule in self.rules if rule.matches(name, kind) and getattr(rule, option) is not None]
-        return speaking[-1] if speaking else None
+        latest = reversed(self.rules)  # exact names make as many rules as sites: what is cheap to ask comes first
+        return next((r for r in latest if getattr(r, option) is not None and r.matches(name, kind)), None)
 
     def format_of(self, name: str, kind: str) -> str:
         """Return the number format of the quantizer `name` of `kind`, by the last rule that gives it one."""

@@ -15,7 +15,8 @@ from quant.sites.site import Site, Why
 def exact_recipe(sites: Iterable[Site], recipe: Recipe) -> Recipe:
     """Return a recipe that gives the sites what they have, by name: the plan of the same model is the same again.
 
-    Every reader of a shared tensor is named: a rule that left one out would part them, or leave a norm unread.
+    Every reader of a shared tensor is named: a rule that left one out would part them, or leave a norm unread. A norm
+    output that was switched off takes the inputs that read it along: switch their weights off too.
 
     Args:
         sites: of `plan_sites`, their settings changed at will. recipe: theirs; its own calibrator and SmoothQuant hold

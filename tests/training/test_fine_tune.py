@@ -242,6 +242,14 @@ def test_what_contradicts_the_checkpoint_that_a_run_starts_from_is_refused(tmp_p
     assert code == 2 and "--method is of a calibration, which --init" in err and "leave one out" in err
 
 
+def test_a_method_that_would_change_no_site_is_refused(tmp_path, capsys):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("extends: int8_linear\nrules:\n  - {match: '*input_quantizer', method: max}\n")
+    flags = ["--model", "digits", "--task", "digits", "--recipe", str(recipe), "--out", str(tmp_path / "run")]
+    code, _, err = run(capsys, *flags, "--method", "mse")
+    assert code == 1 and "--method mse changes no site: the rules of recipe 'own'" in err.splitlines()[-1]
+
+
 def test_a_checkpoint_that_does_not_fit_on_the_disk_is_one_clear_line(tmp_path, finished, capsys, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoint-4")
