@@ -11,6 +11,8 @@ import logging
 import multiprocessing
 import signal
 import sys
+import time
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,41 +21,58 @@ from typing import Any
 from tqdm import tqdm
 
 from eval.sweep.bench import Bench
-from eval.sweep.grid import COMPILED, FASTEST, SweepOptions, System, options_from_dict, shapes_of, systems_of
+from eval.sweep.grid import COMPILED, FASTEST, Shape, SweepOptions, System, options_from_dict, shapes_of, systems_of
 from eval.sweep.run_folder import RunFolder
 from eval.sweep.store import ArtifactStore, check_disk
 from eval.sweep.workshop import ROOT, Workshop
 
 logger = logging.getLogger(__name__)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+Point = tuple[System, Shape]
 _bench: Bench | None = None
 
 
 def prepare_in_parallel(
-    run: RunFolder, options: SweepOptions, command: str, num_processes: int, ray: str | None
+    run: RunFolder,
+    options: SweepOptions,
+    command: str,
+    num_processes: int,
+    ray: str | None,
+    budget_s: float | None = None,
 ) -> None:
-    """Prepare every system that has a point without a row; what fails here fails again, and is noted, when measured."""
+    """Prepare every point that has no row, the most telling shapes first.
+
+    What fails here fails again, and is noted, when it is measured. After `budget_s` seconds the rest is left to that.
+    """
+    deadline = None if budget_s is None else time.monotonic() + budget_s
     done = {(row.system, row.shape) for row in run.rows()}
     pending = [
-        system for system in systems_of(options)
+        (system, shape) for shape in shapes_of(options) for system in systems_of(options)
         if system.method not in (FASTEST, COMPILED)  # these are made of timings, or made while timing
-        and any((system.name, shape.name) not in done for shape in shapes_of(options))
+        and (system.name, shape.name) not in done
     ]  # fmt: skip
     settings = (options.as_dict(), str(run.path.resolve()), command)
     jobs = _ray_jobs(ray, settings, pending) if ray else _process_jobs(num_processes, settings, pending)
-    for problem in tqdm(jobs, total=len(pending), desc="prepare", unit="system", disable=not sys.stderr.isatty()):
+    for problem in tqdm(jobs, total=len(pending), desc="prepare", unit="point", disable=not sys.stderr.isatty()):
         if problem:
             logger.info("preparing %s", problem)
+        if deadline is not None and time.monotonic() >= deadline:
+            jobs.close()
+            break
 
 
-def _process_jobs(num_processes: int, settings: tuple[dict[str, Any], str, str], pending: list[System]) -> Any:
+def _process_jobs(
+    num_processes: int, settings: tuple[dict[str, Any], str, str], pending: list[Point]
+) -> Generator[str | None, None, None]:
     context = multiprocessing.get_context("spawn")  # torch's and onnxruntime's threads do not survive a fork
     with ProcessPoolExecutor(num_processes, context, _start, settings) as pool:
-        futures = [pool.submit(_prepare, dataclasses.astuple(system)) for system in pending]
+        futures = [pool.submit(_prepare, *(dataclasses.astuple(each) for each in point)) for point in pending]
         try:
             for future in as_completed(futures):
                 yield future.result()
-        except BaseException:  # Ctrl-C: what is being made is made again later, and the pool would wait for all of it
+        except (
+            BaseException
+        ):  # Ctrl-C, or no time left: what is being made is made again later, and the pool would wait for all of it
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.kill()
@@ -68,9 +87,9 @@ def _start(options: dict[str, Any], path: str, command: str) -> None:
     _bench = make_bench(options, path, command)
 
 
-def _prepare(fields: tuple[Any, ...]) -> str | None:
+def _prepare(system: tuple[Any, ...], shape: tuple[Any, ...]) -> str | None:
     assert _bench is not None
-    return prepare(_bench, System(*fields))
+    return prepare(_bench, System(*system), Shape(*shape))
 
 
 def make_bench(options: dict[str, Any], path: str, command: str) -> Bench:
@@ -78,36 +97,37 @@ def make_bench(options: dict[str, Any], path: str, command: str) -> Bench:
     return Bench(Workshop(options_from_dict(options), ArtifactStore(RunFolder(Path(path)).artifacts)), command)
 
 
-def prepare(bench: Bench, system: System) -> str | None:
-    """Make everything of a system but its timings; return what went wrong, None if nothing did."""
+def prepare(bench: Bench, system: System, shape: Shape) -> str | None:
+    """Make everything of a point but its timings; return what went wrong, None if nothing did."""
     try:
-        for shape in shapes_of(bench.options):
-            with ExitStack() as stack:
-                bench.score(stack.enter_context(bench.open(system, shape)), shape)
+        with ExitStack() as stack:
+            bench.score(stack.enter_context(bench.open(system, shape)), shape)
     except Exception as error:  # said again, as a row, when the point is measured
         check_disk(error, bench.workshop.store.folder)
-        return f"{system.name}: {' '.join(str(error).split())[:200]}"
+        return f"{system.name} {shape.name}: {' '.join(str(error).split())[:200]}"
     return None
 
 
-def _ray_jobs(address: str | None, settings: tuple[dict[str, Any], str, str], pending: list[System]) -> Any:
+def _ray_jobs(
+    address: str | None, settings: tuple[dict[str, Any], str, str], pending: list[Point]
+) -> Generator[str | None, None, None]:
     try:
         import ray
     except ImportError:
         raise RuntimeError("--ray needs the package ray; run 'pip install -r requirements-ray.txt'") from None
     root = str(ROOT)
 
-    def prepare_there(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
+    def prepare_there(settings: tuple[dict[str, Any], str, str], *point: tuple[Any, ...]) -> str | None:
         # Sent by value, as a nested function: the node may not have the project on its path yet.
         sys.path.insert(0, root)
         from eval.sweep.parallel import prepare_on_node
 
-        return prepare_on_node(settings, fields)
+        return prepare_on_node(settings, *point)
 
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         remote = ray.remote(max_retries=1, num_cpus=1)(prepare_there)
-        futures = [remote.remote(settings, dataclasses.astuple(system)) for system in pending]
+        futures = [remote.remote(settings, *(dataclasses.astuple(each) for each in point)) for point in pending]
         while futures:
             ready, futures = ray.wait(futures)
             yield ray.get(ready[0])
@@ -115,9 +135,11 @@ def _ray_jobs(address: str | None, settings: tuple[dict[str, Any], str, str], pe
         ray.shutdown()
 
 
-def prepare_on_node(settings: tuple[dict[str, Any], str, str], fields: tuple[Any, ...]) -> str | None:
-    """Prepare one system in a process of another node; the model is loaded once in each process."""
+def prepare_on_node(
+    settings: tuple[dict[str, Any], str, str], system: tuple[Any, ...], shape: tuple[Any, ...]
+) -> str | None:
+    """Prepare one point in a process of another node; the model is loaded once in each process."""
     global _bench
     if _bench is None or _bench.workshop.store.folder != RunFolder(Path(settings[1])).artifacts:
         _bench = make_bench(*settings)
-    return prepare(_bench, System(*fields))
+    return prepare(_bench, System(*system), Shape(*shape))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from eval.sweep.analysis import analyse
 from eval.sweep.bench import Bench
-from eval.sweep.conduct import Conductor
+from eval.sweep.conduct import PREPARE_SHARE, Conductor
 from eval.sweep.grid import SweepOptions
 from eval.sweep.load_step import measure_load
 from eval.sweep.parallel import prepare_in_parallel
@@ -53,7 +53,8 @@ def run_sweep(
     Args:
         out: the run folder; one that holds the same sweep is gone on with.
         command: what the rows name as their command.
-        budget_s: no new shape is begun after so many seconds; the most telling points come first.
+        budget_s: no new shape is begun after so many seconds; the most telling points come first. Processes that
+            prepare get half of it.
         retry_failed: measure points again whose last row is a failed one.
         num_processes, ray: prepare in so many processes, or on the Ray cluster at this address.
     Raises: RuntimeError: the folder is in use. FileExistsError: it holds another sweep. OSError: the disk is full.
@@ -92,7 +93,8 @@ def _run(
         logger.info("%s: going on, %d of %d points are there", path, len(conductor.done), num_points)
     try:
         if num_processes > 1 or ray:
-            prepare_in_parallel(run, options, command, num_processes, ray)
+            share = None if budget_s is None else PREPARE_SHARE * budget_s
+            prepare_in_parallel(run, options, command, num_processes, ray, share)
         num_left = conductor.conduct()
         if num_left == 0:
             analyse(run, bench)
