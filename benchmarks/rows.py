@@ -48,9 +48,7 @@ def provenance() -> dict[str, Any]:
     """Return the command line, commit, versions, CPU, load and date of this run."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "command": " ".join(
-            ["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *(_quoted(word) for word in sys.argv[1:])]
-        ),
+        "command": " ".join(["python", "-m", main_module(), *(_quoted(word) for word in sys.argv[1:])]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
@@ -59,6 +57,12 @@ def provenance() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def main_module() -> str:
+    """Return the module that `python -m` runs here, such as benchmarks.accuracy.fidelity or benchmarks.families."""
+    spec = sys.modules["__main__"].__spec__
+    return Path(sys.argv[0]).stem if spec is None else spec.name.removesuffix(".__main__")
 
 
 def device_name() -> str:
