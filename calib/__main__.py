@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from calib.defaults import IMPORT_RECIPE, SAMPLE_FLAGS, STATISTICS_FILE
 from engine.cli import CommandParser, UsageError, run_command
-from eval.tasks import TASK_HELP, check_task
+from eval.arguments import check_task_argument
+from eval.tasks import TASK_HELP
 from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def calibrate(arguments: argparse.Namespace) -> None:
             f"take {IMPORT_RECIPE}, or one with 'smoothquant: {{alpha: null}}'"
         )
     if arguments.task:
-        try:
-            check_task(arguments.task)
-        except ValueError as error:
-            raise UsageError(str(error)) from None
+        check_task_argument(arguments.task)
     from calib import command
 
-    command.calibrate(arguments, partial(_draw_samples, arguments))
+    if arguments.import_amax:
+        command.take_ranges(arguments, recipe)
+    else:
+        command.calibrate(arguments, recipe, partial(_draw_samples, arguments))
 
 
 def _draw_samples(arguments: argparse.Namespace, loaded: LoadedModel) -> Samples:

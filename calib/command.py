@@ -15,7 +15,7 @@ from torch import distributed as dist
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from calib.defaults import IMPORT_RECIPE, STATISTICS_FILE
+from calib.defaults import STATISTICS_FILE
 from calib.samples import Samples
 from calib.statistics import Statistics
 from engine.cli import UsageError, check_free, print_result, whole_output
@@ -23,13 +23,13 @@ from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
 from quant.models.pretrained import LoadedModel, load_float_model
-from quant.recipe import DEFAULT_RECIPE, Recipe, load_recipe
+from quant.recipe import Recipe
 from quant.sites.settings import check_method, method_names
 from quant.sites.site import Site, quantization_of
 from quant.sites.summary import summarize_sites
 
 
-def calibrate(arguments: argparse.Namespace, draw: Callable[[LoadedModel], Samples]) -> None:
+def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[LoadedModel], Samples]) -> None:
     """Insert, collect, apply, save; print one summary line.
 
     Args: draw: gives the samples that the options name, for a model.
@@ -37,11 +37,6 @@ def calibrate(arguments: argparse.Namespace, draw: Callable[[LoadedModel], Sampl
     is_first = _join_ranks()
     if is_first:
         check_free(arguments.out, arguments.force)
-    if arguments.import_amax:
-        if is_first:
-            _import(arguments)
-        return
-    recipe = load_recipe(getattr(arguments, "recipe", DEFAULT_RECIPE))
     loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
     samples = None if arguments.statistics else draw(loaded)
     device: Any = arguments.device or _own_device()
@@ -77,9 +72,11 @@ def _check_method(method: str | None, sites: list[Site], recipe: Recipe) -> None
         raise UsageError(str(error)) from None
 
 
-def _import(arguments: argparse.Namespace) -> None:
-    """Insert, take the ranges of another tool's checkpoint, save; print one summary line."""
-    recipe = load_recipe(getattr(arguments, "recipe", IMPORT_RECIPE))
+def take_ranges(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    """Insert, take the ranges of another tool's checkpoint, save; print one summary line. The first rank alone does."""
+    if not _join_ranks():
+        return
+    check_free(arguments.out, arguments.force)
     loaded = load_float_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
     sites = insert_quantizers(loaded.model, recipe)
     print(summarize_sites(sites), file=sys.stderr)

@@ -71,7 +71,12 @@ def batch_options(arguments: argparse.Namespace, seq_length: int | None) -> Batc
 def check_data_arguments(arguments: argparse.Namespace) -> None:
     """Raise UsageError for a --task that there is not and for impossible batches; nothing is imported or executed."""
     batch_options(arguments, arguments.seq_length)
+    check_task_argument(arguments.task)
+
+
+def check_task_argument(name: str) -> None:
+    """Raise UsageError for a --task that there is not; nothing is imported or executed for it."""
     try:
-        check_task(arguments.task)
+        check_task(name)
     except ValueError as error:
         raise UsageError(str(error)) from None

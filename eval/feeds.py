@@ -11,14 +11,13 @@ import json
 import numpy as np
 
 from engine.cli import CommandParser, check_free, print_result, run_command, whole_output
-from eval.arguments import add_data_arguments, check_data_arguments
+from eval.arguments import add_data_arguments, batch_options, check_data_arguments
 
 
 def write_feeds(arguments: argparse.Namespace) -> None:
     """Write the inputs, padded to one length, and what scoring needs to make the same samples again."""
     check_free(arguments.out, arguments.force)
     check_data_arguments(arguments)
-    from eval.arguments import batch_options
     from eval.batches import iter_batches, select_feeds  # torch and transformers, once the flags are right
     from eval.chosen_samples import load_samples_of
     from eval.pytorch_runner import PyTorchRunner

@@ -93,30 +93,38 @@ class TrainParser(CommandParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Return the parsed flags of ours. Ends the program, exit code 2: an unknown flag, with its near matches, or a
         word where the Trainer takes a number, or flags of a calibration beside --init."""
-        known, rest = self.parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else args
+        known, rest = self.parse_known_args(words, namespace)
         known.debug = known.debug == []
-        if known.help_all:
-            return known
+        if not known.help_all:
+            self._check_theirs(rest)
+            self._check_ours(known, words)
+        return known
+
+    def _check_theirs(self, words: list[str]) -> None:
+        """End the program for words that the Trainer does not take either."""
         theirs = trainer_options()
         flags = [flag for name in theirs for flag in _spellings(name, True)]
-        unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in flags]
+        unknown = [word for word in words if word.startswith("--") and word.split("=")[0] not in flags]
         if unknown:
             self.refuse_unknown(unknown, flags)
-        for word, value in zip(rest, [*rest[1:], ""], strict=False):
-            flag, _, given = word.partition("=")
-            kind = theirs.get(flag.removeprefix("--").replace("-", "_"))
-            value = given or value
+        for word, following in zip(words, [*words[1:], ""], strict=False):
+            flag, _, value = word.partition("=")
+            value = value or following
+            kind = theirs.get(_field_of(flag), "")
             if kind in NUMBERS and not value.startswith("--"):
                 try:
                     NUMBERS[kind](value)
                 except ValueError:
                     self.error(f"argument {flag}: invalid {kind} value: {value!r}")
+
+    def _check_ours(self, known: argparse.Namespace, words: list[str]) -> None:
+        """End the program for flags that are missing, or cannot stand together."""
         missing = [name for name in ("model", "task", "output_dir") if getattr(known, name) is None]
         if missing:
             names = ", ".join("--out" if name == "output_dir" else f"--{name}" for name in missing)
             self.error(f"the following arguments are required: {names}")
-        words = sys.argv[1:] if args is None else args
-        given = {word.split("=")[0].removeprefix("--").replace("-", "_") for word in words}
+        given = {_field_of(word.split("=")[0]) for word in words}
         if "resume_from_checkpoint" in given:
             self.error(
                 "--resume_from_checkpoint: leave it out; the same command with the same --out goes on from its last "
@@ -125,7 +133,6 @@ class TrainParser(CommandParser):
         for name in ("method", "num_samples"):
             if known.init and name in given:
                 self.error(f"--{name} is of a calibration, which --init {known.init} has behind it; leave one out")
-        return known
 
 
 @cache
@@ -146,6 +153,11 @@ def trainer_options() -> dict[str, str]:
                 if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
             }
     raise RuntimeError(f"{path} has no class TrainingArguments; install the pinned transformers: make setup")
+
+
+def _field_of(flag: str) -> str:
+    """Return the name of the field that a flag sets, in either spelling."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def _spellings(name: str, has_no: bool) -> list[str]:

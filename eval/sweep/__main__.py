@@ -14,6 +14,7 @@ from typing import Any
 
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
+from eval.arguments import check_task_argument
 from eval.results import STATUSES
 from eval.sweep.grid import (
     BUILD_ARGUMENTS,
@@ -26,7 +27,7 @@ from eval.sweep.grid import (
     check_names,
 )
 from eval.sweep.run_folder import MANIFEST, RunFolder
-from eval.tasks import TASK_HELP, check_task, task_path
+from eval.tasks import TASK_HELP, task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
@@ -64,10 +65,7 @@ def sweep(arguments: argparse.Namespace) -> None:
 
 def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
-    try:
-        check_task(arguments.task)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    check_task_argument(arguments.task)
     methods = check_names("--methods", _words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
     backends = check_names("--backends", _words(arguments.backends), backend_names())
     recipes = tuple(dict.fromkeys(_words(arguments.recipes)))

@@ -70,9 +70,8 @@ def _process_jobs(
         try:
             for future in as_completed(futures):
                 yield future.result()
-        except (
-            BaseException
-        ):  # Ctrl-C, or no time left: what is being made is made again later, and the pool would wait for all of it
+        except BaseException:  # Ctrl-C, or no time left
+            # What is being made is made again later, and the pool would wait for all of it.
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.kill()
