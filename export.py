@@ -1,18 +1,18 @@
-"""`python export.py`: a checkpoint in, one ONNX file for one consumer out, kept only if it computes the same."""
+"""`python export.py`: a checkpoint in, one file for one consumer out, kept only if it computes the same."""
 
 from __future__ import annotations
 
 import argparse
 
 from engine.cli import CommandParser, UsageError, check_free, run_command
-from engine.passes.qdq import TARGETS, check_dtype
+from engine.passes.qdq import ALL_TARGETS, check_dtype
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Check the flags, then export."""
     check_free(arguments.out, arguments.force)
-    if arguments.target not in TARGETS:
-        raise UsageError(f"unknown target {arguments.target!r}; known: {', '.join(TARGETS)}")
+    if arguments.target not in ALL_TARGETS:
+        raise UsageError(f"unknown target {arguments.target!r}; known: {', '.join(ALL_TARGETS)}")
     try:
         dtype = check_dtype(arguments.target, arguments.dtype)
     except ValueError as error:
@@ -24,16 +24,18 @@ def export(arguments: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
-    parser = CommandParser("python export.py", "Export a checkpoint (or a float model) to ONNX for one consumer.")
+    parser = CommandParser("python export.py", "Export a checkpoint (or a float model) for one consumer.")
     parser.add_argument(
         "--checkpoint", required=True, help="checkpoint folder, or a float model (id, folder, 'digits')"
     )
-    parser.add_argument("--target", required=True, help=f"who will read the file: {', '.join(TARGETS)}")
-    parser.add_argument("--dtype", help="target tensorrt: type of all that is not INT8, fp16 (its default) or bf16")
+    parser.add_argument("--target", required=True, help=f"who will read the file: {', '.join(ALL_TARGETS)}")
+    parser.add_argument(
+        "--dtype", help="of targets tensorrt and inductor: type of all that is not INT8, fp16 or bf16 (default: fp16)"
+    )
     parser.add_argument(
         "--out",
         required=True,
-        help="the ONNX file to write; of an encoder-decoder two: OUT with .encoder and .decoder before its suffix",
+        help="the file to write; of an encoder-decoder two: OUT with .encoder and .decoder before its suffix",
     )
     parser.add_argument("--force", action="store_true", help="replace --out")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON line")

@@ -103,6 +103,7 @@ BACKENDS: dict[str, str] = {
     "openvino": "engine.backends.openvino.backend",
     "tensorrt": "engine.backends.tensorrt.backend",
     "tensorrt_rtx": "engine.backends.tensorrt_rtx.backend",
+    "inductor": "engine.backends.inductor.backend",
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 
 import torch
 from torch import Tensor
 
-from kernels.numerics import INTERPRETED
+# Triton's interpreter, the tests' way to run the kernels on a CPU; read as Triton reads it, which may be missing here.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 @functools.cache
@@ -41,11 +43,16 @@ def launch_options(target: int, rows: int) -> dict[str, bool]:
     return {"launch_pdl": True} if target >= 90 and rows <= OVERLAPPED_ROWS and not INTERPRETED else {}
 
 
-def check_runs(op: str, *tensors: Tensor | None) -> None:
-    """Raise ValueError where an op's tensors are not all on the current GPU (in Triton's interpreter: on the CPU)."""
+def runs_kernels(op: str, *tensors: Tensor | None) -> bool:
+    """Return whether an op's tensors go to its Triton kernel (True) or, on a CPU, to its plain torch reference.
+
+    Raises: ValueError: where they are not all on one device, the current one if that is a GPU.
+    """
     devices = {tensor.device for tensor in tensors if tensor is not None}
     found = ", ".join(sorted(str(device) for device in devices))
-    if len(devices) != 1 or not (INTERPRETED or found.startswith("cuda")):
-        raise ValueError(f"int8kit::{op} needs its tensors on one CUDA device, got {found}; move them there")
-    if not INTERPRETED and devices.pop().index != torch.cuda.current_device():  # Triton launches on the current one
+    kind = found.partition(":")[0]
+    if len(devices) != 1 or kind not in ("cuda", "cpu"):
+        raise ValueError(f"int8kit::{op} needs its tensors on one CUDA device, or all on the CPU, got {found}")
+    if kind == "cuda" and devices.pop().index != torch.cuda.current_device():  # Triton launches on the current one
         raise ValueError(f"int8kit::{op} runs on the current device, got {found}; torch.cuda.set_device it")
+    return kind == "cuda" or INTERPRETED

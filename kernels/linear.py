@@ -6,26 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.device import can_describe, capability, check_runs, launch_options, multiprocessors
-from kernels.linear_kernel import linear_kernel
-from kernels.numerics import ACTIVATIONS, INTERPRETED
-from kernels.reference import inverse_of, quantize_reference
-from kernels.tiles import ProductTile, pick_tile, product_tiles
-
-TORCH_ACTIVATIONS = {
-    "none": lambda y: y,
-    "gelu": F.gelu,
-    "gelu_fast": F.gelu,
-    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
-    "silu": F.silu,
-    "relu": F.relu,
-    "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
-}
+from kernels.device import runs_kernels
+from kernels.reference import ACTIVATIONS, TORCH_ACTIVATIONS, inverse_of, quantize_reference
 
 
 def interleave(gate: Tensor, up: Tensor) -> Tensor:
@@ -55,7 +39,7 @@ def linear(
         scale: float32, shape (N,): weight scale x input scale. bias: float32, shape (N,), or None.
         out_dtype: float16, bfloat16, or int8: then clamp(round_half_even(y * factor / out_scale)); the division is
             exact where y is (none, relu), else y * (1 / out_scale): the activation's own error is far larger.
-        activation: a name of `kernels.numerics.ACTIVATIONS`. "gelu" is within 2e-5; "gelu_fast" (the same function),
+        activation: a name of `kernels.reference.ACTIVATIONS`. "gelu" is within 2e-5; "gelu_fast" (the same function),
             "gelu_tanh", "silu", "quick_gelu" within 3e-5 + 2.5e-4 |y|, as fp16 would round them.
         residual: INT8 or half precision, of the result's shape; multiplied by `residual_scale`.
         factor: SmoothQuant's 1 / s of the next product, float32, (N,) (gated: (N / 2,)), or None; INT8 results only.
@@ -63,35 +47,22 @@ def linear(
         tiles: a plan of `kernels.tiles.ProductTile` by M, or nothing.
     Raises: ValueError: for dtypes, shapes, devices or a plan that do not fit.
     """
+    has_kernel = runs_kernels("linear", x, weight, scale, bias, residual, factor)
     _check(x, weight, scale, bias, out_dtype, activation, residual, factor, gated)
+    if not has_kernel:
+        return linear_reference(
+            x, weight, scale, bias, out_dtype, out_scale, activation, residual, residual_scale, factor, gated
+        )
+    from kernels.linear_kernel import launch_linear
+
     columns, depth = weight.shape
     flat = x.reshape(-1, depth).contiguous()
-    rows = flat.shape[0]
     out = x.new_empty((*x.shape[:-1], columns // 2 if gated else columns), dtype=out_dtype)
-    if out.numel() == 0:
-        return out
-    matrix = out.view(rows, out.shape[-1])
-    other = matrix if residual is None else residual.reshape(matrix.shape).contiguous()
-    operands = (flat, weight.contiguous(), matrix, other)
-    target = capability(x)
-    tile = pick_tile(tiles, rows, ProductTile) or product_tiles(target, rows, columns)[0]
-    uses_tma = target >= 90 and all(can_describe(each) for each in operands)
-    parts = 2 if gated else tile.parts(out.element_size())
-    stored = [tile.block_m, tile.block_n // parts]
-    blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
-    passed = (
-        [TensorDescriptor.from_tensor(*pair) for pair in zip(operands, blocks, strict=True)] if uses_tma else operands
-    )
-    num_blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-    launch = launch_options(target, rows)
-    linear_kernel[(min(num_blocks, multiprocessors(x) * tile.per_sm),)](
-        *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
-        residual_scale, out_scale, inverse_of(out_scale), ACTIVATION=ACTIVATIONS[activation], HAS_BIAS=bias is not None,
-        RESIDUAL=residual is not None, HAS_FACTOR=factor is not None, OUT_INT8=out_dtype == torch.int8, GATED=gated,
-        PARTS=parts, TMA=uses_tma, PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
-        FLATTEN=bool(tile.flatten), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
-        **launch,
-    )  # fmt: skip
+    if out.numel():
+        matrix = out.view(flat.shape[0], out.shape[-1])
+        other = None if residual is None else residual.reshape(matrix.shape).contiguous()
+        launch_linear(flat, weight.contiguous(), scale, bias, matrix, (out_scale, inverse_of(out_scale)),
+                      ACTIVATIONS[activation], other, residual_scale, factor, gated, tiles)  # fmt: skip
     return out
 
 
@@ -121,7 +92,6 @@ def linear_reference(
 def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_dtype: torch.dtype, activation: str,
            residual: Tensor | None, factor: Tensor | None, gated: bool) -> None:  # fmt: skip
     """Raise ValueError with the first argument that does not fit."""
-    check_runs("linear", x, weight, scale, bias, residual, factor)
     columns, depth = weight.shape
     width = columns // 2 if gated else columns
     if x.dtype != torch.int8 or weight.dtype != torch.int8:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors
 from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
+from kernels.tiles import ProductTile, pick_tile, product_tiles
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
 
@@ -122,3 +129,31 @@ def linear_kernel(
                         residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
                         ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS
+
+
+def launch_linear(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out: Tensor, out_scale: tuple[float, float],
+    activation: int, residual: Tensor | None, residual_scale: float, factor: Tensor | None, gated: bool,
+    tiles: Sequence[int] | None,
+) -> None:  # fmt: skip
+    """Write the product into `out` (M, N): contiguous matrices, checked; `out_scale` with its inverse."""
+    (rows, depth), columns = x.shape, weight.shape[0]
+    operands = (x, weight, out, out if residual is None else residual)
+    target = capability(x)
+    tile = pick_tile(tiles, rows, ProductTile) or product_tiles(target, rows, columns)[0]
+    uses_tma = target >= 90 and all(can_describe(each) for each in operands)
+    parts = 2 if gated else tile.parts(out.element_size())
+    stored = [tile.block_m, tile.block_n // parts]
+    blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
+    passed = (
+        [TensorDescriptor.from_tensor(*pair) for pair in zip(operands, blocks, strict=True)] if uses_tma else operands
+    )
+    num_blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
+    launch = launch_options(target, rows)
+    linear_kernel[(min(num_blocks, multiprocessors(x) * tile.per_sm),)](
+        *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
+        residual_scale, *out_scale, ACTIVATION=activation, HAS_BIAS=bias is not None, RESIDUAL=residual is not None,
+        HAS_FACTOR=factor is not None, OUT_INT8=out.dtype == torch.int8, GATED=gated, PARTS=parts, TMA=uses_tma,
+        PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=bool(tile.flatten),
+        IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch,
+    )  # fmt: skip

@@ -8,8 +8,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)  # TRITON_INTERPRET=1: the tests' way to run the kernels on a CPU
-
 # Adding 1.5 x 2^23 to a float32 leaves no fraction bits: the sum is rounded, ties to even, and its low bits are the
 # integer. Exact for |x| < 2^22. Float to int, and 8 bits to float, are instructions at a fraction of the FMA's rate
 # (32 bits to float is not, on Hopper).
@@ -17,7 +15,6 @@ MAGIC = tl.constexpr(12582912.0)
 MAGIC_BITS = tl.constexpr(0x4B400000)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2, "gelu_fast": 3, "gelu_tanh": 4, "silu": 5, "quick_gelu": 6}
 FIRST_APPROXIMATE = tl.constexpr(
     2
 )  # from here on the activation is itself rounded: an exact division after it is wasted
@@ -112,7 +109,7 @@ def gelu_erf(y, IS_INTERPRETED: tl.constexpr):
 
 @triton.jit
 def activate(y, ACTIVATION: tl.constexpr, IS_INTERPRETED: tl.constexpr):
-    """Return the activation that ACTIVATIONS numbers, of a float32 tensor."""
+    """Return the activation that `kernels.reference.ACTIVATIONS` numbers, of a float32 tensor."""
     if ACTIVATION == 1:
         y = tl.maximum(y, 0.0)
     elif ACTIVATION == 2:

@@ -1,10 +1,23 @@
-"""Plain torch for what every kernel ends with: the project's one formula of an INT8 code."""
+"""Plain torch for what the kernels share: the activations' names and formulas, the one formula of an INT8 code."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+# By the number that the kernels know each by (`kernels.numerics.activate`): its place in this dict.
+TORCH_ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_fast": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "silu": F.silu,
+    "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
+}
+ACTIVATIONS = {name: number for number, name in enumerate(TORCH_ACTIVATIONS)}
 
 
 def inverse_of(scale: float) -> float:

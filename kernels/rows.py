@@ -6,68 +6,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.device import capability, check_runs, launch_options
-from kernels.numerics import INTERPRETED, quantize_int8
+from kernels.device import runs_kernels
 from kernels.reference import inverse_of, quantize_reference
-from kernels.tiles import RowTile, pick_tile, row_tiles
 
 KEEPS = ("none", "sum", "normed")  # what `norm_quantize` returns beside the codes
-
-
-@triton.jit
-def quantize_kernel(
-    x, factor, out, M, N, scale, inverse, HAS_FACTOR: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    PDL: tl.constexpr, IS_INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Write INT8 codes of ROWS rows and WIDTH columns."""
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    c = (tl.program_id(1) * WIDTH + tl.arange(0, WIDTH))[None, :]
-    inside = (r < M) & (c < N)
-    y = tl.load(x + r * N + c, mask=inside, other=0).to(tl.float32)
-    if HAS_FACTOR:
-        y = y * tl.load(factor + c, mask=c < N, other=1.0)
-    tl.store(out + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
-
-
-@triton.jit
-def norm_kernel(
-    x, residual, weight, bias, factor, codes, kept, M, N, eps, scale, inverse,
-    RMS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_FACTOR: tl.constexpr, KEEP: tl.constexpr,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr, IS_INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Normalize ROWS whole rows (WIDTH >= N) of x + residual; write their codes and, by KEEP, the sum or the norm."""
-    c = tl.arange(0, WIDTH)[None, :]
-    scaled = tl.load(weight + c, mask=c < N, other=0).to(tl.float32)  # before the wait: no kernel writes it
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
-    r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    inside = (r < M) & (c < N)
-    y = tl.load(x + r * N + c, mask=inside, other=0).to(tl.float32)
-    if HAS_RESIDUAL:
-        y += tl.load(residual + r * N + c, mask=inside, other=0).to(tl.float32)
-    if KEEP == 1:
-        kept_sum = y.to(kept.dtype.element_ty)
-        tl.store(kept + r * N + c, kept_sum, mask=inside)
-        y = kept_sum.to(tl.float32)  # as a model in half precision: the norm reads the sum that is kept
-    if not RMS:
-        y = tl.where(c < N, y - (tl.sum(y, 1) / N)[:, None], 0.0)
-    y = y * tl.rsqrt(tl.sum(y * y, 1) / N + eps)[:, None] * scaled
-    if HAS_BIAS:
-        y += tl.load(bias + c, mask=c < N, other=0).to(tl.float32)
-    if KEEP == 2:
-        tl.store(kept + r * N + c, y.to(kept.dtype.element_ty), mask=inside)
-    if HAS_FACTOR:
-        y = y * tl.load(factor + c, mask=c < N, other=1.0)
-    tl.store(codes + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
 
 
 @torch.library.custom_op("int8kit::quantize", mutates_args=())
@@ -78,21 +22,17 @@ def quantize(x: Tensor, scale: float, factor: Tensor | None = None, tiles: Seque
         tiles: a plan of `kernels.tiles.RowTile` by rows, or nothing.
     Raises: ValueError: for shapes, a scale or a plan that do not fit.
     """
-    check_runs("quantize", x, factor)
-    width = x.shape[-1]
-    _check_vectors(width, factor=factor)
+    has_kernel = runs_kernels("quantize", x, factor)
+    _check_vectors(x.shape[-1], factor=factor)
+    inverse = inverse_of(scale)
     x = x.contiguous()
+    if not has_kernel:
+        return quantize_float(x, scale, factor)
+    from kernels.rows_kernel import launch_quantize
+
     out = torch.empty_like(x, dtype=torch.int8)
-    if x.numel() == 0:
-        return out
-    rows, target = x.numel() // width, capability(x)
-    block = min(triton.next_power_of_2(width), 1024)
-    tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    launch = launch_options(target, rows)
-    quantize_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(width, block))](
-        x, x if factor is None else factor, out, rows, width, scale, inverse_of(scale), HAS_FACTOR=factor is not None,
-        ROWS=tile.rows, WIDTH=block, PDL=bool(launch), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, **launch,
-    )  # fmt: skip
+    if x.numel():
+        launch_quantize(x, factor, out, scale, inverse, tiles)
     return out
 
 
@@ -123,7 +63,7 @@ def norm_quantize(
         keep: "sum" (x + residual, the stream of a pre-norm model), "normed" (of a post-norm model), or "none".
     Raises: ValueError: for shapes, a scale, `keep` or a plan that do not fit.
     """
-    check_runs("norm_quantize", x, weight, bias, residual, factor)
+    has_kernel = runs_kernels("norm_quantize", x, weight, bias, residual, factor)
     width = x.shape[-1]
     _check_vectors(width, factor=factor)
     if keep not in KEEPS:
@@ -132,22 +72,19 @@ def norm_quantize(
         raise ValueError(f"the norm's weight and bias must have shape ({width},), got {tuple(weight.shape)}")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"the residual must have x's shape {tuple(x.shape)}, got {tuple(residual.shape)}")
+    inverse = inverse_of(scale)
     x = x.contiguous()
+    if not has_kernel:
+        y, total = norm_reference(x, weight, bias, eps, residual, rms, keep)
+        kept = {"none": x.new_empty(0), "sum": total, "normed": y.to(x.dtype)}[keep]
+        return quantize_reference(y.float() if factor is None else y.float() * factor, scale), kept
+    from kernels.rows_kernel import launch_norm
+
     codes = torch.empty_like(x, dtype=torch.int8)
     kept = torch.empty_like(x) if keep != "none" else x.new_empty(0)
-    if x.numel() == 0:
-        return codes, kept
-    rows, target = x.numel() // width, capability(x)
-    block = triton.next_power_of_2(width)
-    tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    launch = launch_options(target, rows)
-    norm_kernel[(triton.cdiv(rows, tile.rows),)](
-        x, x if residual is None else residual.contiguous(), weight, weight if bias is None else bias,
-        weight if factor is None else factor, codes, kept, rows, width, eps, scale, inverse_of(scale), RMS=rms,
-        HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None, HAS_FACTOR=factor is not None,
-        KEEP=KEEPS.index(keep), ROWS=tile.rows, WIDTH=block, PDL=bool(launch), IS_INTERPRETED=INTERPRETED,
-        num_warps=tile.num_warps, **launch,
-    )  # fmt: skip
+    if x.numel():
+        launch_norm(x, None if residual is None else residual.contiguous(), weight, bias, factor, codes, kept, eps,
+                    scale, inverse, rms, KEEPS.index(keep), tiles)  # fmt: skip
     return codes, kept
 
 

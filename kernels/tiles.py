@@ -47,6 +47,9 @@ class AttentionTile:
     num_stages: int
 
 
+TORCH_ATTENTION = AttentionTile(0, 0, 0, 0)  # no tile: torch's own attention (half types), then `quantize`
+
+
 @dataclass(frozen=True)
 class RowTile:
     """Rows that one program of `quantize` or `norm_quantize` takes."""

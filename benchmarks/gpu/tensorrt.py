@@ -18,8 +18,8 @@ import numpy as np
 from benchmarks.rows import append_row, median_interval
 from engine.backend import get_backend
 from engine.backends.runner import Runner
-from engine.backends.tensorrt.gpu import find_gpu
 from engine.backends.tensorrt.inspect import TRACE_SUFFIX
+from engine.gpu import find_gpu
 from engine.inspect.kernel_trace import product_summary, read_trace
 from engine.manifest import Manifest, read_manifest
 from engine.run import read_feeds

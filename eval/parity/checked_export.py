@@ -11,9 +11,11 @@ from typing import Any
 
 from engine.cli import check_free, print_result, whole_output
 from engine.graph_file import data_path, save_graph
-from engine.passes.qdq import prepare_graph
+from engine.passes.qdq import PROGRAM_TARGET, prepare_graph
 from eval.parity.check import check_parity
+from eval.parity.program import check_program
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description
+from quant.int8_program.export import export_program, save_program
 from quant.models.encoder_decoder import PARTS, is_encoder_decoder, model_part, part_of
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.onnx_export import export_graph
@@ -31,7 +33,10 @@ def export_checked(arguments: argparse.Namespace, dtype: str | None) -> None:
     for out in files:
         check_free(out, arguments.force)
     rows = []
-    with _scales_of(loaded, dtype), ExitStack() as outputs:  # both files of an encoder-decoder are kept, or none
+    with (
+        _scales_of(loaded, dtype, arguments.target),
+        ExitStack() as outputs,
+    ):  # both files of an encoder-decoder are kept, or none
         for out, part in files.items():
             path = outputs.enter_context(whole_output(out, arguments.force))
             rows.append(_write(path, part, arguments.target, metadata, dtype) | {"onnx": out})
@@ -46,6 +51,16 @@ def _write(path: Path, loaded: LoadedModel, target: str, metadata: dict[str, str
     if part is not None:
         metadata = {**metadata, "int8kit.part": part}
     print(f"export {'' if part is None else f'the {part} '}to {target} ...", file=sys.stderr)
+    if target == PROGRAM_TARGET:
+        program, description = export_program(
+            loaded.model, dtype or "fp16", processor=loaded.processor, metadata={**metadata, "int8kit.target": target}
+        )
+        save_program(program, description, path)
+        del program
+        print("check parity ...", file=sys.stderr)
+        judged = check_program(path, loaded, description.dtype)
+        row = {"onnx": "", "target": target, "size_bytes": path.stat().st_size, **metadata, **vars(judged)}
+        return row | {"unfused": description.unfused, "summary": str(judged)}
     graph = export_graph(loaded.model, processor=loaded.processor)
     prepare_graph(graph, target, metadata, dtype)
     size = save_graph(graph, path, full_check=dtype is not None)
@@ -66,9 +81,11 @@ def _files(out: str, loaded: LoadedModel) -> dict[str, LoadedModel]:
     }
 
 
-def _scales_of(loaded: LoadedModel, dtype: str | None) -> AbstractContextManager[None]:
+def _scales_of(loaded: LoadedModel, dtype: str | None, target: str) -> AbstractContextManager[None]:
     """Return the block in which the model's scales are the ones that a file of `dtype` can hold."""
-    return nullcontext() if dtype is None else rounded_scales(loaded.model, HALF_TYPES[dtype])
+    return (
+        nullcontext() if dtype is None or target == PROGRAM_TARGET else rounded_scales(loaded.model, HALF_TYPES[dtype])
+    )
 
 
 def _load(name: str) -> tuple[LoadedModel, dict[str, str]]:

@@ -93,6 +93,31 @@ def test_padding_does_not_change_what_is_kept() -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 45, 45), (1, 4, 45, 45), (2, 1, 45, 45), (1, 1, 1, 45), (2, 1, 1, 45)])
+@pytest.mark.parametrize("rounds", [True, False])
+def test_any_mask_that_broadcasts_to_the_scores(shape: tuple[int, ...], rounds: bool) -> None:
+    q, k, v, _ = inputs(2, 45, 4, 2, 32, False, False)
+    mask = normal(*shape, dtype=torch.float32, scale=3.0)
+    mask[..., 40:] = torch.finfo(torch.float32).min
+    options = {"out_scale": 1 / 64, "round_softmax": rounds}
+    got = attention.attention(q, k, v, mask, 1 / 3000, 1 / 64, INT8, tiles=SMALL, **options)
+    expected = attention.attention_reference(q, k, v, mask, 1 / 3000, 1 / 64, INT8, **options)
+    assert share_off(got, expected) <= (2e-3 if rounds else 0.05)  # a float softmax is rounded to fp16, then to codes
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("shape", [None, (2, 45), (2, 4, 45, 45)])
+def test_torchs_own_attention_behind_the_same_op(causal: bool, shape: tuple[int, ...] | None) -> None:
+    q, k, v, _ = inputs(2, 45, 4, 2, 32, False, False, dtype=torch.float16)
+    mask = None if shape is None else normal(*shape, dtype=torch.float32, scale=3.0)
+    factor = normal(4 * 32, dtype=torch.float32).abs()
+    plan = tiles.store_plan({2**31 - 1: tiles.TORCH_ATTENTION})
+    options = {"causal": causal, "round_softmax": False, "factor": factor}
+    got = attention.attention(q, k, v, mask, 0.2, 1.0, INT8, 1 / 32, tiles=plan, **options)
+    expected = attention.attention_reference(q, k, v, mask, 0.2, 1.0, INT8, 1 / 32, **options)
+    assert share_off(got, expected) <= 0.05
+
+
 def test_a_row_of_padding_alone_is_a_number() -> None:
     q, k, v, _ = inputs(1, 20, 2, 2, 32, True, False)
     mask = torch.zeros(1, 20, device=DEVICE)
@@ -111,8 +136,9 @@ def test_what_does_not_fit_is_refused() -> None:
     q, k, v, mask = inputs(*CASES["grouped heads, two loops"])
     with pytest.raises(ValueError, match=r"rounded softmax multiplies INT8 values, got torch\.float16"):
         attention.attention(q.half(), k.half(), v.half(), mask, 0.1, 0.1, INT8)
-    with pytest.raises(ValueError, match=r"the mask must have shape \(2, 45\)"):
-        attention.attention(q, k, v, mask[:, :3], 0.1, 0.1, INT8)
+    for bad in (mask[:, :3], mask[:1], mask[:, None], mask[:, None, None, :44]):
+        with pytest.raises(ValueError, match=r"the mask must have shape \(2, 45\) or be broadcast to \(2, 4, 45, 45\)"):
+            attention.attention(q, k, v, bad, 0.1, 0.1, INT8)
     with pytest.raises(ValueError, match="all int8 or all of one half type"):
         attention.attention(q, k.half(), v, mask, 0.1, 0.1, INT8)
     with pytest.raises(ValueError, match="fits no k and v"):

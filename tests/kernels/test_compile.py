@@ -13,7 +13,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from kernels.attention_kernel import attention_kernel  # noqa: E402
 from kernels.linear_kernel import linear_kernel  # noqa: E402
-from kernels.rows import norm_kernel, quantize_kernel  # noqa: E402
+from kernels.rows_kernel import norm_kernel, quantize_kernel  # noqa: E402
 
 CAPABILITIES = [80, 89, 90, 100]
 FLAGS = {"IS_INTERPRETED": False}
@@ -57,7 +57,7 @@ def test_attention(capability: int, rounds: bool) -> None:
     half = "*i8" if rounds else "*fp16"
     types = {"q": half, "k": half, "v": half, "mask": "*fp32", "out": "*i8", "factor": "*fp32"}
     types |= dict.fromkeys(("score_scale", "value_scale", "out_scale", "out_inverse"), "fp32")
-    constants = {"SHARE": 2, "HAS_MASK": True, "CAUSAL": True, "ROUND": rounds, "IS_INT8": rounds, "HAS_FACTOR": True,
+    constants = {"SHARE": 2, "MASK": 1, "CAUSAL": True, "ROUND": rounds, "IS_INT8": rounds, "HAS_FACTOR": True,
                  "OUT_INT8": True, "ONE_BLOCK": False, "HEAD_DIM": 64, "BLOCK_D": 64, "BM": 64, "BN": 32}  # fmt: skip
     ptx = compile_for(capability, attention_kernel, types, constants)
     assert has_int8_product(capability, ptx) or not rounds

@@ -17,10 +17,10 @@ from engine.backends.info import BackendInfo
 from engine.backends.own_options import given_flags, own_as_json
 from engine.backends.runner import Runner
 from engine.backends.tensorrt.builder import build_engine, is_weakly_typed, load_module, make_logger
-from engine.backends.tensorrt.gpu import Gpu, find_gpu
 from engine.backends.tensorrt.options import TensorRTOptions, trtexec_command
 from engine.bug_report.reproduction import FaultCase, Reproduction
 from engine.cli import UsageError
+from engine.gpu import Gpu, find_gpu
 from engine.graph_file import MAX_FILE_BYTES
 from engine.hardware import cpu_name
 from engine.inspect.layers import Inspection, InspectRequest

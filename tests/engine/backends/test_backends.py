@@ -220,7 +220,7 @@ def test_a_full_disk_or_an_interrupt_leaves_what_was_there(tmp_path, backend, mo
 
 def test_an_unknown_or_missing_backend_says_what_to_do(monkeypatch):
     with pytest.raises(
-        ValueError, match=r"unknown backend 'openvin'; the backends are onnxruntime, openvino, tensorrt, "
+        ValueError, match=r"unknown backend 'openvin'; the backends are inductor, onnxruntime, openvino, "
     ):
         get_backend("openvin")
     for name in NAMES:

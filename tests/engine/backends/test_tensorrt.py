@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from engine import gpu as gpu_module
 from engine.backend import BuildOptions, get_backend
 from engine.backends.tensorrt import builder as trt_builder
-from engine.backends.tensorrt import gpu as gpu_module
 from engine.backends.tensorrt.options import TensorRTOptions
 from engine.manifest import manifest_path, read_manifest
 from engine.passes.lowering import SUPPORTED_OPS

@@ -14,11 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 
 import build_engine
+from engine import gpu as gpu_module
 from engine.backend import get_backend
 from engine.backends.own_options import given_flags, own_from_json
 from engine.backends.tensorrt import backend as trt_module
 from engine.backends.tensorrt import builder as trt_builder
-from engine.backends.tensorrt import gpu as gpu_module
 from engine.backends.tensorrt import runner as trt_runner
 from engine.backends.tensorrt.options import TensorRTOptions, trtexec_command
 from engine.manifest import Manifest, manifest_path, sha256_of, write_manifest

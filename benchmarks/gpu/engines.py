@@ -1,0 +1,186 @@
+"""Whole models on a GPU: engines of backend inductor against the fastest fp16 that torch gives, in turn.
+
+    python -m benchmarks.gpu.engines --stack bert-base:32x128 ... --recipes int8_smoothquant --out rows.jsonl
+
+The models have random weights in their published shapes (--checkpoint NAME=FOLDER puts a real one in the place of
+one). fp16 is the float model by torch.compile with torch's attention, in each of --modes, and its float twin
+(`export.py --checkpoint M --target inductor`), whose Q, K and V are one product too; all under CUDA graphs, with a
+padding mask in use where the model reads one (lengths from half to all of the length). A row for each recipe: the
+ratio is the fastest fp16's time over the engine's, the median of rounds in which all ran in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch.nn.attention import sdpa_kernel
+
+from benchmarks.gpu import half as gpu_half
+from benchmarks.gpu.kernels import environment, time_ms
+from benchmarks.gpu.shapes import MODELS, STACKS
+from benchmarks.rows import append_row
+from calib.apply import apply_statistics
+from calib.collect import collect
+from engine.backend import BuildOptions, get_backend
+from engine.shapes import parse_shapes
+from kernels.tune import capture, time_in_turn
+from quant.insert import insert_quantizers
+from quant.int8_program.export import export_program, save_program
+from quant.models.example_inputs import example_inputs
+from quant.models.pretrained import load_float_model
+from quant.recipe import load_recipe
+
+FLOAT = "float"
+ROUNDS = 21
+START = time.perf_counter()
+
+
+def make_model(name: str, checkpoints: dict[str, str]) -> Any:
+    """Return a model in float32: a real one, or random weights in the shape of `benchmarks.gpu.shapes`."""
+    if name in checkpoints:
+        return load_float_model(checkpoints[name]).model
+    m = MODELS[name]
+    torch.manual_seed(0)
+    common = {"hidden_size": m.width, "num_hidden_layers": m.layers, "num_attention_heads": m.heads,
+              "intermediate_size": m.inner}  # fmt: skip
+    if name == "vit-b":
+        return transformers.ViTForImageClassification(transformers.ViTConfig(**common)).eval()
+    if name == "gpt2":
+        return transformers.GPT2Model(transformers.GPT2Config()).eval()
+    if name == "llama-1b":
+        config = transformers.LlamaConfig(**common, num_key_value_heads=m.kv_heads, vocab_size=32000)
+        return transformers.LlamaModel(config).eval()
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**common)).eval()
+
+
+def export_one(name: str, recipe: str, path: Path, checkpoints: dict[str, str]) -> None:
+    """Calibrate a model on two random batches (the ranges do not change the speed) and write its program."""
+    model = make_model(name, checkpoints)
+    if recipe != FLOAT:
+        batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
+        insert_quantizers(model, load_recipe(recipe), batches[0])
+        apply_statistics(model, collect(model, batches, progress=False))
+    save_program(*export_program(model), path)
+
+
+def feeds_of(model: Any, batch: int, length: int, is_masked: bool) -> dict[str, torch.Tensor]:
+    """Return random inputs, with padding where the benchmark has it."""
+    feeds = example_inputs(model, batch_size=batch, seq_length=length)
+    if is_masked:
+        lengths = torch.randint(length // 2, length + 1, (batch,), generator=torch.Generator().manual_seed(1))
+        feeds["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
+    return feeds
+
+
+def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, folder: Path) -> None:
+    """Time one shape of one model; append a row for each recipe."""
+    model = make_model(name, args.checkpoint)
+    shape = MODELS[name]
+    feeds = feeds_of(model, batch, length, shape.is_masked)
+    on_gpu = {k: (x.cuda().half() if x.is_floating_point() else x.cuda()) for k, x in feeds.items()}
+    graphs, labels, reports, keep = [], [], {}, []
+    half_model = model.half().cuda()
+    mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length) if shape.is_masked else None
+    backend, alone = gpu_half.fastest_attention(shape, batch, length, mask, time_ms)
+    for mode in args.modes:
+        torch._dynamo.reset()
+        compiled = torch.compile(half_model, dynamic=False, mode=None if mode == "default" else mode)
+        options = {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
+
+        def half(compiled=compiled, options=options):
+            return compiled(**on_gpu, **options)
+
+        with torch.no_grad(), sdpa_kernel(gpu_half.BACKENDS[backend]):
+            graphs.append(capture([half]))
+        labels.append(f"torch.compile {mode}")
+        log(name, batch, length, "fp16", mode, backend)
+    for recipe in (FLOAT, *args.recipes):
+        torch._dynamo.reset()
+        path = folder / f"{name}.{recipe}.engine"
+        first = next(iter(feeds))
+        options = BuildOptions(parse_shapes([f"{first}:{'x'.join(map(str, feeds[first].shape))}"]), force=True)
+        start = time.perf_counter()
+        get_backend("inductor").build(folder / f"{name}.{recipe}.pt2", path, options)
+        built = time.perf_counter() - start
+        torch._dynamo.reset()
+        before = torch.cuda.memory_allocated()
+        start = time.perf_counter()
+        runner: Any = get_backend("inductor").load(path)
+        loaded = time.perf_counter() - start
+        captured = runner._feed({k: np.asarray(x) for k, x in feeds.items()})[0]
+        captured.replay()
+        weights = sum(x.numel() * x.element_size() for x in (*runner.module.parameters(), *runner.module.buffers()))
+        reports[recipe] = {"build_s": built, "load_s": loaded, "weights_bytes": weights,
+                           "memory_bytes": torch.cuda.memory_allocated() - before}  # fmt: skip
+        keep.append(runner)
+        graphs.append(captured.graph)
+        labels.append(recipe)
+        log(name, batch, length, recipe, {k: round(v, 1) for k, v in reports[recipe].items()})
+    times = dict(zip(labels, time_in_turn(graphs, ROUNDS), strict=True))
+    floats = [label for label in labels if label not in args.recipes]
+    fastest = min(floats, key=lambda label: statistics.median(times[label]))
+    for recipe in args.recipes:
+        ratios = [a / b for a, b in zip(times[fastest], times[recipe], strict=True)]
+        row = append_row(
+            args.out, "gpu_engine", model=name, weights="real" if name in args.checkpoint else "random", batch=batch,
+            length=length, recipe=recipe, masked=shape.is_masked, int8_ms=statistics.median(times[recipe]),
+            fp16_ms={label: statistics.median(times[label]) for label in floats}, fastest_fp16=fastest,
+            fp16_attention=backend, fp16_attention_ms=alone, ratio=statistics.median(ratios), ratio_min=min(ratios),
+            ratio_max=max(ratios), engine=reports[recipe], twin=reports[FLOAT], **environment(),
+        )  # fmt: skip
+        print(f"ENGINE {name} {batch}x{length} {recipe}: fp16 {row['fp16_ms']} int8 {row['int8_ms']:.4f} ms, "
+              f"{row['ratio']:.3f} times {fastest} [{row['ratio_min']:.3f}, {row['ratio_max']:.3f}]",
+              flush=True)  # fmt: skip
+    for runner in keep:
+        runner.close()
+
+
+def log(*words: object) -> None:
+    print(f"[{time.perf_counter() - START:6.1f} s]", *words, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stack", nargs="+", metavar="MODEL:BxS", default=[f"{n}:{b}x{s}" for n, b, s in STACKS])
+    parser.add_argument("--recipes", nargs="+", default=["int8_smoothquant", "int8_full"])
+    parser.add_argument("--modes", nargs="+", default=["default"], help="of torch.compile")
+    parser.add_argument("--checkpoint", nargs="+", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--folder", help="keeps the programs, and takes those that are there")
+    parser.add_argument("--export", nargs=2, metavar=("MODEL", "RECIPE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.checkpoint = dict(each.split("=", 1) for each in args.checkpoint)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.folder or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        if args.export:
+            export_one(*args.export, folder / f"{args.export[0]}.{args.export[1]}.pt2", args.checkpoint)
+            return
+        stacks = [(name, *map(int, size.split("x"))) for name, _, size in (each.partition(":") for each in args.stack)]
+        wanted = [(name, recipe) for name in dict.fromkeys(s[0] for s in stacks) for recipe in (FLOAT, *args.recipes)]
+        missing = [pair for pair in wanted if not (folder / f"{pair[0]}.{pair[1]}.pt2").exists()]
+        base = [sys.executable, "-m", "benchmarks.gpu.engines", *sys.argv[1:], "--folder", str(folder)]
+        running = [subprocess.Popen([*base, "--export", *pair]) for pair in missing]
+        for each in running:
+            each.wait()
+        log("exported", missing)
+        print(environment(), "torch", torch.__version__, flush=True)
+        for stack in stacks:
+            try:
+                run_stack(*stack, args, folder)
+            except Exception as error:
+                print("FAILED", stack, type(error).__name__, str(error)[:600], flush=True)
+
+
+if __name__ == "__main__":
+    main()

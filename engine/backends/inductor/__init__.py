@@ -1,0 +1,1 @@
+"""INT8 programs (`export.py --target inductor`) on NVIDIA GPUs: tuned, compiled by torch, replayed as CUDA graphs."""

@@ -1,0 +1,109 @@
+"""Chooses the tiles of every op of a program on this GPU: ops of one shape are timed together, each on its weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Interpreter, Node
+
+from engine.backends.inductor.compiled import TUNED_OPS, tuned_nodes
+from kernels.attention import is_torchs
+from kernels.device import capability
+from kernels.tiles import TORCH_ATTENTION, Tile, attention_tiles, product_tiles, row_tiles, store_plan
+from kernels.tune import CANNOT_RUN, tune
+
+ANY_SIZE = 2**31 - 1  # a plan here is of one bucket
+MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
+
+
+class _Recorder(Interpreter):
+    """Runs a program op by op and keeps what each tuned op was called with."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self.calls: dict[Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        if n.op == "call_function" and n.target in TUNED_OPS:
+            self.calls[n] = self.fetch_args_kwargs_from_env(n)
+        return super().run_node(n)
+
+
+def tune_program(module: GraphModule, feeds: Sequence[Tensor], say: Callable[[str], None]) -> dict[str, list[int]]:
+    """Return each op's plan of tiles for inputs of these shapes: the fastest candidate, timed under CUDA graphs.
+
+    Raises: RuntimeError: an op for which no candidate runs. torch.cuda.OutOfMemoryError: as torch says it.
+    """
+    recorder = _Recorder(module)
+    with torch.no_grad():
+        recorder.run(*feeds)
+        groups: dict[Any, list[Node]] = {}
+        for node in tuned_nodes(module):
+            groups.setdefault(_signature(node, *recorder.calls[node]), []).append(node)
+        plans: dict[str, list[int]] = {}
+        work = [(nodes, candidates(nodes[0], *recorder.calls[nodes[0]])) for nodes in groups.values()]
+        _compile_ahead([(recorder.calls[nodes[0]], nodes[0], tile) for nodes, tiles in work for tile in tiles])
+        for nodes, tiles in work:
+            calls = [recorder.calls[node] for node in nodes[:MAX_TIMED]]
+
+            def with_tile(tile: Tile, calls: Any = calls, target: Any = nodes[0].target) -> list[Callable[[], Any]]:
+                return [partial(target, *args, **{**kw, "tiles": store_plan({ANY_SIZE: tile})}) for args, kw in calls]
+
+            best, medians = tune(tiles, with_tile)
+            say(f"{len(nodes)} x {TUNED_OPS[nodes[0].target]}: {medians[best] * 1e3:.1f} us, {best}")  # type: ignore[index]
+            plans |= {node.name: store_plan({ANY_SIZE: best}) for node in nodes}
+    return plans
+
+
+def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    """Return the tiles that are worth timing for one call of an op."""
+    x = args[0]
+    target = capability(x)
+    kind = TUNED_OPS[node.target]  # type: ignore[index]
+    if kind == "linear":
+        rows, columns = x.numel() // x.shape[-1], args[1].shape[0]
+        found = product_tiles(target, rows, columns)
+        return [tile for tile in found if rows <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
+    if kind == "attention":
+        q, k = args[:2]
+        own = [] if is_torchs(q, k) else attention_tiles(target, k.shape[1])
+        return [*own, *([TORCH_ATTENTION] if q.dtype != torch.int8 else [])]
+    return row_tiles(min(1 << (x.shape[-1] - 1).bit_length(), 1024 if kind == "quantize" else 1 << 30))
+
+
+def _signature(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what decides how fast a call is: its op, shapes, strides, types and options, not its numbers."""
+
+    def of(value: Any) -> Any:
+        if torch.is_tensor(value):
+            return (tuple(value.shape), value.stride(), value.dtype)
+        return None if isinstance(value, float) else str(value)
+
+    return (node.target, tuple(of(each) for each in args), tuple((name, of(each)) for name, each in kwargs.items()))
+
+
+def _compile_ahead(jobs: Sequence[tuple[Any, Node, Tile]]) -> None:
+    """Compile every candidate, several at a time; what cannot run is told when it is timed."""
+    stream = torch.cuda.current_stream()
+
+    def compile_one(job: tuple[Any, Node, Tile]) -> None:
+        (args, kwargs), node, tile = job
+        with torch.no_grad(), torch.cuda.stream(stream):
+            try:
+                node.target(*args, **{**kwargs, "tiles": store_plan({ANY_SIZE: tile})})  # type: ignore[operator]
+            except CANNOT_RUN:
+                return
+
+    def enter() -> None:
+        torch.cuda.set_device(stream.device)
+        torch.cuda.synchronize()  # gives the thread the device's context, which Triton's launcher needs
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1), initializer=enter) as pool:
+        list(pool.map(compile_one, jobs))
+    torch.cuda.synchronize()

@@ -1,0 +1,160 @@
+"""An INT8 program against the fake-quantized model it is made of: what fuses, what does not, both right."""
+
+import copy
+
+import pytest
+import torch
+
+from calib.apply import apply_statistics
+from calib.collect import collect
+from quant.insert import insert_quantizers
+from quant.int8_program.export import DESCRIPTION, export_program, save_program
+from quant.models.encoder_decoder import PARTS, model_part
+from quant.recipe import load_recipe
+from quant.tensor_quantizer import named_quantizers
+from tests.families import ENCODER_DECODERS, FAMILIES, get_family
+
+# Exporting takes seconds: these differ most (post-norm, pre-norm, patches, rotary and gated, gelu_new and Conv1D).
+QUICK = {"bert": "int8_full", "vit": "int8_smoothquant", "llama": "int8_attention", "gpt2": "int8_smoothquant"}
+OTHERS = [
+    (name, recipe) for name in FAMILIES for recipe in ("int8_smoothquant", "int8_full")
+    if not FAMILIES[name].is_slow and QUICK.get(name) != recipe
+]  # fmt: skip
+
+
+def quantized(family, recipe, model):
+    insert_quantizers(model, load_recipe(recipe), family.batch(model, 4, 12, 0))
+    apply_statistics(model, collect(model, [family.batch(model, 4, 12, seed) for seed in range(2)], progress=False))
+    return model
+
+
+def noise_of(model, batch, dtype=torch.float16):
+    """Return the outputs, and how far the model itself moves them when PyTorch computes it in a half type."""
+    half = copy.deepcopy(model).to(dtype)
+    given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in batch.items()}
+    with torch.no_grad():
+        return model(**batch), half(**given)
+
+
+def check_near(program, description, model, batch):
+    expected, half = noise_of(model, batch)
+    with torch.no_grad():
+        got = program.module(check_guards=False)(*[batch[name] for name in description.inputs])
+    for name, y in zip(description.outputs, got, strict=True):
+        keep = torch.ones(y.shape[:2], dtype=torch.bool)
+        if "attention_mask" in batch and batch["attention_mask"].shape == y.shape[:2]:
+            keep = batch["attention_mask"].bool()
+        error = (y - expected[name])[keep].abs().mean()
+        moved = (half[name].float() - expected[name])[keep].abs().mean()
+        assert error <= 2 * moved + 1e-3 * expected[name].abs().mean(), (name, error, moved)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [*QUICK.items(), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS)]
+)
+def test_a_program_computes_the_quantized_model(name, recipe):
+    family = get_family(name)
+    model = quantized(family, recipe, family.model(is_short=True))
+    program, description = export_program(model)
+    check_near(program, description, model, family.batch(model, 4, 12, 3))
+    check_near(program, description, model, family.batch(model, 1, 9, 4))
+    active = sum("weight" in site and quantizer.enabled for site, quantizer in named_quantizers(model))
+    ours = sum(each.is_int8 and each.kind == "linear" for each in description.products)
+    assert ours >= 0.75 * active  # the rest: convolutions whose windows overlap, and what the description names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("name", ENCODER_DECODERS)
+def test_each_part_of_an_encoder_decoder(name, part):
+    family = ENCODER_DECODERS[name]
+    model = family.model()
+    insert_quantizers(model, load_recipe("int8_smoothquant"))
+    from quant.models.example_inputs import example_inputs
+
+    apply_statistics(model, collect(model, [example_inputs(model, seed=seed) for seed in range(2)], progress=False))
+    half = model_part(model, part)
+    program, description = export_program(half, "bf16" if name.startswith("t5") else "fp16")
+    inputs = example_inputs(half, batch_size=3, seq_length=8, seed=5)
+    with torch.no_grad():
+        expected = half(**inputs)
+        got = program.module(check_guards=False)(*[inputs[each] for each in description.inputs])
+    for each, y in zip(description.outputs, got, strict=True):
+        assert (y - expected[each]).abs().mean() < 0.1 * expected[each].abs().mean() + 0.01
+
+
+def ops_of(description, kind):
+    return [each.op for each in description.products if each.kind == kind and each.is_int8]
+
+
+def test_what_fuses_in_a_post_norm_encoder():
+    family = get_family("bert")
+    model = quantized(family, "int8_full", family.model(is_short=True))
+    program, description = export_program(model)
+    assert ops_of(description, "linear") == [
+        "linear, quantize", "linear, quantize", "linear, quantize", "linear, residual", "linear, gelu_fast, quantize",
+        "linear, residual",
+    ]  # fmt: skip
+    assert ops_of(description, "attention") == ["attention, quantize"] * 2
+    groups = [each.group for each in description.products[:3]]
+    assert len(set(groups)) == 1  # Q, K and V are one product
+    assert description.unfused == 0
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert not any("int8kit_program" in target for target in targets)
+
+
+def test_a_gated_pair_is_one_product():
+    family = get_family("llama")
+    model = quantized(family, "int8_smoothquant", family.model(is_short=True))
+    _, description = export_program(model)
+    gated = [each for each in description.products if "gated" in each.op]
+    assert [each.name.rpartition(".")[2] for each in gated] == ["gate_proj", "up_proj"]
+    assert {each.op for each in gated} == {"linear, silu, gated, quantize"}
+
+
+def test_causal_and_padding_masks_become_arguments():
+    family = get_family("gpt2")
+    program, _ = export_program(family.model(is_short=True))
+    found = [node for node in program.graph.nodes if str(node.target) == "int8kit.attention.default"]
+    assert found and all(node.args[8] is True and len(node.args[3].meta["val"].shape) == 2 for node in found)
+
+
+def test_a_float_model_has_a_twin():
+    family = get_family("bert")
+    model = family.model(is_short=True)
+    program, description = export_program(model)
+    assert not any(each.is_int8 for each in description.products)
+    check_near_float(program, description, model, family.batch(model, 4, 12, 3))
+
+
+def check_near_float(program, description, model, batch):
+    with torch.no_grad():
+        expected = model(**batch)
+        got = program.module(check_guards=False)(*[batch[name] for name in description.inputs])
+    for name, y in zip(description.outputs, got, strict=True):
+        assert (y - expected[name]).abs().max() < 0.05 * expected[name].abs().max() + 0.02
+
+
+def test_the_archive_says_what_it_is_and_holds_no_float_weight_twice(tmp_path):
+    family = get_family("bert")
+    model = quantized(family, "int8_linear", family.model(is_short=True))
+    program, description = export_program(model, metadata={"int8kit.recipe": "int8_linear"})
+    path = tmp_path / "m.pt2"
+    save_program(program, description, path)
+    extra = {DESCRIPTION: ""}
+    loaded = torch.export.load(path, extra_files=extra)
+    assert '"int8kit.recipe": "int8_linear"' in extra[DESCRIPTION]
+    linears = {each.name for each in description.products if each.is_int8}
+    names = [*loaded.state_dict]
+    assert not any(name.removeprefix("model.").removesuffix(".weight") in linears for name in names)
+    assert description.inputs["input_ids"] == ("int64", ("batch", "sequence"))
+    assert description.outputs["logits"] == ("batch", 3)
+    assert description.limits == {"sequence": 64}
+
+
+def test_a_model_without_ranges_is_refused():
+    family = get_family("bert")
+    model = family.model(is_short=True)
+    insert_quantizers(model, load_recipe("int8_linear"), family.batch(model, 2, 8, 0))
+    with pytest.raises(RuntimeError, match="no amax"):
+        export_program(model)
