@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def load_graph(path: str | Path, limit: int) -> onnx.ModelProto:
 
 def weight_files(path: str | Path) -> list[Path]:
     """Return the files beside an ONNX file that hold its weights, sorted; none where it holds them itself."""
+    if zipfile.is_zipfile(path):  # a program's archive (.pt2), which holds its weights
+        return []
     model = onnx.load(str(path), load_external_data=False)
     return sorted({Path(path).parent / ExternalDataInfo(tensor).location for tensor in _external(model)})
 

@@ -3,6 +3,7 @@ place."""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -31,6 +32,9 @@ def read_onnx(path: str | Path, *, limit: int | None = None) -> onnx.ModelProto:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no ONNX file {path}; export one with 'python export.py --out {path}'")
+    if zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is a torch program (target inductor), and an ONNX file is wanted here; export one "
+                         "for the backend you name")  # fmt: skip
     try:
         model = onnx.load(str(path)) if limit is None else load_graph(path, limit)
         if not model.graph.node:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kernels.device import runs_kernels
 from kernels.reference import inverse_of, quantize_reference
 from kernels.rows import quantize
-from kernels.tiles import TORCH_ATTENTION, AttentionTile, pick_tile
+from kernels.tiles import CUDNN_ATTENTION, TORCHS, AttentionTile, pick_tile
 
 MAX_KEYS = 4096  # tested so far; the sums of codes stay exact far beyond
 HEAD_DIMS = range(1, 129)
+
+
+class NoKernelError(RuntimeError):
+    """A part of torch that was asked for its attention has none for these shapes and this mask."""
 
 
 @torch.library.custom_op("int8kit::attention", mutates_args=())
@@ -46,7 +52,7 @@ def attention(
         causal: a query sees no key after itself; the queries are the last of the keys.
         round_softmax: the softmax is rounded to 127ths (amax 1), V is INT8; else it stays float.
         factor: SmoothQuant's 1 / s of the next product, float32, shape (H * D,), or None.
-        tiles: a plan of `kernels.tiles.AttentionTile` by S_k, or nothing; TORCH_ATTENTION in it hands attention that is
+        tiles: a plan of `kernels.tiles.AttentionTile` by S_k, or nothing; one of TORCHS in it hands attention that is
             all half to torch, with `quantize` after it.
     Raises: ValueError: for dtypes, shapes, devices or a plan that do not fit.
     """
@@ -60,7 +66,8 @@ def attention(
     q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
     tile = pick_tile(tiles, k.shape[1], AttentionTile)
     if is_torchs(q, k, tile):
-        return _torch_attention(q, k, v, mask, score_scale, value_scale, out_dtype, out_scale, causal, factor)
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if tile == CUDNN_ATTENTION else nullcontext():
+            return _torch_attention(q, k, v, mask, score_scale, value_scale, out_dtype, out_scale, causal, factor)
     from kernels.attention_kernel import launch_attention
 
     out = q.new_empty((*q.shape[:2], q.shape[2] * q.shape[3]), dtype=out_dtype)
@@ -68,7 +75,7 @@ def attention(
     value = float(np.float32(value_scale) / np.float32(127)) if round_softmax else value_scale
     if out.numel():
         launch_attention(q, k, v, mask, out, score_scale, value, (out_scale, inverse), causal, round_softmax, factor,
-                         None if tile == TORCH_ATTENTION else tile)  # fmt: skip
+                         None if tile in TORCHS else tile)  # fmt: skip
     return out
 
 
@@ -107,7 +114,7 @@ def attention_reference(
 
 def is_torchs(q: Tensor, k: Tensor, tile: AttentionTile | None = None) -> bool:
     """Return whether torch's own attention computes it: chosen (half types alone), or beyond the kernel's limits."""
-    return q.dtype != torch.int8 and (tile == TORCH_ATTENTION or q.shape[3] not in HEAD_DIMS or k.shape[1] > MAX_KEYS)
+    return q.dtype != torch.int8 and (tile in TORCHS or q.shape[3] not in HEAD_DIMS or k.shape[1] > MAX_KEYS)
 
 
 def _torch_attention(
@@ -115,16 +122,23 @@ def _torch_attention(
     out_dtype: torch.dtype, out_scale: float, causal: bool, factor: Tensor | None,
 ) -> Tensor:  # fmt: skip
     added = None if mask is None else _four_axes(mask).to(q.dtype)
+    if added is None and causal and q.shape[1] != k.shape[1]:  # torch's flag takes the queries for the first keys
+        added = torch.zeros((1, 1, 1, k.shape[1]), dtype=q.dtype, device=q.device)
     if added is not None and causal:
         queries, keys = torch.arange(q.shape[1], device=q.device), torch.arange(k.shape[1], device=q.device)
         is_later = keys[None, :] > queries[:, None] + (k.shape[1] - q.shape[1])
         added = added.masked_fill(is_later, torch.finfo(q.dtype).min)
     if added is not None:
         added = added.expand(q.shape[0], added.shape[1], q.shape[1], k.shape[1])
-    y = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), added, is_causal=causal and added is None,
-        scale=score_scale, enable_gqa=q.shape[2] != k.shape[2],
-    ).transpose(1, 2).flatten(2)  # fmt: skip
+    try:
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), added, is_causal=causal and added is None,
+            scale=score_scale, enable_gqa=q.shape[2] != k.shape[2],
+        ).transpose(1, 2).flatten(2)  # fmt: skip
+    except RuntimeError as error:
+        if "No available kernel" in str(error):
+            raise NoKernelError(str(error).splitlines()[0]) from None
+        raise
     y = y if value_scale == 1 else y * value_scale
     return quantize(y, out_scale, factor) if out_dtype == torch.int8 else y.to(out_dtype)
 

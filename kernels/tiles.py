@@ -47,7 +47,9 @@ class AttentionTile:
     num_stages: int
 
 
-TORCH_ATTENTION = AttentionTile(0, 0, 0, 0)  # no tile: torch's own attention (half types), then `quantize`
+# No tiles: torch's own attention (half types) as it chooses, or cuDNN's, then `quantize`.
+TORCH_ATTENTION, CUDNN_ATTENTION = AttentionTile(0, 0, 0, 0), AttentionTile(0, 1, 0, 0)
+TORCHS = (TORCH_ATTENTION, CUDNN_ATTENTION)
 
 
 @dataclass(frozen=True)

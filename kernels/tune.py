@@ -10,9 +10,11 @@ import torch
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from kernels.attention import NoKernelError
 from kernels.tiles import Tile
 
-CANNOT_RUN = (OutOfResources, PTXASError, CompilationError)  # a tile that this GPU or this Triton does not take
+# What tells that a tile is not taken by this GPU, this Triton or this torch.
+CANNOT_RUN = (OutOfResources, PTXASError, CompilationError, NoKernelError)
 
 
 def capture(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:

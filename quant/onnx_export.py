@@ -62,7 +62,7 @@ def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 
             program = torch.onnx.export(
                 wrapped, tuple(inputs.values()), dynamo=True, opset_version=opset, input_names=list(inputs),
                 output_names=list(wrapped.output_names),
-                dynamic_shapes=(tuple(dynamic_axes(name) for name in inputs),),
+                dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
             )  # fmt: skip
     assert program is not None  # only None for a function called with dynamo=False
     graph: Any = program.model
@@ -102,8 +102,7 @@ def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[st
     return names
 
 
-def dynamic_axes(name: str) -> dict[int, Any]:
-    """Return the free axes of an input, by their place."""
+def _dynamic_axes(name: str) -> dict[int, Any]:
     if name in ("pixel_values", "input_features"):  # Whisper's encoder takes one length
         return {0: torch.export.Dim("batch")}
     if name in (HIDDEN_STATES, HIDDEN_MASK):

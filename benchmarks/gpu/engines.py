@@ -12,18 +12,20 @@ ratio is the fastest fp16's time over the engine's, the median of rounds in whic
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from torch.nn.attention import sdpa_kernel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu.kernels import environment, time_ms
@@ -32,6 +34,7 @@ from benchmarks.rows import append_row
 from calib.apply import apply_statistics
 from calib.collect import collect
 from engine.backend import BuildOptions, get_backend
+from engine.backends.inductor.program import PLANS
 from engine.shapes import parse_shapes
 from kernels.tune import capture, time_in_turn
 from quant.insert import insert_quantizers
@@ -73,6 +76,11 @@ def export_one(name: str, recipe: str, path: Path, checkpoints: dict[str, str]) 
     save_program(*export_program(model), path)
 
 
+def program_path(folder: Path, name: str, recipe: str, checkpoints: dict[str, str]) -> Path:
+    """Return where a program stands: real weights and random ones are never taken for each other."""
+    return folder / f"{name}{'-real' if name in checkpoints else ''}.{recipe}.pt2"
+
+
 def feeds_of(model: Any, batch: int, length: int, is_masked: bool) -> dict[str, torch.Tensor]:
     """Return random inputs, with padding where the benchmark has it."""
     feeds = example_inputs(model, batch_size=batch, seq_length=length)
@@ -100,7 +108,9 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         def half(compiled=compiled, options=options):
             return compiled(**on_gpu, **options)
 
-        with torch.no_grad(), sdpa_kernel(gpu_half.BACKENDS[backend]):
+        # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
+        preferred = [gpu_half.BACKENDS[backend], *gpu_half.BACKENDS.values(), SDPBackend.MATH]
+        with torch.no_grad(), sdpa_kernel(list(dict.fromkeys(preferred)), set_priority=True):
             graphs.append(capture([half]))
         labels.append(f"torch.compile {mode}")
         log(name, batch, length, "fp16", mode, backend)
@@ -110,22 +120,25 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         first = next(iter(feeds))
         options = BuildOptions(parse_shapes([f"{first}:{'x'.join(map(str, feeds[first].shape))}"]), force=True)
         start = time.perf_counter()
-        get_backend("inductor").build(folder / f"{name}.{recipe}.pt2", path, options)
+        get_backend("inductor").build(program_path(folder, name, recipe, args.checkpoint), path, options)
         built = time.perf_counter() - start
         torch._dynamo.reset()
         before = torch.cuda.memory_allocated()
         start = time.perf_counter()
         runner: Any = get_backend("inductor").load(path)
         loaded = time.perf_counter() - start
-        captured = runner._feed({k: np.asarray(x) for k, x in feeds.items()})[0]
+        captured, _ = runner.fed({k: np.asarray(x) for k, x in feeds.items()})
         captured.replay()
         weights = sum(x.numel() * x.element_size() for x in (*runner.module.parameters(), *runner.module.buffers()))
-        reports[recipe] = {"build_s": built, "load_s": loaded, "weights_bytes": weights,
+        with zipfile.ZipFile(path) as archive:
+            plans = json.loads(archive.read(PLANS))[0]["plans"]
+        tiles = sorted({f"{name.rstrip('_0123456789')} {plan[1:]}" for name, plan in plans.items()})
+        reports[recipe] = {"tiles": tiles, "build_s": built, "load_s": loaded, "weights_bytes": weights,
                            "memory_bytes": torch.cuda.memory_allocated() - before}  # fmt: skip
         keep.append(runner)
         graphs.append(captured.graph)
         labels.append(recipe)
-        log(name, batch, length, recipe, {k: round(v, 1) for k, v in reports[recipe].items()})
+        log(name, batch, length, recipe, {k: v for k, v in reports[recipe].items() if k != "memory_bytes"})
     times = dict(zip(labels, time_in_turn(graphs, ROUNDS), strict=True))
     floats = [label for label in labels if label not in args.recipes]
     fastest = min(floats, key=lambda label: statistics.median(times[label]))
@@ -164,22 +177,27 @@ def main() -> None:
         folder = Path(args.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if args.export:
-            export_one(*args.export, folder / f"{args.export[0]}.{args.export[1]}.pt2", args.checkpoint)
+            export_one(*args.export, program_path(folder, *args.export, args.checkpoint), args.checkpoint)
             return
         stacks = [(name, *map(int, size.split("x"))) for name, _, size in (each.partition(":") for each in args.stack)]
         wanted = [(name, recipe) for name in dict.fromkeys(s[0] for s in stacks) for recipe in (FLOAT, *args.recipes)]
-        missing = [pair for pair in wanted if not (folder / f"{pair[0]}.{pair[1]}.pt2").exists()]
+        missing = [pair for pair in wanted if not program_path(folder, *pair, args.checkpoint).exists()]
         base = [sys.executable, "-m", "benchmarks.gpu.engines", *sys.argv[1:], "--folder", str(folder)]
         running = [subprocess.Popen([*base, "--export", *pair]) for pair in missing]
-        for each in running:
-            each.wait()
+        codes = [each.wait() for each in running]
+        if any(codes):
+            raise SystemExit("exporting failed; the processes above say why")
         log("exported", missing)
         print(environment(), "torch", torch.__version__, flush=True)
+        failed: list[Any] = []
         for stack in stacks:
             try:
                 run_stack(*stack, args, folder)
-            except Exception as error:
+            except Exception as error:  # of torch, Triton or the driver; the other stacks are still measured
                 print("FAILED", stack, type(error).__name__, str(error)[:600], flush=True)
+                failed.append(stack)
+        if failed:
+            raise SystemExit(f"{len(failed)} of {len(stacks)} stacks failed")
 
 
 if __name__ == "__main__":

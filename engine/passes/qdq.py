@@ -40,8 +40,6 @@ TARGETS: dict[str, tuple[Pass, ...]] = {
     ),
 }  # fmt: skip
 HALF_TARGET = "tensorrt"
-PROGRAM_TARGET = "inductor"  # no ONNX file: a torch program, made by `quant.int8_program`
-ALL_TARGETS = (*TARGETS, PROGRAM_TARGET)
 BF16_OPSET = 22  # the first whose Conv knows the type
 
 
@@ -97,7 +95,7 @@ def prepare_graph(
 
 def takes_dtype(target: str) -> bool:
     """Whether a target's file is typed as fp16 or bf16, and not fp32."""
-    return target in (HALF_TARGET, PROGRAM_TARGET)
+    return target == HALF_TARGET
 
 
 def check_dtype(target: str, dtype: str | None) -> str | None:
@@ -110,5 +108,5 @@ def check_dtype(target: str, dtype: str | None) -> str | None:
             raise ValueError(f"unknown dtype {dtype!r}; target {target} takes {', '.join(HALF_TYPES)}")
         return dtype or next(iter(HALF_TYPES))
     if dtype is not None:
-        raise ValueError(f"target {target} is fp32; --dtype {dtype} is for targets {HALF_TARGET} and {PROGRAM_TARGET}")
+        raise ValueError(f"target {target} is fp32; --dtype {dtype} is for target {HALF_TARGET}")
     return None

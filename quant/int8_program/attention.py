@@ -12,6 +12,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from kernels.attention import HEAD_DIMS, attention
 from quant.attention import UNSUPPORTED, additive_mask, explicit_attention
+from quant.formats import INT8
 from quant.int8_program import markers
 from quant.sites.roles import ATTENTION_ROLES
 
@@ -38,7 +39,7 @@ def program_attention(
     q, k, v = (each.transpose(1, 2) for each in (query, key, value))  # (B, S, H, D)
     if not active:
         output = attention(q, k, v, attention_mask, scaling, 1.0, q.dtype, round_softmax=False)
-    elif all(each in active for each in found[:3]) and query.shape[-1] in HEAD_DIMS:
+    elif _has_kernel(found, active) and query.shape[-1] in HEAD_DIMS:
         scales = [each.number for each in found[:3]]
         # Q's quantizer stands after the scaling of Q: one division does both
         codes = [
@@ -51,6 +52,12 @@ def program_attention(
     else:
         return explicit_attention(module, query, key, value, attention_mask, scaling)[0], None
     return output.unflatten(-1, (q.shape[2], q.shape[3])), None
+
+
+def _has_kernel(quantizers: list[Any], active: list[Any]) -> bool:
+    """Return whether the op rounds what these quantizers round: Q, K and V, and the softmax to 127ths or not at all."""
+    *factors, softmax = quantizers
+    return all(each in active for each in factors) and (softmax not in active or softmax.format == INT8)
 
 
 def program_mask(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,21 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from transformers import PreTrainedModel
 
+from kernels.attention import MAX_KEYS
 from quant.checkpoint import check_calibrated
 from quant.int8_program import lower, norms, products, views
 from quant.int8_program.graph import Editor, aten, calls, is_call, tidy
 from quant.int8_program.modules import program_model
 from quant.models.encoder_decoder import PARTS, is_encoder_decoder
 from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
-from quant.onnx_export import dynamic_axes
+from quant.onnx_export import _dynamic_axes as dynamic_axes  # both formats have the same free axes
 from quant.tensor_quantizer import HALF_TYPES
 
 DESCRIPTION = "int8kit.json"  # the file in the archive that says what the program is
 SCHEMA = 1
 UNBOUNDED = 2**31
+BATCH = "batch"
+GROWN_BY = 3
 FLOAT_LINEARS = (aten.linear.default, aten.conv2d.default, aten.conv1d.default, aten.addmm.default)
 FLOAT_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default)
 PASSES = (
@@ -54,7 +58,9 @@ class Description:
     Attributes:
         inputs: each input's type as numpy knows it and its axes: a size, or the name of a free one.
         outputs: each output's axes, None where the size follows from others.
-        limits: the largest size of a free axis where the model has one (its table of positions).
+        limits: the largest size of a free axis where the model has one (its table of positions, INT8 attention).
+        reads_padding: whether zeros after a sample's end change its outputs, though its mask hides them: then a call
+            cannot be padded up to a larger shape.
         dtype: of what is not INT8, fp16 or bf16.
         products: in order of running. unfused: how many quantize, dequantize and products of codes are left over.
         metadata: of its origin (recipe, source).
@@ -63,6 +69,7 @@ class Description:
     inputs: dict[str, tuple[str, tuple[int | str, ...]]]
     outputs: dict[str, tuple[int | str | None, ...]]
     limits: dict[str, int]
+    reads_padding: bool
     dtype: str
     products: tuple[ProgramProduct, ...]
     unfused: int
@@ -100,8 +107,9 @@ def export_program(
         )
     check_calibrated(model)
     inputs = example_inputs(model, processor=processor)
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(model):
         outputs = _output_names(model, inputs)
+        reads_padding = _reads_padding(model, inputs, outputs)
         made = _Named(program_model(model, HALF_TYPES[dtype]), tuple(inputs), outputs, HALF_TYPES[dtype])
         axes = {name: {axis: free.__name__ for axis, free in dynamic_axes(name).items()} for name in inputs}
         free = tuple(dict.fromkeys(axes[name], Dim.DYNAMIC) for name in inputs)
@@ -119,7 +127,41 @@ def export_program(
         name: tuple(n if isinstance(n, int) else symbols.get(str(n)) for n in node.meta["val"].shape)
         for name, node in zip(outputs, program.graph.output_node().args[0], strict=True)
     }
-    return program, Description(described, results, limits, dtype, found, unfused, dict(metadata or {}))
+    return program, Description(described, results, limits, reads_padding, dtype, found, unfused, dict(metadata or {}))
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Put the model into evaluation mode inside the block."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def _reads_padding(model: PreTrainedModel, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> bool:
+    """Return whether zeros after the end of every free length (also in the masks) change what stood before them.
+
+    A classifier that takes the last token which is not the padding's id does, or a convolution over tokens.
+    """
+    lengths = {name: [axis for axis, free in dynamic_axes(name).items() if free.__name__ != BATCH] for name in inputs}
+    if not any(lengths.values()):
+        return False
+    grown = {}
+    for name, x in inputs.items():
+        after = [0, 0] * x.dim()
+        for axis in lengths[name]:
+            after[2 * (x.dim() - 1 - axis) + 1] = GROWN_BY
+        grown[name] = torch.nn.functional.pad(x, after)
+    options = without_cache(model)
+    before, after_it = model(**inputs, return_dict=True, **options), model(**grown, return_dict=True, **options)
+    for name in outputs:
+        kept = after_it[name][tuple(slice(size) for size in before[name].shape)]
+        if not torch.allclose(kept, before[name], rtol=1e-3, atol=1e-3 * float(before[name].abs().max())):
+            return True
+    return False
 
 
 def _symbols(program: ExportedProgram, axes: dict[str, dict[int, str]]) -> tuple[dict[str, str], dict[str, int]]:
@@ -133,6 +175,11 @@ def _symbols(program: ExportedProgram, axes: dict[str, dict[int, str]]) -> tuple
             bounds = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
             if bounds is not None and bounds.upper < UNBOUNDED:
                 limits[name] = int(bounds.upper)
+    for node in program.graph.nodes:
+        if node.target is norms.ATTENTION and node.args[0].meta["val"].dtype == torch.int8:
+            keys = names.get(str(node.args[1].meta["val"].shape[1]))
+            if keys is not None:
+                limits[keys] = min(limits.get(keys, MAX_KEYS), MAX_KEYS)
     return names, limits
 
 
@@ -157,7 +204,7 @@ def save_program(program: ExportedProgram, description: Description, path: str |
 
 
 def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
-    output = model.eval()(**inputs, return_dict=True, **without_cache(model))
+    output = model(**inputs, return_dict=True, **without_cache(model))
     names = tuple(name for name in OUTPUT_NAMES if output.get(name) is not None)
     if not names:
         raise ValueError(f"{type(model).__name__} returns {', '.join(output)}; supported: {', '.join(OUTPUT_NAMES)}")
@@ -180,8 +227,7 @@ def _products(graph: GraphModule) -> tuple[ProgramProduct, ...]:
         elif is_call(node, lower.markers.PRODUCT):
             names, op = [products.layer_of(node.args[1])], "product of dequantized codes"
         elif is_call(node, *FLOAT_LINEARS):
-            own = [products.layer_of(each) for each in node.all_input_nodes if each.op == "get_attr"][:1]
-            names = node.meta.get(products.NAMES) or own or names
+            names = node.meta.get(products.NAMES) or _weight_names(node) or names
             op = f"torch {op}"
         elif node.target is norms.ATTENTION:
             names, kind = [f"attention_{attentions}.{side}" for side in ("scores", "values")], "attention"
@@ -194,6 +240,14 @@ def _products(graph: GraphModule) -> tuple[ProgramProduct, ...]:
             continue
         found += [ProgramProduct(name, kind, is_int8, op, group) for name in names]
     return tuple(found)
+
+
+def _weight_names(node: Any) -> list[str]:
+    """Return the name of the layer whose weight, perhaps dequantized on the way, a torch product reads."""
+    weight: Any = node.args[2 if node.target is aten.addmm.default else 1]
+    while weight.op != "get_attr" and weight.all_input_nodes:
+        weight = weight.all_input_nodes[0]
+    return [products.layer_of(weight)] if weight.op == "get_attr" else []
 
 
 def _extras(linear: Any) -> list[str]:

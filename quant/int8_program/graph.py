@@ -61,8 +61,11 @@ class Editor:
         self.graph.erase_node(old)
 
     def sweep(self) -> None:
-        """Drop calls and constants that nothing reads (calls here have no effects)."""
+        """Drop calls and constants that nothing reads, but for those that write into a tensor."""
         for node in reversed(list(self.graph.nodes)):
+            schema = getattr(node.target, "_schema", None)
+            if schema is not None and schema.is_mutable:
+                continue
             if not node.users and node.op in ("call_function", "get_attr", "call_module"):
                 self.graph.erase_node(node)
 
@@ -98,7 +101,9 @@ def sole_reader(node: Any) -> Any:
     if len(node.users) != 1:
         return None
     reader = next(iter(node.users))
-    return reader if [*reader.all_input_nodes].count(node) == 1 and reader.op == "call_function" else None
+    uses: list[Any] = []
+    torch.fx.map_arg((reader.args, reader.kwargs), lambda each: uses.append(each) if each is node else None)
+    return reader if len(uses) == 1 and reader.op == "call_function" else None
 
 
 def argument(node: Any, index: int, name: str, default: Any = None) -> Any:

@@ -204,7 +204,7 @@ def _as_rms_norm(norm: Any) -> None:
     weight = getattr(norm, "weight", None)
     if eps is None or weight is None or weight.dim() != 1:
         return
-    x = torch.randn((4, len(weight)), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+    x = torch.randn((4, len(weight)), generator=torch.Generator().manual_seed(0)).to(weight)
     plain = type(norm).__mro__[2] if isinstance(norm, QuantNorm) else type(norm)
     expected = plain.forward(norm, x).float()  # type: ignore[attr-defined]
     if not torch.allclose(F.rms_norm(x, x.shape[-1:], weight, float(eps)).float(), expected, rtol=0.02, atol=1e-3):
@@ -219,7 +219,7 @@ def _as_rms_norm(norm: Any) -> None:
 
 def _known_activation(module: nn.Module) -> str | None:
     """Return the name of the activation that a module without parameters computes, found by trying it."""
-    x = torch.linspace(-6, 6, 97)
+    x = torch.cat((torch.linspace(-6, 6, 97), torch.linspace(-100, 100, 201)))  # far out: some are clipped there
     if not type(module).__module__.startswith(("transformers.activations", "torch.nn.modules.activation")):
         return None
     try:

@@ -1,16 +1,18 @@
 """An INT8 program against the fake-quantized model it is made of: what fuses, what does not, both right."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+import transformers
 
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.insert import insert_quantizers
 from quant.int8_program.export import DESCRIPTION, export_program, save_program
 from quant.models.encoder_decoder import PARTS, model_part
-from quant.recipe import load_recipe
+from quant.recipe import Rule, load_recipe
 from quant.tensor_quantizer import named_quantizers
 from tests.families import ENCODER_DECODERS, FAMILIES, get_family
 
@@ -150,6 +152,37 @@ def test_the_archive_says_what_it_is_and_holds_no_float_weight_twice(tmp_path):
     assert description.inputs["input_ids"] == ("int64", ("batch", "sequence"))
     assert description.outputs["logits"] == ("batch", 3)
     assert description.limits == {"sequence": 64}
+
+
+def test_a_model_that_reads_its_padding_says_so():
+    config = {**FAMILIES["llama"].config, "pad_token_id": 2, "num_labels": 3, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**config)).train()
+    _, description = export_program(model)
+    assert description.reads_padding and model.training  # zeros are tokens there, and the caller's model is as it was
+    assert not export_program(get_family("bert").model(is_short=True))[1].reads_padding
+
+
+@pytest.mark.parametrize("activation", ["relu6", "gelu_10"])
+def test_a_clipped_activation_is_not_taken_for_its_like(activation):
+    config = transformers.BertConfig(**FAMILIES["bert"].config | {"hidden_act": activation, "num_hidden_layers": 1})
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval()
+    model = quantized(get_family("bert"), "int8_linear", model)
+    _, description = export_program(model)
+    assert not any("relu" in each.op or "gelu" in each.op for each in description.products)
+
+
+def test_a_softmax_of_seven_bits_is_not_rounded_to_eight():
+    recipe = load_recipe("int8_attention")
+    softmax = Rule(kind="softmax", format="int7")
+    family = get_family("bert")
+    model = family.model(is_short=True)
+    insert_quantizers(model, dataclasses.replace(recipe, rules=(*recipe.rules, softmax)), family.batch(model, 4, 12, 0))
+    apply_statistics(model, collect(model, [family.batch(model, 4, 12, 0)], progress=False))
+    program, description = export_program(model)
+    assert ops_of(description, "attention") == []
+    check_near(program, description, model, family.batch(model, 4, 12, 3))
 
 
 def test_a_model_without_ranges_is_refused():

@@ -6,11 +6,13 @@ that it is the file that was built, not who built it: load engines of your own.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import json
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from engine.backends.inductor.program import (
     read_program,
 )
 from engine.backends.info import BackendInfo
-from engine.backends.runner import Runner
 from engine.bug_report.reproduction import FaultCase, Reproduction
 from engine.cli import UsageError
 from engine.gpu import find_gpu
@@ -51,9 +52,9 @@ class InductorBackend(Backend):
     info = INFO
 
     def version(self) -> str | None:
-        """Return torch's and Triton's versions: kernels compiled by one pair are not those of another."""
+        """Return torch's and Triton's versions and the digest of our kernels: an engine is made for these alone."""
         torch, triton = (installed_version(name) for name in ("torch", "triton"))
-        return None if torch is None else f"torch {torch}, triton {triton}"
+        return None if torch is None else f"torch {torch}, triton {triton}, kernels {kernels_digest()}"
 
     def check_build(self) -> str | None:
         """Return None, or why programs cannot be compiled here."""
@@ -123,7 +124,7 @@ class InductorBackend(Backend):
             write_manifest(manifest, manifest_path(partial))
         return EngineFile(Path(out), manifest)
 
-    def load(self, engine: str | Path, threads: int | None = None) -> Runner:
+    def load(self, engine: str | Path, threads: int | None = None) -> Any:
         """Return a runner for an engine built on this kind of GPU by these versions.
 
         Raises: RuntimeError: built elsewhere. ValueError: the file changed. FileNotFoundError: it is missing.
@@ -148,14 +149,23 @@ class InductorBackend(Backend):
 
     def inspect(self, engine: str, request: InspectRequest) -> Inspection:
         """Return the kernels of a call in order, from a trace of a real one, with the products that they compute."""
-        from engine.backends.inductor.inspect import inspect_inductor
+        manifest = read_manifest(engine)
+        with self.load(engine) as runner:
+            from engine.backends.inductor.inspect import inspect_runner
 
-        return inspect_inductor(engine, request)
+            return inspect_runner(runner, engine, manifest.device, manifest.versions.get(self.name), request)
 
     def reproduction(self, case: FaultCase) -> Reproduction:
         """Return a script that compares the compiled program with the same program run op by op on the CPU."""
         text = SCRIPT.format(feeds=case.feeds_code, name=case.name)
         return Reproduction("python", text)
+
+
+@cache
+def kernels_digest() -> str:
+    """Return 8 hexadecimal digits of the sha256 of the sources of `kernels/`, which stand in no engine."""
+    files = sorted((Path(__file__).parents[3] / "kernels").glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 SCRIPT = """import numpy as np, torch

@@ -31,6 +31,7 @@ class Program:
     inputs: dict[str, tuple[str, tuple[int | str, ...]]]
     outputs: dict[str, tuple[int | str | None, ...]]
     limits: dict[str, int]
+    reads_padding: bool
     dtype: str
     products: tuple[dict[str, Any], ...]
     unfused: int
@@ -75,8 +76,10 @@ def read_program(source: str | Path | IO[bytes], name: str | None = None) -> Pro
         raise ValueError(f"{path} is no program of int8kit; export it with 'python export.py --target inductor'")
     inputs = {name: (dtype, tuple(sizes)) for name, (dtype, sizes) in content["inputs"].items()}
     outputs = {name: tuple(sizes) for name, sizes in content["outputs"].items()}
-    return Program(inputs, outputs, content["limits"], content["dtype"], tuple(content["products"]),
-                   content["unfused"], content["metadata"])  # fmt: skip
+    return Program(
+        inputs, outputs, content["limits"], content["reads_padding"], content["dtype"], tuple(content["products"]),
+        content["unfused"], content["metadata"],
+    )  # fmt: skip
 
 
 def ranges_of(program: Program, shapes: Mapping[str, ShapeRange]) -> dict[str, ShapeRange]:
@@ -125,8 +128,8 @@ def buckets_of(program: Program, ranges: Mapping[str, ShapeRange]) -> list[Bucke
         low, opt, high = (shape[place] for shape in (ranges[name].min, ranges[name].opt, ranges[name].max))
         first = low if axis == BATCH else max(low, min(SHORTEST, high))
         powers = [2**n for n in range(math.ceil(math.log2(first)), 32) if 2**n < high]
-        choices[axis] = sorted({*powers, opt, high} - {n for n in (opt,) if n < first and axis != BATCH})
-        usual[axis] = opt
+        usual[axis] = max(opt, first)
+        choices[axis] = sorted({*powers, usual[axis], high})
     found: list[Bucket] = [{}]
     for axis, sizes in choices.items():
         found = [{**bucket, axis: size} for bucket in found for size in sizes]

@@ -37,7 +37,8 @@ class InductorRunner(Runner):
             for name, (dtype, _) in program.inputs.items()
         }  # fmt: skip
         super().__init__(shapes, inputs, list(program.outputs))
-        self.program, self.module = program, module
+        self.program = program
+        self.module: Any = module
         self._plans, self._compiles = plans, compiles
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[str, Captured] = {}
@@ -45,8 +46,6 @@ class InductorRunner(Runner):
 
     def captured(self, bucket: Bucket) -> Captured:
         """Return the graph of a bucket, compiled and captured at its first use."""
-        if not self._plans:
-            raise RuntimeError("this engine is closed; load it again")
         name = bucket_name(bucket)
         if name not in self._captured:
             plans = next(plans for each, plans in self._plans if each == bucket)
@@ -72,13 +71,15 @@ class InductorRunner(Runner):
             for axis, size in zip(sizes, arrays[name].shape, strict=True):
                 if isinstance(axis, str) and wanted.setdefault(axis, size) != size:
                     raise ValueError(f"the inputs disagree on the {axis}: {wanted[axis]} and {size}")
+        if self.module is None:
+            raise RuntimeError("this engine is closed; load it again")
         bucket = bucket_for([each for each, _ in self._plans], wanted)
         if bucket is None:
             raise ValueError(f"no bucket of this engine holds {bucket_name(wanted)}; build one with other --shapes")
         grown = [axis for axis in wanted if axis != BATCH and wanted[axis] != bucket[axis]]
-        if grown and not any(name.endswith("mask") for name in arrays):
-            raise ValueError(f"a {grown[0]} of {wanted[grown[0]]} would be padded to {bucket[grown[0]]}, and the "
-                             "program reads no mask; build an engine for exactly this shape")  # fmt: skip
+        if grown and self.program.reads_padding:
+            raise ValueError(f"a {grown[0]} of {wanted[grown[0]]} would be padded to {bucket[grown[0]]}, and this "
+                             "model reads its padding; build an engine for exactly this shape")  # fmt: skip
         captured = self.captured(bucket)
         captured.feed([self._padded(name, arrays[name], bucket) for name in self.program.inputs])
         return captured, wanted, bucket
@@ -98,10 +99,19 @@ class InductorRunner(Runner):
             )
         return np.ascontiguousarray(x)
 
+    @property
+    def usual(self) -> Bucket:
+        """The bucket of the usual shape."""
+        return self._plans[0][0]
+
+    def fed(self, feeds: Mapping[str, np.ndarray]) -> tuple[Captured, Bucket]:
+        """Return the graph that runs these inputs, with them in its memory, and its bucket."""
+        captured, _, bucket = self._feed(self._check(feeds)[0])
+        return captured, bucket
+
     def time(self, feeds: Mapping[str, np.ndarray], iterations: int = 50, warmup: int = 10) -> list[float]:
         """Return each call's milliseconds on the GPU by CUDA events, inputs and outputs lying there."""
-        arrays, _ = self._check(feeds)
-        captured = self._feed(arrays)[0]
+        captured, _ = self.fed(feeds)
         for _ in range(max(warmup, 1)):
             captured.replay()
         events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(iterations + 1)]
@@ -116,8 +126,7 @@ class InductorRunner(Runner):
 
     def close(self) -> None:
         """Free the graphs and the weights."""
-        self._captured, self._plans = {}, []
-        del self.module
+        self._captured, self.module = {}, None
         torch.cuda.empty_cache()
 
 

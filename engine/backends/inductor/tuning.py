@@ -15,14 +15,14 @@ from torch.fx import GraphModule, Interpreter, Node
 from engine.backends.inductor.compiled import TUNED_OPS, tuned_nodes
 from kernels.attention import is_torchs
 from kernels.device import capability
-from kernels.tiles import TORCH_ATTENTION, Tile, attention_tiles, product_tiles, row_tiles, store_plan
+from kernels.tiles import TORCHS, Tile, attention_tiles, product_tiles, row_tiles, store_plan
 from kernels.tune import CANNOT_RUN, tune
 
 ANY_SIZE = 2**31 - 1  # a plan here is of one bucket
 MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
 
 
-class _Recorder(Interpreter):
+class Recorder(Interpreter):
     """Runs a program op by op and keeps what each tuned op was called with."""
 
     def __init__(self, module: GraphModule) -> None:
@@ -40,7 +40,7 @@ def tune_program(module: GraphModule, feeds: Sequence[Tensor], say: Callable[[st
 
     Raises: RuntimeError: an op for which no candidate runs. torch.cuda.OutOfMemoryError: as torch says it.
     """
-    recorder = _Recorder(module)
+    recorder = Recorder(module)
     with torch.no_grad():
         recorder.run(*feeds)
         groups: dict[Any, list[Node]] = {}
@@ -73,7 +73,7 @@ def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     if kind == "attention":
         q, k = args[:2]
         own = [] if is_torchs(q, k) else attention_tiles(target, k.shape[1])
-        return [*own, *([TORCH_ATTENTION] if q.dtype != torch.int8 else [])]
+        return [*own, *(TORCHS if q.dtype != torch.int8 else ())]
     return row_tiles(min(1 << (x.shape[-1] - 1).bit_length(), 1024 if kind == "quantize" else 1 << 30))
 
 
