@@ -47,9 +47,6 @@ def fuse_attention_results(editor: Editor) -> None:
         quantize = sole_reader(node)
         if is_int8_quantize(quantize):
             _set_arguments(node, out_dtype=torch.int8, out_scale=quantize.args[1], factor=quantize.args[2])
-            factor: Any = quantize.args[2]
-            if isinstance(factor, Node):
-                node.prepend(factor)
             node.meta["val"] = node.meta["val"].to(torch.int8)
             editor.replace(quantize, node)
     editor.sweep()
@@ -65,9 +62,7 @@ def fuse_norms(editor: Editor) -> None:
         first = quantizers[0]
         weight, bias, eps = found
         others = len(node.users) > 1
-        factor: Any = first.args[2]
-        if isinstance(factor, Node):
-            node.prepend(factor)
+        factor = first.args[2]  # a constant of the model: these stand before all calls
         both = editor.call(node, NORM_QUANTIZE, node.args[0], weight, bias, eps, first.args[1], None, factor,
                            node.target is aten.rms_norm.default, "normed" if others else "none")  # fmt: skip
         editor.replace(first, _item(editor, node, both, 0))
