@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from engine.cli import CommandParser, UsageError, check_free, run_command
-from engine.targets import ALL_TARGETS, check_dtype
+from engine.passes.targets import ALL_TARGETS, check_dtype
 
 
 def export(arguments: argparse.Namespace) -> None:

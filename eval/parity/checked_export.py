@@ -12,7 +12,7 @@ from typing import Any
 from engine.cli import check_free, print_result, whole_output
 from engine.graph_file import data_path, save_graph
 from engine.passes.qdq import prepare_graph
-from engine.targets import PROGRAM_TARGET
+from engine.passes.targets import PROGRAM_TARGET
 from eval.parity.check import check_parity
 from eval.parity.program import check_program
 from quant.checkpoint import is_checkpoint, load_checkpoint, read_description

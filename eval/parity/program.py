@@ -11,7 +11,7 @@ import torch
 
 from engine.backends.inductor.compiled import load_module
 from engine.backends.inductor.program import read_program
-from engine.targets import PROGRAM_TARGET
+from engine.passes.targets import PROGRAM_TARGET
 from eval.parity.check import ParityReport, _expect, _outputs, check_padding
 from eval.parity.graph import active_quantizers
 from eval.parity.limits import compare, num_exact_rows

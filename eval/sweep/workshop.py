@@ -27,8 +27,8 @@ from engine.backends.own_options import own_from_words
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
 from engine.passes.qdq import prepare_for_target
+from engine.passes.targets import takes_dtype
 from engine.shapes import ShapeRange
-from engine.targets import takes_dtype
 from eval.sweep.grid import BUILD_ARGUMENTS, FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.store import ArtifactStore, digest_of
 from eval.tasks import get_task

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 NAMED = {
     "engine/backend.py": "the registry",
     "engine/passes/qdq.py": "export targets",
-    "engine/targets.py": "export targets",
+    "engine/passes/targets.py": "export targets",
     "engine/lint": "consumers: export targets, and what is known of them",
     "eval/demo.py": "a default",
     "eval/parity/check.py": "a default",
