@@ -17,4 +17,5 @@ def test_every_family_and_recipe_has_one_row_and_none_failed():
 
 def test_the_table_is_that_of_the_rows():
     page = (ROOT / "docs" / "gpu.md").read_text()
-    assert page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines() == table(read_rows(ROWS))
+    shown = page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()
+    assert shown == [line for line in table(read_rows(ROWS)) if line]

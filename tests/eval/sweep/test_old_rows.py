@@ -16,9 +16,20 @@ from quant.recipe import METHODS
 ROOT = Path(__file__).parents[3]
 OLD = ROOT / "tests" / "fixtures" / "sweep_e235b19"  # fp32, max, mse, smoothquant, qat (failed) and dynamic
 COMMITTED = sorted(path.parent for path in (ROOT / "benchmarks" / "reports").glob("*/results.jsonl"))
+WITH_METHOD = [folder for folder in COMMITTED if '"method":' in (folder / "results.jsonl").read_text()]
 
 
-@pytest.mark.parametrize("folder", [*COMMITTED, OLD], ids=lambda path: path.name)
+@pytest.mark.parametrize("folder", [each for each in COMMITTED if each not in WITH_METHOD], ids=lambda path: path.name)
+def test_committed_rows_are_read_whole(folder):
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    rows = RunFolder(folder).rows()
+    assert len(rows) == len(lines) > 0
+    for row, values in zip(rows, lines, strict=True):
+        values.pop("sweep")
+        assert {name: row.row.as_dict()[name] for name in values} == values
+
+
+@pytest.mark.parametrize("folder", [*WITH_METHOD, OLD], ids=lambda path: path.name)
 def test_old_rows_are_read_whole_and_what_they_lack_is_null(folder):
     lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
     rows = RunFolder(folder).rows()
