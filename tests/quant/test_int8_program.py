@@ -76,7 +76,7 @@ def test_each_part_of_an_encoder_decoder(name, part):
 
     apply_statistics(model, collect(model, [example_inputs(model, seed=seed) for seed in range(2)], progress=False))
     half = model_part(model, part)
-    program, description = export_program(half, "bf16" if name.startswith("t5") else "fp16")
+    program, description = export_program(half)  # Triton's interpreter has no bf16 product
     inputs = example_inputs(half, batch_size=3, seq_length=8, seed=5)
     with torch.no_grad():
         expected = half(**inputs)
