@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm import tqdm
 
-from calib.folding import evaluation_mode
 from calib.statistics import SiteStatistics, Statistics
+from quant.dropout import evaluation_mode
 from quant.models.encoder_decoder import encoder_prefix, is_encoder_decoder, write_greedily
 from quant.sites.roles import Role
 from quant.sites.site import Site, quantization_of

@@ -7,14 +7,13 @@ of a gated MLP; FC1 into FC2 through ReLU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from quant.dropout import evaluation_mode
 from quant.fake_quantize import along_axis
 from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
 from quant.modules import QUANT_LAYER_TYPES, is_norm
@@ -136,14 +135,3 @@ class Fold:
 
 def _is_close(x: Tensor, y: Tensor) -> bool:
     return bool((x - y).abs().max() <= FOLD_TOLERANCE * x.abs().max().clamp_min(1e-6))
-
-
-@contextmanager
-def evaluation_mode(model: Any) -> Iterator[None]:
-    """Let the model compute as in evaluation inside the block: dropout would make two forwards differ."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

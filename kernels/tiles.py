@@ -62,6 +62,8 @@ class RowTile:
 
 Tile = TypeVar("Tile", ProductTile, AttentionTile, RowTile)
 
+ANY_SIZE = 2**31 - 1  # a plan's largest size where one tile serves all
+
 # Of one multiprocessor, 1 KB for each program taken off when it is compared.
 SHARED_BYTES = {80: 164 * 1024, 86: 100 * 1024, 89: 100 * 1024, 90: 228 * 1024, 100: 228 * 1024, 120: 100 * 1024}
 SMALL_BYTES = 128 * 1024
@@ -121,6 +123,12 @@ def product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     ]
     # A block of the result for every multiprocessor comes first, then large blocks.
     return sorted(found, key=lambda t: -(-m // t.block_m) * -(-n // t.block_n) < _MULTIPROCESSORS)
+
+
+def timed_product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
+    """Return `product_tiles` without those that no large product wants: tuning is to end soon."""
+    found = product_tiles(capability, m, n)
+    return [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:

@@ -107,3 +107,14 @@ def release_statistics(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FrozenStatistics):
             module.__class__ = type(module).float_class  # type: ignore[attr-defined]
+
+
+@contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Let the model compute as in evaluation inside the block: dropout would make two forwards differ."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

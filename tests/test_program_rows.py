@@ -1,6 +1,7 @@
 """The committed rows of INT8 programs: whole, none failed, and the table of docs/gpu.md is theirs."""
 
 from benchmarks.families.programs import BEGIN, END, ROWS, table
+from benchmarks.families.table import between
 from benchmarks.rows import read_rows
 from quant.recipe import shipped_recipes
 from tests.families import FAMILIES
@@ -16,6 +17,4 @@ def test_every_family_and_recipe_has_one_row_and_none_failed():
 
 
 def test_the_table_is_that_of_the_rows():
-    page = (ROOT / "docs" / "gpu.md").read_text()
-    shown = page[page.index(BEGIN) + len(BEGIN) : page.index(END)].strip().splitlines()
-    assert shown == [line for line in table(read_rows(ROWS)) if line]
+    assert between((ROOT / "docs" / "gpu.md").read_text(), BEGIN, END) == table(read_rows(ROWS))

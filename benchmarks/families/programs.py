@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.families.cells import parity_feeds, quantize
+from benchmarks.families.table import write_between
 from benchmarks.rows import append_row, read_rows
 from eval.parity.program import check_program
 from eval.report import writing
@@ -74,13 +75,6 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return list(writing.table(header, lines))
 
 
-def write_table(path: Path) -> None:
-    """Write the table between the markers of a file."""
-    text = path.read_text(encoding="utf-8")
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    path.write_text(f"{text[:start]}\n{chr(10).join(table(read_rows(ROWS)))}\n{text[end:]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", nargs="+", default=list(FAMILIES))
@@ -88,7 +82,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
     if arguments.table:
-        write_table(arguments.table)
+        write_between(arguments.table, table(read_rows(ROWS)), BEGIN, END)
         return
     for name in arguments.family:
         for recipe in shipped_recipes():

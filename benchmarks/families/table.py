@@ -32,17 +32,22 @@ def table(rows: list[Row]) -> list[str]:
 
 
 def write_table(path: Path, rows: list[Row]) -> None:
-    """Write the table between the markers of a file. Raises: ValueError: the file has no markers."""
+    """Write the table between its markers in a file. Raises: ValueError: the file has no markers."""
+    write_between(path, table(rows), BEGIN, END)
+
+
+def write_between(path: Path, lines: list[str], begin: str, end: str) -> None:
+    """Write lines between two markers of a file. Raises: ValueError: the file has them not."""
     text = path.read_text(encoding="utf-8")
-    if between(text) is None:
-        raise ValueError(f"{path} has no lines '{BEGIN}' and '{END}'; put them where the table belongs")
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    path.write_text(f"{text[:start]}\n{chr(10).join(table(rows))}\n{text[end:]}", encoding="utf-8")
+    if between(text, begin, end) is None:
+        raise ValueError(f"{path} has no lines '{begin}' and '{end}'; put them where the table belongs")
+    first, last = text.index(begin) + len(begin), text.index(end)
+    path.write_text(f"{text[:first]}\n{chr(10).join(lines)}\n{text[last:]}", encoding="utf-8")
 
 
-def between(text: str) -> list[str] | None:
+def between(text: str, begin: str = BEGIN, end: str = END) -> list[str] | None:
     """Return the lines between the markers, None where they are missing."""
-    match = re.search(f"{re.escape(BEGIN)}\n(.*){re.escape(END)}", text, flags=re.DOTALL)
+    match = re.search(f"{re.escape(begin)}\n(.*){re.escape(end)}", text, flags=re.DOTALL)
     return None if match is None else match.group(1).splitlines()
 
 

@@ -28,11 +28,19 @@ from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu.int8 import PLANS, Int8Stack
 from benchmarks.gpu.shapes import MODELS, STACKS, Model
 from benchmarks.rows import append_row
-from kernels.tiles import AttentionTile, ProductTile, Tile, attention_tiles, product_tiles, row_tiles, store_plan
+from kernels.tiles import (
+    ANY_SIZE,
+    AttentionTile,
+    ProductTile,
+    Tile,
+    attention_tiles,
+    row_tiles,
+    store_plan,
+    timed_product_tiles,
+)
 from kernels.tune import capture, time_in_turn, tune
 
 ROUNDS = 21
-ANY_SIZE = 2**31 - 1
 
 
 def log(*words: object) -> None:
@@ -48,8 +56,7 @@ def candidates(stack: Int8Stack, name: str, kind: type) -> list:
     """Return the tiles to time for an op of the stack."""
     count = stack.batch * stack.length
     if kind is ProductTile:
-        found = product_tiles(90, count, stack.model.products()[name][0])
-        return [tile for tile in found if count <= 8192 or tile.block_m * tile.block_n > 64 * 128]
+        return timed_product_tiles(90, count, stack.model.products()[name][0])
     if kind is AttentionTile:
         return list(attention_tiles(90, stack.length))
     return row_tiles(triton.next_power_of_2(stack.model.width))

@@ -34,10 +34,8 @@ def export_checked(arguments: argparse.Namespace, dtype: str | None) -> None:
     for out in files:
         check_free(out, arguments.force)
     rows = []
-    with (
-        _scales_of(loaded, dtype, arguments.target),
-        ExitStack() as outputs,
-    ):  # both files of an encoder-decoder are kept, or none
+    # both files of an encoder-decoder are kept, or none
+    with _scales_of(loaded, dtype, arguments.target), ExitStack() as outputs:
         for out, part in files.items():
             path = outputs.enter_context(whole_output(out, arguments.force))
             rows.append(_write(path, part, arguments.target, metadata, dtype) | {"onnx": out})
@@ -53,15 +51,7 @@ def _write(path: Path, loaded: LoadedModel, target: str, metadata: dict[str, str
         metadata = {**metadata, "int8kit.part": part}
     print(f"export {'' if part is None else f'the {part} '}to {target} ...", file=sys.stderr)
     if target == PROGRAM_TARGET:
-        program, description = export_program(
-            loaded.model, dtype or "fp16", processor=loaded.processor, metadata={**metadata, "int8kit.target": target}
-        )
-        save_program(program, description, path)
-        del program
-        print("check parity ...", file=sys.stderr)
-        judged = check_program(path, loaded, description.dtype)
-        row = {"onnx": "", "target": target, "size_bytes": path.stat().st_size, **metadata, **vars(judged)}
-        return row | {"unfused": description.unfused, "summary": str(judged)}
+        return _write_program(path, loaded, metadata, dtype or "fp16")
     graph = export_graph(loaded.model, processor=loaded.processor)
     prepare_graph(graph, target, metadata, dtype)
     size = save_graph(graph, path, full_check=dtype is not None)
@@ -70,6 +60,18 @@ def _write(path: Path, loaded: LoadedModel, target: str, metadata: dict[str, str
     is_done = data_path(path).exists() and part is None  # a large model's weights are not needed beside the engine's
     report = check_parity(path, loaded, backend=target, release=is_done)
     return {"onnx": "", "target": target, "size_bytes": size, **metadata, **vars(report), "summary": str(report)}
+
+
+def _write_program(path: Path, loaded: LoadedModel, metadata: dict[str, str], dtype: str) -> dict[str, Any]:
+    """Write one checked INT8 program; return its result row as `_write` does."""
+    origin = {**metadata, "int8kit.target": PROGRAM_TARGET}
+    program, description = export_program(loaded.model, dtype, processor=loaded.processor, metadata=origin)
+    save_program(program, description, path)
+    del program  # a large model's INT8 weights
+    print("check parity ...", file=sys.stderr)
+    report = check_program(path, loaded, dtype)
+    row = {"onnx": "", "target": PROGRAM_TARGET, "size_bytes": path.stat().st_size, **metadata, **vars(report)}
+    return {**row, "unfused": description.unfused, "summary": str(report)}
 
 
 def _files(out: str, loaded: LoadedModel) -> dict[str, LoadedModel]:
@@ -84,9 +86,9 @@ def _files(out: str, loaded: LoadedModel) -> dict[str, LoadedModel]:
 
 def _scales_of(loaded: LoadedModel, dtype: str | None, target: str) -> AbstractContextManager[None]:
     """Return the block in which the model's scales are the ones that a file of `dtype` can hold."""
-    return (
-        nullcontext() if dtype is None or target == PROGRAM_TARGET else rounded_scales(loaded.model, HALF_TYPES[dtype])
-    )
+    if dtype is None or target == PROGRAM_TARGET:  # whose scales are float32
+        return nullcontext()
+    return rounded_scales(loaded.model, HALF_TYPES[dtype])
 
 
 def _load(name: str) -> tuple[LoadedModel, dict[str, str]]:

@@ -13,7 +13,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 from kernels.attention import HEAD_DIMS, attention
 from quant.attention import UNSUPPORTED, additive_mask, explicit_attention
 from quant.formats import INT8
-from quant.int8_program import markers
+from quant.int8_program.markers import MASK, QUANTIZE
 from quant.sites.roles import ATTENTION_ROLES
 
 PROGRAM_ATTENTION = "int8kit_program"
@@ -43,7 +43,7 @@ def program_attention(
         scales = [each.number for each in found[:3]]
         # Q's quantizer stands after the scaling of Q: one division does both
         codes = [
-            torch.ops.int8kit_program.quantize(x, scale, None, *each.format.ends)
+            QUANTIZE(x, scale, None, *each.format.ends)
             for x, scale, each in zip((q, k, v), (scales[0] / scaling, *scales[1:]), found, strict=False)
         ]
         output = attention(
@@ -71,11 +71,10 @@ def program_mask(
         return None  # everything is seen
     is_plain = attention_mask is not None and attention_mask.dim() == 2
     if is_plain and (is_causal or mask_function is bidirectional_mask_function):
-        return torch.ops.int8kit_program.mask(attention_mask, q_length, is_causal, dtype)
+        return MASK(attention_mask, q_length, is_causal, dtype)
     options = {"mask_function": mask_function, "attention_mask": attention_mask, "dtype": dtype, **kwargs}
     return additive_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **options)
 
 
-assert markers.MASK  # the markers are registered
 AttentionInterface.register(PROGRAM_ATTENTION, program_attention)
 AttentionMaskInterface.register(PROGRAM_ATTENTION, program_mask)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from transformers import PreTrainedModel
 
 from kernels.attention import MAX_KEYS
 from quant.checkpoint import check_calibrated
+from quant.dropout import evaluation_mode
 from quant.int8_program import lower, norms, products, views
 from quant.int8_program.graph import Editor, aten, calls, is_call, tidy
 from quant.int8_program.modules import program_model
 from quant.models.encoder_decoder import PARTS, is_encoder_decoder
-from quant.models.example_inputs import OUTPUT_NAMES, example_inputs, without_cache
-from quant.onnx_export import _dynamic_axes as dynamic_axes  # both formats have the same free axes
+from quant.models.example_inputs import example_inputs, without_cache
+from quant.onnx_export import _dynamic_axes, _output_names  # both formats have the same free axes and outputs
 from quant.tensor_quantizer import HALF_TYPES
 
 DESCRIPTION = "int8kit.json"  # the file in the archive that says what the program is
@@ -107,15 +107,15 @@ def export_program(
         )
     check_calibrated(model)
     inputs = example_inputs(model, processor=processor)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluation_mode(model):
         outputs = _output_names(model, inputs)
         reads_padding = _reads_padding(model, inputs, outputs)
         made = _Named(program_model(model, HALF_TYPES[dtype]), tuple(inputs), outputs, HALF_TYPES[dtype])
-        axes = {name: {axis: free.__name__ for axis, free in dynamic_axes(name).items()} for name in inputs}
+        axes = {name: {axis: free.__name__ for axis, free in _dynamic_axes(name).items()} for name in inputs}
         free = tuple(dict.fromkeys(axes[name], Dim.DYNAMIC) for name in inputs)
         feeds = tuple(x.cpu() for x in inputs.values())
         traced = torch.export.export(made.cpu(), feeds, dynamic_shapes=(free,), strict=False)
-        graph: Any = traced.module()
+        graph: Any = traced.module(check_guards=False)
         found, unfused = fuse(graph)
         program = torch.export.export(graph, feeds, dynamic_shapes=free, strict=False)
     symbols, limits = _symbols(program, axes)
@@ -130,23 +130,12 @@ def export_program(
     return program, Description(described, results, limits, reads_padding, dtype, found, unfused, dict(metadata or {}))
 
 
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Put the model into evaluation mode inside the block."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
 def _reads_padding(model: PreTrainedModel, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> bool:
     """Return whether zeros after the end of every free length (also in the masks) change what stood before them.
 
     A classifier that takes the last token which is not the padding's id does, or a convolution over tokens.
     """
-    lengths = {name: [axis for axis, free in dynamic_axes(name).items() if free.__name__ != BATCH] for name in inputs}
+    lengths = {name: [axis for axis, free in _dynamic_axes(name).items() if free.__name__ != BATCH] for name in inputs}
     if not any(lengths.values()):
         return False
     grown = {}
@@ -203,25 +192,13 @@ def save_program(program: ExportedProgram, description: Description, path: str |
     torch.export.save(program, str(path), extra_files={DESCRIPTION: text})
 
 
-def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
-    output = model(**inputs, return_dict=True, **without_cache(model))
-    names = tuple(name for name in OUTPUT_NAMES if output.get(name) is not None)
-    if not names:
-        raise ValueError(f"{type(model).__name__} returns {', '.join(output)}; supported: {', '.join(OUTPUT_NAMES)}")
-    return names
-
-
 def _products(graph: GraphModule) -> tuple[ProgramProduct, ...]:
     """Return every product of a fused graph that is not lowered yet, in order."""
     found: list[ProgramProduct] = []
     attentions = 0
     for group, node in enumerate(calls(graph)):
-        names, kind, is_int8, op = (
-            [node.name],
-            "linear",
-            False,
-            str(node.target).removeprefix("aten.").partition(".")[0],
-        )
+        names, kind, is_int8 = [node.name], "linear", False
+        op = str(node.target).removeprefix("aten.").partition(".")[0]
         if node.target is products.LINEAR:
             names, is_int8, op = node.meta[products.NAMES], True, ", ".join(["linear", *_extras(node)])
         elif is_call(node, lower.markers.PRODUCT):

@@ -18,7 +18,6 @@ RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten.unflatten.in
                       aten._unsafe_view.default, aten.contiguous.default, aten.clone.default,
                       aten.squeeze.dim, aten.unsqueeze.default})  # fmt: skip
 VIEWS = RESHAPES | {aten.transpose.int, aten.permute.default, aten.slice.Tensor, aten.expand.default, aten.roll.default}
-LAST_INDEX = 2**62
 
 
 class Editor:
@@ -106,11 +105,6 @@ def sole_reader(node: Any) -> Any:
     return reader if len(uses) == 1 and reader.op == "call_function" else None
 
 
-def argument(node: Any, index: int, name: str, default: Any = None) -> Any:
-    """Return an argument of a call, given by place or by name."""
-    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
-
-
 def shape_of(node: Any) -> tuple[Any, ...]:
     """Return the shape that a node's tensor has, symbols included."""
     return tuple(node.meta["val"].shape)
@@ -135,9 +129,6 @@ def tidy(editor: Editor) -> None:
             _drop_cast(editor, node)
         elif is_call(node, aten.alias.default, aten.detach.default, aten.detach_.default, aten.lift_fresh_copy.default):
             editor.replace(node, node.args[0])
-    for node in list(editor.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
-            editor.graph.erase_node(node)
     editor.sweep()
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from kernels.reference import TORCH_ACTIVATIONS
 from quant.fake_quantize import along_axis, quantize
 from quant.int8_program.attention import PROGRAM_ATTENTION, program_attention
+from quant.int8_program.markers import ACTIVATION, DEQUANTIZE, PRODUCT, QUANTIZE
 from quant.modules import (
     QUANT_LAYER_TYPES,
     QuantConv1D,
@@ -25,8 +26,6 @@ from quant.modules import (
 from quant.own_attention import OwnAttention, set_attention, swap_attention
 from quant.tensor_quantizer import TensorQuantizer
 
-ops = torch.ops.int8kit_program
-
 
 class ProgramQuantizer(TensorQuantizer):
     """Marks quantize → dequantize; `number`, the scale, is a constant of the graph, the factor float32."""
@@ -37,8 +36,8 @@ class ProgramQuantizer(TensorQuantizer):
         """Return x on its grid, in `dtype`."""
         if not self.is_active:
             return x if dtype is None else x.to(dtype)
-        codes = ops.quantize(x, self.number, self.pre_quant_scale, *self.format.ends)
-        return ops.dequantize(codes, self.number, dtype or x.dtype)
+        codes = QUANTIZE(x, self.number, self.pre_quant_scale, *self.format.ends)
+        return DEQUANTIZE(codes, self.number, dtype or x.dtype)
 
 
 class Coded:
@@ -61,7 +60,7 @@ class ProgramLayer(Coded):
 
     def multiply(self, x: Tensor) -> Tensor:
         """Return the marked product of x (..., K), which its quantizer has rounded."""
-        return ops.product(x, self.codes, self.weight_scale, self.bias)
+        return PRODUCT(x, self.codes, self.weight_scale, self.bias)
 
 
 class ProgramLinear(ProgramLayer, QuantLinear):
@@ -234,6 +233,6 @@ def _known_activation(module: nn.Module) -> str | None:
 
 def _marks(name: str) -> Any:
     def forward(self: Any, input: Tensor) -> Tensor:
-        return ops.activation(input, name)
+        return ACTIVATION(input, name)
 
     return forward

@@ -12,9 +12,11 @@ from calib.collect import collect
 from quant.insert import insert_quantizers
 from quant.int8_program.export import DESCRIPTION, export_program, save_program
 from quant.models.encoder_decoder import PARTS, model_part
+from quant.models.example_inputs import example_inputs
 from quant.recipe import Rule, load_recipe
 from quant.tensor_quantizer import named_quantizers
 from tests.families import ENCODER_DECODERS, FAMILIES, get_family
+from tests.quant.test_families import calibrated
 
 # Exporting takes seconds: these differ most (post-norm, pre-norm, patches, rotary and gated, gelu_new and Conv1D).
 QUICK = {"bert": "int8_full", "vit": "int8_smoothquant", "llama": "int8_attention", "gpt2": "int8_smoothquant"}
@@ -22,12 +24,6 @@ OTHERS = [
     (name, recipe) for name in FAMILIES for recipe in ("int8_smoothquant", "int8_full")
     if not FAMILIES[name].is_slow and QUICK.get(name) != recipe
 ]  # fmt: skip
-
-
-def quantized(family, recipe, model):
-    insert_quantizers(model, load_recipe(recipe), family.batch(model, 4, 12, 0))
-    apply_statistics(model, collect(model, [family.batch(model, 4, 12, seed) for seed in range(2)], progress=False))
-    return model
 
 
 def noise_of(model, batch, dtype=torch.float16):
@@ -56,7 +52,7 @@ def check_near(program, description, model, batch):
 )
 def test_a_program_computes_the_quantized_model(name, recipe):
     family = get_family(name)
-    model = quantized(family, recipe, family.model(is_short=True))
+    model = calibrated(family, family.model(is_short=True), recipe)
     program, description = export_program(model)
     check_near(program, description, model, family.batch(model, 4, 12, 3))
     check_near(program, description, model, family.batch(model, 1, 9, 4))
@@ -72,8 +68,6 @@ def test_each_part_of_an_encoder_decoder(name, part):
     family = ENCODER_DECODERS[name]
     model = family.model()
     insert_quantizers(model, load_recipe("int8_smoothquant"))
-    from quant.models.example_inputs import example_inputs
-
     apply_statistics(model, collect(model, [example_inputs(model, seed=seed) for seed in range(2)], progress=False))
     half = model_part(model, part)
     program, description = export_program(half)  # Triton's interpreter has no bf16 product
@@ -91,7 +85,7 @@ def ops_of(description, kind):
 
 def test_what_fuses_in_a_post_norm_encoder():
     family = get_family("bert")
-    model = quantized(family, "int8_full", family.model(is_short=True))
+    model = calibrated(family, family.model(is_short=True))
     program, description = export_program(model)
     assert ops_of(description, "linear") == [
         "linear, quantize", "linear, quantize", "linear, quantize", "linear, residual", "linear, gelu_fast, quantize",
@@ -107,7 +101,7 @@ def test_what_fuses_in_a_post_norm_encoder():
 
 def test_a_gated_pair_is_one_product():
     family = get_family("llama")
-    model = quantized(family, "int8_smoothquant", family.model(is_short=True))
+    model = calibrated(family, family.model(is_short=True), "int8_smoothquant")
     _, description = export_program(model)
     gated = [each for each in description.products if "gated" in each.op]
     assert [each.name.rpartition(".")[2] for each in gated] == ["gate_proj", "up_proj"]
@@ -139,7 +133,7 @@ def check_near_float(program, description, model, batch):
 
 def test_the_archive_says_what_it_is_and_holds_no_float_weight_twice(tmp_path):
     family = get_family("bert")
-    model = quantized(family, "int8_linear", family.model(is_short=True))
+    model = calibrated(family, family.model(is_short=True), "int8_linear")
     program, description = export_program(model, metadata={"int8kit.recipe": "int8_linear"})
     path = tmp_path / "m.pt2"
     save_program(program, description, path)
@@ -168,7 +162,7 @@ def test_a_clipped_activation_is_not_taken_for_its_like(activation):
     config = transformers.BertConfig(**FAMILIES["bert"].config | {"hidden_act": activation, "num_hidden_layers": 1})
     torch.manual_seed(0)
     model = transformers.BertForSequenceClassification(config).eval()
-    model = quantized(get_family("bert"), "int8_linear", model)
+    model = calibrated(get_family("bert"), model, "int8_linear")
     _, description = export_program(model)
     assert not any("relu" in each.op or "gelu" in each.op for each in description.products)
 

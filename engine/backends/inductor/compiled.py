@@ -62,12 +62,11 @@ class Captured:
     Args:
         feeds: example inputs on the GPU; the graph reads their memory from then on.
         pool: memory that the graphs of all buckets share: they run one at a time.
-        compiles: whether torch.compile fuses what is left between the ops; else they run as they stand.
     """
 
-    def __init__(self, module: GraphModule, feeds: list[Tensor], pool: Any = None, *, compiles: bool = True) -> None:
+    def __init__(self, module: GraphModule, feeds: list[Tensor], pool: Any = None) -> None:
         self.module, self.inputs = module, feeds
-        self.call = torch.compile(module, dynamic=False, fullgraph=True) if compiles else module
+        self.call = torch.compile(module, dynamic=False, fullgraph=True)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.no_grad(), torch.cuda.stream(stream):

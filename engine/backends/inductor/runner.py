@@ -23,14 +23,13 @@ class InductorRunner(Runner):
 
     Args:
         plans: of each bucket, the usual one first: that is compiled at once, the others when they are first fed.
-        compiles: see `Captured`.
     """
 
     has_device_clock = True
 
     def __init__(
         self, module: GraphModule, program: Program, shapes: Mapping[str, ShapeRange],
-        plans: list[tuple[Bucket, Plans]], *, compiles: bool = True,
+        plans: list[tuple[Bucket, Plans]],
     ) -> None:  # fmt: skip
         inputs = {
             name: (np.dtype(NUMPY_TYPES[dtype]), shapes[name].sizes())
@@ -39,7 +38,7 @@ class InductorRunner(Runner):
         super().__init__(shapes, inputs, list(program.outputs))
         self.program = program
         self.module: Any = module
-        self._plans, self._compiles = plans, compiles
+        self._plans = plans
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[str, Captured] = {}
         self.captured(plans[0][0])
@@ -50,17 +49,15 @@ class InductorRunner(Runner):
         if name not in self._captured:
             plans = next(plans for each, plans in self._plans if each == bucket)
             feeds = example_feeds(self.program, bucket)
-            self._captured[name] = Captured(with_plans(self.module, plans), feeds, self._pool, compiles=self._compiles)
+            self._captured[name] = Captured(with_plans(self.module, plans), feeds, self._pool)
         return self._captured[name]
 
     def _infer(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        captured, wanted, bucket = self._feed(arrays)
+        captured, wanted, _ = self._feed(arrays)
         captured.replay()
         found = {}
         for (name, sizes), tensor in zip(self.program.outputs.items(), captured.outputs, strict=True):
-            cut = tuple(
-                slice(wanted[s]) if isinstance(s, str) and wanted[s] != bucket[s] else slice(None) for s in sizes
-            )
+            cut = tuple(slice(wanted[size]) if isinstance(size, str) else slice(None) for size in sizes)
             found[name] = tensor[cut].cpu().numpy()
         return found
 

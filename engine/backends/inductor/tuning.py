@@ -15,10 +15,9 @@ from torch.fx import GraphModule, Interpreter, Node
 from engine.backends.inductor.compiled import TUNED_OPS, tuned_nodes
 from kernels.attention import is_torchs
 from kernels.device import capability
-from kernels.tiles import TORCHS, Tile, attention_tiles, product_tiles, row_tiles, store_plan
+from kernels.tiles import ANY_SIZE, TORCHS, Tile, attention_tiles, row_tiles, store_plan, timed_product_tiles
 from kernels.tune import CANNOT_RUN, tune
 
-ANY_SIZE = 2**31 - 1  # a plan here is of one bucket
 MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
 
 
@@ -67,9 +66,7 @@ def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     target = capability(x)
     kind = TUNED_OPS[node.target]  # type: ignore[index]
     if kind == "linear":
-        rows, columns = x.numel() // x.shape[-1], args[1].shape[0]
-        found = product_tiles(target, rows, columns)
-        return [tile for tile in found if rows <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
+        return timed_product_tiles(target, x.numel() // x.shape[-1], args[1].shape[0])
     if kind == "attention":
         q, k = args[:2]
         own = [] if is_torchs(q, k) else attention_tiles(target, k.shape[1])

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from calib.apply import apply_statistics
-from calib.collect import collect
 from engine.backend import BuildOptions, get_backend
 from engine.backends.inductor import backend as inductor
 from engine.backends.inductor import runner as runner_module
@@ -22,20 +20,16 @@ from engine.shapes import parse_shapes
 from engine.source import read_onnx
 from eval.parity.program import ProgramRunner, check_program
 from kernels.tiles import ProductTile, store_plan
-from quant.insert import insert_quantizers
 from quant.int8_program.export import export_program, save_program
 from quant.models.pretrained import LoadedModel
-from quant.recipe import load_recipe
 from tests.families import get_family
+from tests.quant.test_families import calibrated
 
 
 @pytest.fixture(scope="module")
 def model():
     family = get_family("bert")
-    made = family.model(is_short=True)
-    insert_quantizers(made, load_recipe("int8_full"), family.batch(made, 4, 12, 0))
-    apply_statistics(made, collect(made, [family.batch(made, 4, 12, seed) for seed in range(2)], progress=False))
-    return made
+    return calibrated(family, family.model(is_short=True))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +108,7 @@ def test_buckets(path):
 class OnCpu:
     """Stands where `Captured` captures a CUDA graph: the same module, run op by op."""
 
-    def __init__(self, module, feeds, pool=None, *, compiles=True):
+    def __init__(self, module, feeds, pool=None):
         self.module, self.inputs, self.outputs = module, feeds, ()
 
     def feed(self, arrays):
