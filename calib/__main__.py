@@ -12,7 +12,7 @@ from calib.defaults import IMPORT_RECIPE, SAMPLE_FLAGS, STATISTICS_FILE
 from engine.cli import CommandParser, UsageError, run_command
 from eval.arguments import check_task_argument
 from eval.tasks import TASK_HELP
-from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
+from quant.recipe import BIAS_CORRECTION, DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
 
 if TYPE_CHECKING:
     from calib.samples import Samples
@@ -100,6 +100,11 @@ def main(argv: list[str] | None = None) -> None:
         "with --import-amax)",
     )
     parser.add_argument("--method", choices=METHODS, help="calibrator in place of the recipe's own")
+    parser.add_argument(
+        "--bias-correction",
+        choices=BIAS_CORRECTION,
+        help="auto: into the biases goes what rounding shifts outputs by, where held-out samples say that it helps",
+    )
     parser.add_argument("--num-samples", type=int, default=SAMPLE_FLAGS["num_samples"], help="how many samples to draw")
     parser.add_argument("--column", nargs="+", help="columns of the samples to use (default: the usual names)")
     parser.add_argument("--seed", type=int, default=SAMPLE_FLAGS["seed"], help="of the draw")

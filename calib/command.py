@@ -14,6 +14,7 @@ import torch
 from torch import distributed as dist
 
 from calib.apply import apply_statistics
+from calib.bias_correction import batch_of, correct_biases
 from calib.collect import collect
 from calib.defaults import STATISTICS_FILE
 from calib.samples import Samples
@@ -23,7 +24,7 @@ from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
 from quant.models.pretrained import LoadedModel, load_float_model
-from quant.recipe import Recipe
+from quant.recipe import OFF, Recipe
 from quant.sites.settings import check_method, method_names
 from quant.sites.site import Site, quantization_of
 from quant.sites.summary import summarize_sites
@@ -41,6 +42,8 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
     samples = None if arguments.statistics else draw(loaded)
     device: Any = arguments.device or _own_device()
     loaded.model.to(device)
+    if arguments.bias_correction is not None:
+        recipe = recipe.with_options(bias_correction=arguments.bias_correction)
     sites = insert_quantizers(loaded.model, recipe)
     _check_method(arguments.method, sites, recipe)
     if is_first:
@@ -55,6 +58,12 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
         return
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
+    if samples is not None and used.calibrator.bias_correction != OFF:
+        correction = correct_biases(loaded.model, batch_of(samples), arguments.seed)
+        print(correction, file=sys.stderr)
+        provenance["bias_correction"] = correction.to_dict()
+    elif samples is None:
+        print("bias correction: left out, --statistics brings no samples", file=sys.stderr)
     _save(loaded, statistics, arguments, provenance)
     planned = quantization_of(loaded.model).sites  # without those that no sample reached
     on, method = sum(site.enabled for site in planned), method_names(planned, used)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -68,6 +68,12 @@ class Samples:
         for start in range(0, self.num_samples, self.batch_size):
             chosen = self._drawn[start : start + self.batch_size]
             yield make_batch([self._readers[r].read(row) for r, row in chosen], self._loaded, self._max_length)
+
+    def spread(self, num_samples: int) -> Samples:
+        """Return so many of them, spread evenly over their lengths, as one batch."""
+        count = min(num_samples, self.num_samples)
+        chosen = tuple(self._drawn[i * self.num_samples // count] for i in range(count))
+        return replace(self, num_samples=count, batch_size=count, _drawn=chosen)
 
 
 def load_samples(

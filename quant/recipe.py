@@ -18,6 +18,7 @@ from quant.recipe_fields import check_alpha, check_choice, check_fields, check_p
 
 KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding")
 METHODS = ("max", "percentile", "entropy", "mse")
+BIAS_CORRECTION = ("auto", "off")
 OFF = "off"  # a rule's alpha that switches SmoothQuant off
 SETTINGS = ("format", "method", "percentile", "alpha")  # what a rule may give beside on and off
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -85,9 +86,12 @@ class CalibratorOptions:
     """max, percentile, entropy or mse."""
     percentile: float = 99.999
     """Share of |x| kept inside the range by `percentile`, in percent."""
+    bias_correction: str = "auto"
+    """`auto`: the mean shift of a layer's output goes into its bias where held-out samples say that it helps; `off`."""
 
     def __post_init__(self) -> None:
         check_choice("calibrator method", self.method, METHODS)
+        check_choice("calibrator bias_correction", self.bias_correction, BIAS_CORRECTION)
         check_percentile("calibrator percentile", self.percentile)
 
 
@@ -179,6 +183,8 @@ class Recipe:
             for option in SETTINGS:  # so recipes without settings keep the digest that checkpoints and rows bear
                 if rule[option] is None:
                     del rule[option]
+        if content["calibrator"]["bias_correction"] == "auto":
+            del content["calibrator"]["bias_correction"]
         return content
 
     def last_rule(self, option: str, name: str, kind: str) -> Rule | None:

@@ -6,13 +6,15 @@ The models have random weights in their published shapes (--checkpoint NAME=FOLD
 one). fp16 is the float model by torch.compile with torch's attention, in each of --modes, and its float twin
 (`export.py --checkpoint M --target inductor`), whose Q, K and V are one product too; all under CUDA graphs, with a
 padding mask in use where the model reads one (lengths from half to all of the length). A row for each recipe: the
-ratio is the fastest fp16's time over the engine's, the median of rounds in which all ran in turn.
+ratio is the fastest fp16's time over the engine's, the median of rounds in which all ran in turn. --peers runs
+torchao's INT8 configurations in the same rounds; --profile puts the kernels of a call into the row.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -28,13 +30,17 @@ import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu import half as gpu_half
+from benchmarks.gpu import peers
 from benchmarks.gpu.kernels import environment, time_ms
 from benchmarks.gpu.shapes import MODELS, STACKS
 from benchmarks.rows import append_row
 from calib.apply import apply_statistics
 from calib.collect import collect
 from engine.backend import BuildOptions, get_backend
+from engine.backends.inductor.inspect import inspect_runner
 from engine.backends.inductor.program import PLANS
+from engine.backends.inductor.runner import InductorRunner
+from engine.inspect.layers import InspectRequest
 from engine.shapes import parse_shapes
 from kernels.tune import capture, time_in_turn
 from quant.insert import insert_quantizers
@@ -100,29 +106,42 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
     half_model = model.half().cuda()
     mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length) if shape.is_masked else None
     backend, alone = gpu_half.fastest_attention(shape, batch, length, mask, time_ms)
-    for mode in args.modes:
+    options = {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
+    # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
+    preferred = list(dict.fromkeys([gpu_half.BACKENDS[backend], *gpu_half.BACKENDS.values(), SDPBackend.MATH]))
+
+    def add_compiled(label: str, module: Any, mode: str) -> None:
         torch._dynamo.reset()
-        compiled = torch.compile(half_model, dynamic=False, mode=None if mode == "default" else mode)
-        options = {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
+        start = time.perf_counter()
+        compiled = torch.compile(module, dynamic=False, mode=None if mode == "default" else mode)
+        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
+            graphs.append(capture([lambda: compiled(**on_gpu, **options)]))
+        keep.append(compiled)  # a graph does not keep the weights that it reads
+        labels.append(label)
+        log(name, batch, length, label, backend, f"{time.perf_counter() - start:.0f} s")
 
-        def half(compiled=compiled, options=options):
-            return compiled(**on_gpu, **options)
-
-        # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
-        preferred = [gpu_half.BACKENDS[backend], *gpu_half.BACKENDS.values(), SDPBackend.MATH]
-        with torch.no_grad(), sdpa_kernel(list(dict.fromkeys(preferred)), set_priority=True):
-            graphs.append(capture([half]))
-        labels.append(f"torch.compile {mode}")
-        log(name, batch, length, "fp16", mode, backend)
+    for mode in args.modes:
+        add_compiled(f"torch.compile {mode}", half_model, mode)
+    found_peers = []
+    for peer in peers.NAMES if args.peers else ():
+        try:
+            with peers.torchao_compiler():
+                add_compiled(peer, peers.quantized_copy(half_model, peer, on_gpu, options), args.modes[-1])
+            found_peers.append(peer)
+        except Exception as error:  # of torchao or the compiler on its code; the row then lacks this peer
+            log("PEER FAILED", peer, type(error).__name__, str(error)[:300])
     for recipe in (FLOAT, *args.recipes):
         torch._dynamo.reset()
         path = folder / f"{name}.{recipe}.engine"
         first = next(iter(feeds))
-        options = BuildOptions(parse_shapes([f"{first}:{'x'.join(map(str, feeds[first].shape))}"]), force=True)
+        shapes = parse_shapes([f"{first}:{'x'.join(map(str, feeds[first].shape))}"])
         start = time.perf_counter()
-        get_backend("inductor").build(program_path(folder, name, recipe, args.checkpoint), path, options)
+        source = program_path(folder, name, recipe, args.checkpoint)
+        get_backend("inductor").build(source, path, BuildOptions(shapes, force=True))
         built = time.perf_counter() - start
         torch._dynamo.reset()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         start = time.perf_counter()
         runner: Any = get_backend("inductor").load(path)
@@ -134,13 +153,16 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
             plans = json.loads(archive.read(PLANS))[0]["plans"]
         tiles = sorted({f"{name.rstrip('_0123456789')} {plan[1:]}" for name, plan in plans.items()})
         reports[recipe] = {"tiles": tiles, "build_s": built, "load_s": loaded, "weights_bytes": weights,
-                           "memory_bytes": torch.cuda.memory_allocated() - before}  # fmt: skip
+                           "memory_bytes": torch.cuda.memory_allocated() - before,
+                           "peak_bytes": torch.cuda.max_memory_allocated() - before}  # fmt: skip
+        if args.profile:
+            reports[recipe]["kernels"] = kernels_of(runner, {k: np.asarray(x) for k, x in feeds.items()})
         keep.append(runner)
         graphs.append(captured.graph)
         labels.append(recipe)
         log(name, batch, length, recipe, {k: v for k, v in reports[recipe].items() if k != "memory_bytes"})
     times = dict(zip(labels, time_in_turn(graphs, ROUNDS), strict=True))
-    floats = [label for label in labels if label not in args.recipes]
+    floats = [label for label in labels if label not in (*args.recipes, *found_peers)]
     fastest = min(floats, key=lambda label: statistics.median(times[label]))
     for recipe in args.recipes:
         ratios = [a / b for a, b in zip(times[fastest], times[recipe], strict=True)]
@@ -149,13 +171,28 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
             length=length, recipe=recipe, masked=shape.is_masked, int8_ms=statistics.median(times[recipe]),
             fp16_ms={label: statistics.median(times[label]) for label in floats}, fastest_fp16=fastest,
             fp16_attention=backend, fp16_attention_ms=alone, ratio=statistics.median(ratios), ratio_min=min(ratios),
-            ratio_max=max(ratios), engine=reports[recipe], twin=reports[FLOAT], **environment(),
+            ratio_max=max(ratios), peers_ms={peer: statistics.median(times[peer]) for peer in found_peers},
+            engine=reports[recipe], twin=reports[FLOAT], **environment(),
         )  # fmt: skip
-        print(f"ENGINE {name} {batch}x{length} {recipe}: fp16 {row['fp16_ms']} int8 {row['int8_ms']:.4f} ms, "
+        print(f"ENGINE {name} {batch}x{length} {recipe}: fp16 {row['fp16_ms']} peers {row['peers_ms']} "
+              f"int8 {row['int8_ms']:.4f} ms, "
               f"{row['ratio']:.3f} times {fastest} [{row['ratio_min']:.3f}, {row['ratio_max']:.3f}]",
               flush=True)  # fmt: skip
-    for runner in keep:
-        runner.close()
+    for each in keep:
+        if isinstance(each, InductorRunner):
+            each.close()
+
+
+def kernels_of(runner: InductorRunner, feeds: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the kernels of a call, those of the same layers of all blocks together: name, kind, type, number, µs."""
+    request = InspectRequest(feeds=feeds, iterations=10)
+    inspection = inspect_runner(runner, "", torch.cuda.get_device_name(), None, request)
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for layer in inspection.layers:
+        key = (re.sub(r"[._]\d+\b", ".*", layer.name)[:120], layer.kind, layer.precision)
+        found.setdefault(key, []).append((layer.time_ms or 0.0) * 1e3)
+    return [{"name": name, "kind": kind, "precision": precision, "count": len(us), "us": sum(us)}
+            for (name, kind, precision), us in found.items()]  # fmt: skip
 
 
 def log(*words: object) -> None:
@@ -167,6 +204,8 @@ def main() -> None:
     parser.add_argument("--stack", nargs="+", metavar="MODEL:BxS", default=[f"{n}:{b}x{s}" for n, b, s in STACKS])
     parser.add_argument("--recipes", nargs="+", default=["int8_smoothquant", "int8_full"])
     parser.add_argument("--modes", nargs="+", default=["default"], help="of torch.compile")
+    parser.add_argument("--peers", action="store_true", help="also torchao, compiled in the last of --modes")
+    parser.add_argument("--profile", action="store_true", help="put the kernels of a call into the row")
     parser.add_argument("--checkpoint", nargs="+", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--out", required=True)
     parser.add_argument("--folder", help="keeps the programs, and takes those that are there")

@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from calib.apply import apply_statistics
+from calib.bias_correction import batch_of, correct_biases
 from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
@@ -38,7 +39,7 @@ from quant.insert import insert_quantizers
 from quant.models.example_inputs import example_inputs
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.onnx_export import export_onnx
-from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
+from quant.recipe import OFF, Recipe, SmoothQuantOptions, load_recipe
 from quant.sites.plan import plan_sites
 from quant.sites.stored import identity
 
@@ -120,17 +121,22 @@ class Workshop:
         if system.method == QAT:
             return self._trained(system, recipe)
         statistics = self.statistics(recipe)
-        provenance = {"model": self.options.model, "samples": self.samples.source,
-                      "samples_digest": self.samples.digest, "num_samples": self.samples.num_samples,
-                      "seed": self.options.seed, "method": recipe.calibrator.method}  # fmt: skip
+        provenance: dict[str, Any] = {
+            "model": self.options.model, "samples": self.samples.source, "samples_digest": self.samples.digest,
+            "num_samples": self.samples.num_samples, "seed": self.options.seed, "method": recipe.calibrator.method,
+        }  # fmt: skip
 
         def build(folder: Path) -> None:
             loaded = self.fresh_model()
             insert_quantizers(loaded.model, recipe)
             apply_statistics(loaded.model, Statistics.load(statistics / STATISTICS_FILE))
+            if recipe.calibrator.bias_correction != OFF:
+                correction = correct_biases(loaded.model, batch_of(self.samples), self.options.seed)
+                provenance["bias_correction"] = correction.to_dict()
             save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
 
-        inputs = {"statistics": statistics.name, "recipe": recipe.to_dict(), "model": self.model_digest}
+        inputs = {"statistics": statistics.name, "recipe": recipe.to_dict(), "model": self.model_digest,
+                  "bias_correction": recipe.calibrator.bias_correction}  # fmt: skip
         return self.store.make("checkpoint", inputs, build, f"{system.method} {system.recipe}: amax, checkpoint")
 
     def _trained(self, system: System, recipe: Recipe) -> Path:
