@@ -42,6 +42,13 @@ def test_batches_of_zeros_fall_into_the_first_bin_before_and_after_others():
     assert only.counts[0] == 2 and only.top == 0 and only.amax == 0
 
 
+def test_a_maximum_that_is_a_power_of_two_lies_in_its_own_bin_also_after_the_range_has_grown():
+    merged, whole = of([2.0]), of([2.0], [1.0])
+    merged.merge(of([1.0]))
+    assert torch.equal(merged.counts, whole.counts) and merged.top == whole.top == 4.0
+    assert whole.counts[32] == 1 and whole.counts[16] == 1
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=9), min_size=2, max_size=5),
@@ -63,7 +70,7 @@ def test_order_of_batches_does_not_matter():
 
 def test_values_next_to_zero_are_counted():
     histogram = of([0.0], [1.2e-38], [2.0**-100])
-    assert histogram.num_values == 3 and histogram.amax == 2.0**-100 and histogram.top == 2.0**-100
+    assert histogram.num_values == 3 and histogram.amax == 2.0**-100 and histogram.top == 2.0**-99
 
 
 def test_large_tensors_are_counted_exactly():
