@@ -14,7 +14,9 @@ CHUNK = 1 << 20  # values counted at once: 4 MB of indices stay in the cache (2.
 
 
 class Histogram:
-    """Counts of |x| in `num_bins` equal bins over [0, top), where top is a power of two.
+    """Counts of |x| in `num_bins` equal bins over [0, top], where top is a power of two.
+
+    A maximum of exactly top lies in the last bin, and one bin too low once the range has doubled.
 
     Attributes: counts (num_bins,) int64 on the device of the first values; top: upper edge, 0.0 while only zeros were
     seen; amax: exact maximum of |x|.
@@ -56,7 +58,7 @@ class Histogram:
         """Add the counts of `other`. Raises: ValueError: another number of bins."""
         if other.num_bins != self.num_bins:
             raise ValueError(f"histograms of {self.num_bins} and {other.num_bins} bins cannot be added")
-        self._widen(other.top)
+        self._cover(other.top)
         counts, top = other.counts.to(self.counts.device), other.top
         while 0 < top < self.top:
             counts, top = _fold(counts), top * 2
@@ -65,12 +67,9 @@ class Histogram:
 
     def _cover(self, amax: float) -> None:
         """Double the range until it holds `amax`; a histogram of zeros takes the right range at once."""
-        if amax > 0 and amax >= self.top:
-            self._widen(amax_range(amax))
-
-    def _widen(self, top: float) -> None:
-        if top <= self.top:
+        if amax <= self.top:
             return
+        top = amax_range(amax)
         while 0 < self.top < top:
             self.counts, self.top = _fold(self.counts), self.top * 2
         self.top = top
@@ -89,12 +88,9 @@ class Histogram:
 
 
 def amax_range(amax: float) -> float:
-    """Return the smallest power of two above `amax` > 0, and at least MIN_RANGE.
-
-    Above, not at: a maximum on the upper edge would lie in the last bin, and after folding in another than its own.
-    """
-    top = 2.0 ** math.floor(math.log2(amax))
-    return max(top * 2 if top <= amax else top, MIN_RANGE)
+    """Return the smallest power of two that is not below `amax` > 0, and at least MIN_RANGE."""
+    top = 2.0 ** math.ceil(math.log2(amax))
+    return max(top * 2 if top < amax else top, MIN_RANGE)
 
 
 def count_bins(magnitudes: Tensor, num_bins: int, top: float) -> Tensor:
