@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.cli import CommandParser, UsageError, check_positive, columns_here, print_result, run_command
 from engine.inspect.diff import compare_engines
+from engine.inspect.expect import compare_plan, layers_of_manifest, read_plan
 from engine.inspect.layers import Inspection
 from engine.inspect.report import inspect_engine
 from engine.inspect.text import as_text, diff_text
@@ -17,16 +18,24 @@ def run(arguments: argparse.Namespace) -> None:
     """Print the report of one engine, or the comparison of two."""
     if (arguments.engine is None) == (arguments.diff is None):
         raise UsageError("name one engine, or two with --diff A B")
+    if arguments.expect is not None and arguments.diff is not None:
+        raise UsageError("--expect is for one engine; leave out --diff")
     check_positive(arguments, "iterations", "threads")
     columns = columns_here()
     if arguments.diff is not None:
-        difference = compare_engines(*(inspect_engine(each, arguments) for each in arguments.diff))
-        row = {"a": _row(difference.first), "b": _row(difference.second), "reasons": difference.reasons,
-               "kinds": [asdict(each) for each in difference.kinds],
-               "products": [asdict(each) for each in difference.layers]}  # fmt: skip
-        print_result(row, diff_text(difference, columns), arguments.json)
+        compared = compare_engines(*(inspect_engine(each, arguments) for each in arguments.diff))
+        row = {"a": _row(compared.first), "b": _row(compared.second), "reasons": compared.reasons,
+               "kinds": [asdict(each) for each in compared.kinds],
+               "products": [asdict(each) for each in compared.layers]}  # fmt: skip
+        print_result(row, diff_text(compared, columns), arguments.json)
         return
     found = inspect_engine(arguments.engine, arguments)
+    if arguments.expect is not None:
+        difference = compare_plan(found, read_plan(arguments.expect), layers_of_manifest(arguments.engine))
+        print_result({**_row(found), "expect": arguments.expect, **asdict(difference)}, str(difference), arguments.json)
+        if difference.missing or difference.unplanned:
+            raise SystemExit(1)
+        return
     row = {**_row(found), "layers": [asdict(each) for each in found.layers]}
     print_result(row, as_text(found, columns, arguments.all), arguments.json)
 
@@ -55,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("engine", nargs="?", help="the engine, or TensorRT's layer information as JSON")
     parser.add_argument("--diff", nargs=2, metavar=("A", "B"), help="explain why engine B is slower than A")
+    parser.add_argument("--expect", metavar="RECIPE", help="exit 1 and list the layers unless exactly those run in "
+                        "INT8 that a recipe or a checkpoint plans")  # fmt: skip
     parser.add_argument("--feeds", help="npz to run it on (default: made-up numbers of the usual shape)")
     parser.add_argument("--iterations", type=int, default=20, help="measured calls; the median of each layer is told")
     parser.add_argument("--threads", type=int, help="CPU threads (default: what the engine was built with)")

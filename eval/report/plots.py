@@ -52,7 +52,7 @@ def draw_all(data: RunData, max_loss: float) -> dict[str, Plot]:
         wide, narrow = (draw(Canvas(data, marked, is_narrow)) for is_narrow in (False, True))
         if wide is not None:
             png = _png(wide)
-            drawn[name] = Plot(_svg(wide), png, _svg(narrow))
+            drawn[name] = Plot(to_svg(wide), png, to_svg(narrow))
     return drawn
 
 
@@ -62,7 +62,7 @@ def _png(figure: Any) -> bytes:
     return png.getvalue()
 
 
-def _svg(figure: Any) -> str:
+def to_svg(figure: Any) -> str:
     """Return a figure as SVG without a size of its own, and close it."""
     from matplotlib import pyplot
 

@@ -88,7 +88,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         raise UsageError(f"--budget {arguments.budget:g} must be above 0 minutes")
     if arguments.load_seconds <= 0:
         raise UsageError(f"--load-seconds {arguments.load_seconds:g} must be above 0")
-    batch_sizes, lengths = (_numbers(f, v) for f, v in (("--batch-sizes", arguments.batch_sizes),
+    batch_sizes, lengths = (numbers(f, v) for f, v in (("--batch-sizes", arguments.batch_sizes),
                                                         ("--seq-lengths", arguments.seq_lengths)))  # fmt: skip
     from eval.chosen_samples import task_of  # a task's file imports datasets, and the user's own is executed
 
@@ -105,7 +105,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         shapes=arguments.shapes, threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
         device=arguments.device, qat_arguments=arguments.qat_arguments,
         build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
-        load_clients=_numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
+        load_clients=numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
         load_seconds=arguments.load_seconds, max_rounds=arguments.max_rounds,
     )  # fmt: skip
 
@@ -114,7 +114,7 @@ def _words(values: list[str]) -> list[str]:
     return [word for value in values for word in value.replace(",", " ").split()]
 
 
-def _numbers(flag: str, values: list[str]) -> tuple[int, ...]:
+def numbers(flag: str, values: list[str]) -> tuple[int, ...]:
     words = _words(values)
     if not words:
         raise UsageError(f"the grid is empty: {flag} names nothing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ def run_sweep(
     num_processes: int = 1,
     ray: str | None = None,
     retry_failed: bool = False,
+    artifacts: Path | None = None,
 ) -> SweepResult:
     """Measure every point that has no row yet and return the counts.
 
@@ -57,6 +59,7 @@ def run_sweep(
             prepare get half of it.
         retry_failed: measure points again whose last row is a failed one.
         num_processes, ray: prepare in so many processes, or on the Ray cluster at this address.
+        artifacts: the folder of another run whose artifacts are shared.
     Raises: RuntimeError: the folder is in use. FileExistsError: it holds another sweep. OSError: the disk is full.
         Interrupted: by Ctrl-C or SIGTERM.
     """
@@ -64,7 +67,7 @@ def run_sweep(
     path.mkdir(parents=True, exist_ok=True)
     try:
         with RunFolder(path).locked():
-            return _run(options, path, command, budget_s, num_processes, ray, retry_failed)
+            return _run(options, path, command, budget_s, num_processes, ray, retry_failed, artifacts)
     except OSError as error:
         check_disk(error, path)
         raise
@@ -78,12 +81,15 @@ def _run(
     num_processes: int,
     ray: str | None,
     retry_failed: bool,
+    artifacts: Path | None,
 ) -> SweepResult:
     bench = Bench(Workshop(options, ArtifactStore(RunFolder(path).artifacts)), command)
     identity = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
                 "samples_digest": bench.workshop.samples.digest, **bench.task_digest}  # fmt: skip
     bench.check_lengths()
     run, is_resumed = claim(path, options, identity, command)
+    if artifacts is not None and not run.artifacts.exists():
+        run.artifacts.symlink_to(os.path.relpath(artifacts, run.path), target_is_directory=True)
     repaired = run.repair()
     if repaired:
         print(repaired, file=sys.stderr)

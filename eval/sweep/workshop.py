@@ -70,10 +70,14 @@ class Workshop:
     @cached_property
     def samples(self) -> Samples:
         """The calibration samples."""
+        return self.draw(self.options.seed)
+
+    def draw(self, seed: int) -> Samples:
+        """Return calibration samples of another draw."""
         lengths = [n for n in self.options.seq_lengths if n is not None]
         task, columns, length = get_task(self.options.task), self.options.columns, max(lengths) if lengths else None
         return load_samples(
-            self.options.samples, self.loaded, columns=columns, seed=self.options.seed,
+            self.options.samples, self.loaded, columns=columns, seed=seed,
             num_samples=self.options.num_calibration, max_length=length,
             reader=task_reader(task, self.options.samples, self.loaded.processor, columns, length),
         )  # fmt: skip

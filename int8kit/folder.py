@@ -1,0 +1,100 @@
+"""The folder that a run leaves: files, the page `report.html`, the model card `README.md` with the hub's metadata."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.report.page import render_page
+from eval.report.writing import small, table
+from int8kit.result import INT8, Quantized
+
+CARD, PAGE, RESULT, CHECKPOINT = "README.md", "report.html", "result.json", "checkpoint"
+USE = {
+    "onnxruntime": ("import onnxruntime", 'session = onnxruntime.InferenceSession("{file}")',
+                    "outputs = session.run(None, feeds)  # feeds: input name -> numpy array"),
+    "openvino": ("import openvino", 'model = openvino.Core().compile_model("{file}", "CPU")',
+                 "outputs = model(feeds)  # feeds: input name -> numpy array"),
+}  # fmt: skip
+
+
+def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path) -> None:
+    """Copy checkpoint, exported file and engine into the folder, and write page, card and result."""
+    shutil.rmtree(found.out / CHECKPOINT, ignore_errors=True)
+    shutil.copytree(checkpoint, found.out / CHECKPOINT, ignore=shutil.ignore_patterns("inputs.json"))
+    for source in (file, *file.parent.glob(f"{file.name}.*"), engine, *engine.parent.glob(f"{engine.name}.*")):
+        shutil.copy2(source, found.out / source.name)
+    (found.out / CARD).write_text(card(found, file.name), encoding="utf-8")
+    (found.out / PAGE).write_text(render_page("\n".join(page_lines(found, file.name)), {}, "en"), encoding="utf-8")
+    (found.out / RESULT).write_text(json.dumps(found.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def card(found: Quantized, file: str) -> str:
+    """Return the model card: the hub's metadata, what was measured, and how to load it."""
+    name = Path(found.model).name
+    metadata: dict[str, Any] = {"tags": ["int8", "quantized", "int8kit"], "library_name": "transformers"}
+    if not Path(found.model).exists():
+        metadata["base_model"] = found.model
+        metadata["base_model_relation"] = "quantized"
+    int8 = next(line for line in found.lines if line.name == INT8)
+    if found.task is not None and int8.metric is not None:
+        metadata["model-index"] = [{"name": f"{name}-int8", "results": [{
+            "task": {"type": found.task}, "dataset": {"name": found.task, "type": found.task},
+            "metrics": [{"type": found.metric_name, "value": round(int8.metric, 6)}]}]}]  # fmt: skip
+    head = yaml.safe_dump(metadata, sort_keys=False)
+    what = (
+        f"`{found.model}`, quantized by int8kit with the recipe `{found.recipe}`, calibrated from "
+        f"{found.num_samples} samples: {found.products}. Measured on {found.hardware}, runtime {found.backend}."
+    )
+    use = ["## How to load it", "", *_use(found, file)]
+    lines = [f"# {name} in INT8", "", what, "", *_table(found), *_speed(found), *use]
+    return f"---\n{head}---\n\n" + "\n".join(lines).rstrip() + "\n"
+
+
+def page_lines(found: Quantized, file: str) -> list[str]:
+    """Return the page as Markdown."""
+    what = f"{found.products}. Recipe {found.recipe}, {found.num_samples} samples, {found.hardware}."
+    notes = [f"- {note}" for note in found.notes if note]
+    return [f"# {Path(found.model).name} in INT8", "", *_speed(found), *_table(found), what, "", *notes, "",
+            "## How to load it", "", *_use(found, file)]  # fmt: skip
+
+
+def _table(found: Quantized) -> list[str]:
+    shapes = list(found.lines[0].ms)
+    heads = ["", *([found.metric_name] if found.metric_name else []), "mean change of outputs", "MB",
+             *(f"ms, {shape}" for shape in shapes)]  # fmt: skip
+    rows = []
+    for line in found.lines:
+        metric = [] if found.metric_name is None else ["-" if line.metric is None else f"{line.metric:.4f}"]
+        size = "-" if line.size_mb is None else f"{line.size_mb:.1f}"
+        rows.append([line.name, *metric, small(line.error), size, *(f"{line.ms[shape]:.2f}" for shape in shapes)])
+    return table(heads, rows)
+
+
+def _speed(found: Quantized) -> list[str]:
+    words = [f"At {shape} INT8 is **{value:.2f} times** as fast as the float model [{low:.2f}, {high:.2f}]"
+             + ("." if low > 1 else ": it does not pay there." if high < 1 else ": no sure difference.")
+             for shape, (value, low, high) in found.speedup.items()]  # fmt: skip
+    return [" ".join(words), ""] if words else []
+
+
+def _use(found: Quantized, file: str) -> list[str]:
+    lines = ["```python", "from transformers import AutoModel, AutoTokenizer  # float weights, as they were calibrated",
+             'model = AutoModel.from_pretrained("checkpoint")', "```", ""]  # fmt: skip
+    if found.backend in USE:
+        lines += ["INT8, without int8kit:", "", "```python", *(line.format(file=file) for line in USE[found.backend]),
+                  "```", ""]  # fmt: skip
+    else:
+        lines += [
+            "INT8:",
+            "",
+            "```",
+            "python -m engine.run --engine engine --feeds feeds.npz --out outputs.npz",
+            "```",
+            "",
+        ]
+    return lines

@@ -1,0 +1,96 @@
+"""Quantize for a task: a small sweep scores float and INT8, and a search follows where the recipe loses too much."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from engine.backend import get_backend
+from eval.report.__main__ import write_report
+from eval.report.run_data import RunData, read_run
+from eval.report.speeds import ratio_over, time_at
+from eval.search.page import write_page
+from eval.search.run import SearchOptions, run_search
+from eval.sweep.bench import Bench
+from eval.sweep.grid import SweepOptions, System, primary_shape
+from eval.sweep.run import run_sweep
+from eval.sweep.run_folder import RunFolder
+from eval.sweep.store import ArtifactStore
+from eval.sweep.workshop import Workshop
+from eval.tasks import get_task, task_path
+from int8kit.folder import PAGE, write_folder
+from int8kit.result import FLOAT, INT8, Line, Quantized, Steps
+from quant.recipe import load_recipe
+
+REFERENCE = "onnxruntime-fastest"
+SEARCH_PAGE = "search.html"
+
+
+def score(
+    model: str, samples: str | None, out: Path, *, task: str, data: str | None, backend: str, why: str, recipe: str,
+    max_loss: float, num_samples: int, column: list[str] | None, seq_length: int | None, threads: int | None, seed: int,
+) -> Quantized:  # fmt: skip
+    """Quantize, score and time; see `int8kit.quantize.quantize`."""
+    known = get_task(task)
+    source = samples or data or known.default_data
+    if source is None:
+        raise ValueError(f"task {task} has no default data set; give --data, or --samples to calibrate from")
+    uses_gpu = get_backend(backend).info.uses_gpu
+    options = SweepOptions(
+        model=model, task=task_path(task), data=data, split="validation", columns=tuple(column) if column else None,
+        label_column=None, samples=source, num_calibration=num_samples, num_samples=None, seed=seed,
+        methods=("fp16" if uses_gpu else "fp32", load_recipe(recipe).calibrator.method), recipes=(recipe,),
+        backends=(backend,), references=("pytorch",) if uses_gpu else ("pytorch", REFERENCE), batch_sizes=(1, 8),
+        seq_lengths=(seq_length or 128,) if known.is_text else (None,), shapes="auto",
+        threads=threads or os.cpu_count() or 1, rounds=6, device="cuda" if uses_gpu else "cpu", qat_arguments="",
+        load_clients=(), load_seconds=2.0, max_rounds=12,
+    )  # fmt: skip
+    steps, work = Steps(2), out / ".work"
+    words = f"int8kit quantize {model} --task {task}"
+    with steps.step(f"calibrate, export, build for {backend}, score on {task}"):
+        run_sweep(options, work / "sweep", words)
+    run, data_of = work / "sweep", read_run(work / "sweep")
+    system = next(each for each in data_of.systems if each.recipe is not None)
+    notes, page = [why], None
+    lost = data_of.loss(system)
+    if lost is not None and lost > max_loss:
+        with steps.step(f"{recipe} loses {lost:.4f}, more than {max_loss:g}: search"):
+            asked = SearchOptions(options, max_loss, None)
+            found = run_search(asked, work / "search", words, None)
+            page = write_page(found, work / "search")
+        notes.append(found.verdict)
+        if found.chosen is not None and found.proof is not None:
+            run, data_of, system = work / "search" / "proof", found.proof, found.chosen
+    result = _result(data_of, system, out, model, backend, task, num_samples, notes)
+    workshop = Workshop(data_of.options, ArtifactStore(RunFolder(run).artifacts))
+    bench = Bench(workshop, words)
+    shape = primary_shape(bench.options)
+    write_folder(result, workshop.checkpoint(system), workshop.onnx(system), workshop.engine(system, shape))
+    report = write_report(run, max_loss=max_loss)
+    (out / PAGE).write_bytes(report.read_bytes())
+    if page is not None:
+        (out / SEARCH_PAGE).write_bytes(page.read_bytes())
+    return result
+
+
+def _result(data: RunData, system: System, out: Path, model: str, backend: str, task: str, num_samples: int,
+            notes: list[str]) -> Quantized:  # fmt: skip
+    rival = min(data.float_systems, key=lambda each: float("inf") if (t := time_at(data, each)) is None else t.value)
+    lines, speedup = [], {}
+    for name, each in ((FLOAT, rival), (INT8, system)):
+        row = data.ok(each)
+        if row is None:
+            failed = data.row(each)
+            reason = failed.row.error if failed is not None else "it was not measured"
+            raise RuntimeError(f"{each.name} did not run: {reason}")
+        ms = {shape.name: time.value for shape in data.shapes if (time := time_at(data, each, shape))}
+        size = None if row.row.size_bytes is None else row.row.size_bytes / 1e6
+        lines.append(Line(name, size, ms, row.row.metric, row.row.error_abs_mean if name == INT8 else None))
+    for shape in data.shapes:
+        if (found := ratio_over(data, system, rival, [shape])) is not None:
+            speedup[shape.name] = (found.value, found.low, found.high)
+    products = next((row.details.products.summary() for row in data.rows
+                     if row.system == system.name and row.details.products), "")  # fmt: skip
+    metric = data.metric.name if data.metric else None
+    return Quantized(out, model, str(system.recipe), backend, tuple(lines), speedup, products, num_samples,
+                     data.manifest["device"], metric, task, tuple(notes))  # fmt: skip

@@ -1,0 +1,147 @@
+"""A whole search on a tiny model: what it leaves behind, that it goes on after a kill, what it refuses."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from calib.apply import apply_statistics
+from calib.collect import collect
+from calib.sensitivity import Sensitivity, measure_units, units_of
+from engine.inspect.__main__ import main as inspect_main
+from eval.search.__main__ import main
+from eval.search.plans import plan_recipe, write_recipe
+from quant.checkpoint import load_checkpoint
+from quant.insert import insert_quantizers
+from quant.recipe import load_recipe
+from quant.tensor_quantizer import named_quantizers, quantizers_disabled
+from tests.conftest import text_batch, tiny_bert
+from tests.families import get_family
+
+
+def calibrated(recipe="int8_full", model=None, batch=None):
+    model = model or tiny_bert()
+    insert_quantizers(model, load_recipe(recipe), batch)
+    apply_statistics(model, collect(model, [batch or text_batch(8)], progress=False))
+    return model
+
+
+def run(model_and_data, out, *more):
+    model, data = model_and_data
+    with pytest.raises(SystemExit) as ended:
+        main(["--model", str(model), "--task", "text-classification", "--data", data, "--out", str(out),
+              "--batch-sizes", "4", "--seq-lengths", "16", "--rounds", "2", "--threads", "1", *more])  # fmt: skip
+    return ended.value.code
+
+
+def test_units_hold_every_quantizer_once_and_what_reads_one_tensor_together():
+    model = calibrated()
+    units = units_of(model)
+    names = [name for unit in units for name in unit.sites]
+    assert sorted(names) == sorted(name for name, q in named_quantizers(model) if q.enabled)
+    by_name = {unit.name: unit for unit in units}
+    assert len(by_name) == len(units)
+    qkv = next(unit for unit in units if unit.block == "1" and len(unit.layers) == 3)
+    assert {layer.rpartition(".")[2] for layer in qkv.layers} == {"query", "key", "value"}
+    assert {unit.part for unit in units if unit.block == "0"} == {unit.part for unit in units if unit.block == "1"}
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "gpt2", "llama", "deberta_v2", "clip", "mobilevit"])
+def test_units_of_other_families(name):
+    family = get_family(name)
+    model = family.model()
+    calibrated("int8_full", model, family.batch(model, 4, 12, 0))
+    units = units_of(model)
+    names = [name for unit in units for name in unit.sites]
+    assert sorted(names) == sorted(name for name, q in named_quantizers(model) if q.enabled)
+    assert len({unit.name for unit in units}) == len(units)
+    found = Sensitivity(model, family.batch(model, 6, 12, 3))
+    assert found.measure([]).output == 0 and found.measure(units).output > 0
+
+
+def test_errors_are_those_of_the_model_with_the_units_switched():
+    model, batch = calibrated(), text_batch(11, seed=4)
+    found = Sensitivity(model, batch)
+    with torch.no_grad():
+        whole = model(**batch).logits
+        with quantizers_disabled(model):
+            target = model(**batch).logits
+    assert found.measure(found.units).output == pytest.approx(float((whole - target).abs().mean()), rel=1e-4)
+    measured, together = measure_units(found)
+    assert len(measured) == len(found.units) and together.output > 0
+    assert all(each.alone.output >= 0 and each.without.output > 0 for each in measured)
+    assert not any(q.is_bypassed for _, q in named_quantizers(model))
+
+
+def test_a_plan_is_a_recipe_that_comes_back_from_its_file_and_switches_exactly_its_units(tmp_path):
+    model = calibrated()
+    units = units_of(model)
+    on = frozenset(unit.name for unit in units[::2])
+    methods = {units[2].name: "mse"}
+    planned = plan_recipe(model.quantization.sites, load_recipe("int8_full"), units, on, methods, "plan")
+    write_recipe(planned, tmp_path / "plan.yaml", "why")
+    assert load_recipe(tmp_path / "plan.yaml").digest == planned.digest
+    again = tiny_bert()
+    sites = insert_quantizers(again, load_recipe(tmp_path / "plan.yaml"))
+    wanted = {name for unit in units if unit.name in on for name in unit.sites}
+    assert {site.name for site in sites if site.enabled} == wanted
+    assert {site.name for site in sites if site.method == "mse"} <= set(units[2].sites)
+
+
+def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_data, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    code = run(model_and_data, out, "--max-loss", "0.5", "--against", "int8_linear", "--json")
+    assert code == 0
+    row = json.loads((out / "search.json").read_text())
+    assert "INT8" in row["verdict"] and row["plans"] and row["costs"]["error"] >= 0
+    assert row["chosen"] is not None
+    for name in ("RECIPE.yaml", "checkpoint", "engine", "search.html", "search.md", "proof/results.jsonl"):
+        assert (out / name).exists(), name
+    assert load_checkpoint(out / "checkpoint").model.quantization.recipe.rules
+    with pytest.raises(SystemExit) as ended:
+        inspect_main([str(out / "engine"), "--expect", str(out / "checkpoint"), "--iterations", "1"])
+    assert ended.value.code == 0 and "as planned" in capsys.readouterr().out
+    page = (out / "search.html").read_text()
+    assert page.count("<svg") == 4 and "Where the error comes from" in page
+    # again: everything is found, nothing is measured anew
+    monkeypatch.setattr("eval.search.measure._sensitivity", None)
+    monkeypatch.setattr("eval.search.measure.time_systems", None)
+    before = (out / "proof" / "results.jsonl").read_text()
+    assert run(model_and_data, out, "--max-loss", "0.5", "--against", "int8_linear") == 0
+    assert (out / "proof" / "results.jsonl").read_text() == before
+    # another question in the same folder
+    assert run(model_and_data, out, "--max-loss", "0.1", "--against", "int8_linear") == 1
+    assert "holds another search: max_loss is 0.5 there, 0.1 here" in capsys.readouterr().err
+    engine = json.loads((out / "engine.json").read_text())
+    assert engine["recipe_digest"]
+    shutil.rmtree(out / "checkpoint")
+
+
+def test_no_plan_keeps_an_impossible_error_and_the_training_command_is_named(model_and_data, tmp_path, capsys):
+    assert run(model_and_data, tmp_path / "run", "--max-error", "1e-9", "--no-fixes", "--against") == 0
+    printed = capsys.readouterr().out
+    assert "INT8 does not pay here, because no plan keeps" in printed and "python train_qat.py --model" in printed
+    assert not (tmp_path / "run" / "RECIPE.yaml").exists()
+
+
+def test_sensitivity_only_builds_nothing(model_and_data, tmp_path, capsys):
+    assert run(model_and_data, tmp_path / "run", "--sensitivity-only") == 0
+    assert "units on" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "proof").exists() and (tmp_path / "run" / "search.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        (["--backend", "onnxruntim"], 2, "onnxruntime"),
+        (["--recipe", "int8_smothquant"], 1, "did you mean int8_smoothquant"),
+        (["--max-error", "0"], 2, "--max-error above 0"),
+        (["--budget", "0.5"], 2, "--budget must be at least 1"),
+        (["--backend", "pytorch"], 2, "does not know 'pytorch'"),
+    ],
+)
+def test_wrong_words(model_and_data, tmp_path, capsys, more, code, message):
+    assert run(model_and_data, tmp_path / "run", *more) == code
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

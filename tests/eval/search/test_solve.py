@@ -1,0 +1,76 @@
+"""The choice and the costs: exact against brute force, fits that give back what made them."""
+
+from itertools import chain, combinations
+
+import numpy as np
+import pytest
+
+from calib.sensitivity import Errors, Unit, predict_from
+from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
+from eval.search.measure import best_method
+from eval.search.solve import distinct, fastest_within
+
+
+def units(blocks=3, parts=("qkv", "out", "ffn"), weights=(30, 10, 40)):
+    return [Unit(str(b), part, (f"{b}.{part}.input",), (f"{b}.{part}",), w) for b in range(blocks)
+            for part, w in zip(parts, weights, strict=True)]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_set_within_the_budget_saves_more(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"u{i}" for i in range(9)]
+    gains = dict(zip(names, rng.normal(0.5, 0.6, 9).tolist(), strict=True))
+    squares = dict(zip(names, (rng.random(9) * 1e-6).tolist(), strict=True))  # as small as real squares are
+    budget = 0.4 * sum(squares.values())
+    every = chain.from_iterable(combinations(names, n) for n in range(10))
+    best = max(sum(gains[n] for n in s) for s in every if sum(squares[n] for n in s) <= budget)
+    found = fastest_within(gains, squares, budget)
+    assert sum(squares[n] for n in found) <= budget * (1 + 1e-6)
+    assert sum(gains[n] for n in found) == pytest.approx(best) and all(gains[n] > 0 for n in found)
+
+
+def test_nothing_is_chosen_where_nothing_pays_or_nothing_may_be_lost():
+    assert fastest_within({"a": -1.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, 9.0) == frozenset()
+    assert fastest_within({"a": 1.0}, {"a": 1.0}, 0.0) == frozenset()
+    plans = [frozenset("a"), frozenset(), frozenset("a"), frozenset("ab"), frozenset("b")]
+    assert distinct(plans, 2) == [frozenset("a"), frozenset("ab")]
+
+
+def test_linear_times_are_given_back_and_checked_on_plans_that_were_not_fitted():
+    own = units()
+    true = {unit.name: {"qkv": 0.3, "out": -0.1, "ffn": 0.8}[unit.part] for unit in own}
+    plans, checks = plans_to_time(own, seed=1)
+    times = {name: 10 - sum(true[u] for u in plan) for name, plan in plans.items()} | {"float": 10.0}
+    found = fit(own, plans, times, checks, "8x64")
+    assert found.float_ms == pytest.approx(10) and found.error < 1e-9 and len(found.checks) == 2
+    assert found.gains == pytest.approx(true)
+    times[checks[0]] *= 1.2
+    assert fit(own, plans, times, checks, "8x64").error == pytest.approx(1 - 1 / 1.2)
+
+
+def test_many_small_parts_share_one():
+    own = units(2, tuple(f"p{i}" for i in range(12)), tuple(range(12, 0, -1)))
+    parts = parts_of(own)
+    assert len(parts) == MOST_PARTS + 1 and sum(map(len, parts.values())) == len(own)
+    assert [unit.part for unit in parts["others"]] == ["p8", "p8", "p9", "p9", "p10", "p10", "p11", "p11"]
+
+
+def test_errors_add_in_squares_and_bend_to_what_the_whole_model_shows():
+    alone = {"a": Errors(0.1, 0.3), "b": Errors(0.1, 0.4)}
+    found = predict_from(alone, Errors(0.2, 0.6))
+    assert found.error(["a", "b"]) == pytest.approx(0.6) and found.bend == pytest.approx(0.36 / 0.25 - 1)
+    assert 0.3 < found.error(["a"]) < 0.3 * 1.2 and found.error([]) == 0
+    for error in (0.1, 0.35, 0.6):
+        part = found.budget(error)
+        assert (part * (1 + found.bend * part / found.total)) ** 0.5 == pytest.approx(error)
+    flat = predict_from(alone, Errors(0.2, 0.5))
+    assert flat.budget(0.3) == pytest.approx(0.09)
+    assert predict_from({"a": Errors(0, 0)}, Errors(0, 0)).error(["a"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("mse", "chosen"), [((0.5, 0.5), "mse"), ((0.5, 0.99), "max"), ((0.97, 0.5), "max"), ((1.2, 0.1), "max")]
+)
+def test_a_calibrator_is_taken_where_both_halves_of_the_samples_say_so(mse, chosen):
+    assert best_method({"max": (1.0, 1.0), "mse": mse}, "max") == chosen
