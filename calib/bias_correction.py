@@ -32,6 +32,8 @@ from quant.tensor_quantizer import quantizers_disabled
 
 MAX_SAMPLES = 256
 MAX_POSITIONS = 16_384  # of the batch: tokens with padding, or 64 images
+MAX_LOGITS = 200_000_000  # numbers that a language model gives for the batch: 0.8 GB
+LEAST_ROWS = 24
 MAX_ROWS = 64  # where the main input is no text
 KEPT_BYTES = 1e9  # of the float outputs that all layers keep
 HELD_OUT = 3  # every third sample judges
@@ -93,15 +95,23 @@ class BiasCorrection:
                 f"{'kept' if self.is_kept else 'not kept'}")  # fmt: skip
 
 
-def batch_of(samples: Samples) -> dict[str, Tensor]:
-    """Return samples spread evenly over those drawn, as one batch that `correct_biases` takes."""
-    first = next(iter(samples.spread(1)))
+def batch_of(samples: Samples, model: Any) -> dict[str, Tensor]:
+    """Return samples spread evenly over those drawn, as one batch that `correct_biases` takes.
+
+    Where they are too long for that, fewer samples, but not below `LEAST_ROWS`; then they are cut at their end.
+    """
     num_samples = min(MAX_SAMPLES, samples.num_samples)
-    if "input_ids" not in first:
+    if "input_ids" not in next(iter(samples.spread(1))):
         return next(iter(samples.spread(min(num_samples, MAX_ROWS))))
     batch = next(iter(samples.spread(num_samples)))
-    step = -(-batch["input_ids"].numel() // MAX_POSITIONS)
-    return {name: x[::step] for name, x in batch.items()}
+    has_logits = model.get_output_embeddings() is not None
+    most = min(MAX_POSITIONS, MAX_LOGITS // model.config.get_text_config().vocab_size if has_logits else MAX_POSITIONS)
+    rows, length = batch["input_ids"].shape
+    kept = min(rows, max(most // length, LEAST_ROWS))
+    chosen = torch.arange(kept) * rows // kept
+    length = min(length, max(most // kept, 1))
+    shape = batch["input_ids"].shape
+    return {name: x[chosen][:, :length] if x.shape[:2] == shape else x[chosen] for name, x in batch.items()}
 
 
 @torch.no_grad()
@@ -124,6 +134,8 @@ def correct_biases(model: Any, batch: dict[str, Tensor], seed: int = 0) -> BiasC
             with quantizers_disabled(model):
                 batch |= write_greedily(model, batch)
         corrector = _Corrector(model, batch, seed)
+        if not corrector.layers:
+            return BiasCorrection((), 0, 0.0, 0.0, rows, 0, time.perf_counter() - start)
         with quantizers_disabled(model):
             target = _last_hidden(corrector.watch(corrector.keep_float, batch))[::HELD_OUT]
         before = _last_hidden(model(**batch, output_hidden_states=True))[::HELD_OUT]
@@ -208,10 +220,9 @@ class _Corrector:
             self.kept[name] = table[0]
 
     def correct(self, name: str, layer: Any, y: Tensor) -> Tensor | None:
-        if name not in self.kept:
+        table = self._positions(name, layer, y) if name in self.kept else None
+        if table is None or table[0].shape != self.kept[name].shape:  # a router sent it other positions
             return None
-        table = self._positions(name, layer, y)
-        assert table is not None  # as in the float pass
         now, is_held_out = table
         target = self.kept[name]
         error, weight = target - now, 1 / target.square().sum(1, keepdim=True).clamp_min(1e-20)
@@ -239,7 +250,7 @@ class _Corrector:
         """Return the outputs at seeded positions without padding, (positions, channels), and which are held out."""
         y = y.movedim(self._channel_axis(layer, y), -1)
         table = y.reshape(-1, y.shape[-1])
-        if len(table) % self.rows:
+        if len(y) % self.rows:
             return None
         sample = torch.arange(len(table), device=y.device) // (len(table) // self.rows)
         mask = self.batch.get(self.mask_of.get(name, MASK))

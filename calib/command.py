@@ -59,10 +59,10 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
     if samples is not None and used.calibrator.bias_correction != OFF:
-        correction = correct_biases(loaded.model, batch_of(samples), arguments.seed)
+        correction = correct_biases(loaded.model, batch_of(samples, loaded.model), arguments.seed)
         print(correction, file=sys.stderr)
         provenance["bias_correction"] = correction.to_dict()
-    elif samples is None:
+    elif used.calibrator.bias_correction != OFF:
         print("bias correction: left out, --statistics brings no samples", file=sys.stderr)
     _save(loaded, statistics, arguments, provenance)
     planned = quantization_of(loaded.model).sites  # without those that no sample reached

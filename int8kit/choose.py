@@ -24,4 +24,6 @@ def choose_backend(wanted: str) -> tuple[str, str]:
         return "inductor", f"backend inductor: {find_gpu()} is here"
     if VNNI & set(cpu_flags()) and get_backend("openvino").check_build() is None:
         return "openvino", "backend openvino: this CPU has VNNI, where it is the faster one"
+    if VNNI & set(cpu_flags()):
+        return "onnxruntime", "backend onnxruntime: OpenVINO, which is faster on this CPU, is not installed"
     return "onnxruntime", "backend onnxruntime: a CPU without VNNI, where it is the one that gains"

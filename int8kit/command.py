@@ -28,9 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.num_samples < 2 or (arguments.seq_length or 1) < 1 or arguments.max_loss < 0:
         raise UsageError("--num-samples starts at 2, --seq-length at 1, --max-loss at 0")
     load_recipe(arguments.recipe)
-    if (looks_local := arguments.model.startswith((".", "/", "~"))) and not Path(arguments.model).expanduser().exists():
+    looks_local = arguments.model.startswith((".", "/", "~")) or arguments.model.count("/") > 1
+    if looks_local and not Path(arguments.model).expanduser().exists():
         raise FileNotFoundError(f"no model {arguments.model}; give a folder of save_pretrained or a hub id")
-    del looks_local
     print(f"int8kit: loading torch and {arguments.model} ...", file=sys.stderr, flush=True)
     from int8kit.quantize import quantize
 

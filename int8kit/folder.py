@@ -11,9 +11,12 @@ import yaml
 
 from eval.report.page import render_page
 from eval.report.writing import small, table
+from eval.search.plans import write_recipe
 from int8kit.result import INT8, Quantized
+from quant.checkpoint import read_description
+from quant.recipe import recipe_from_dict
 
-CARD, PAGE, RESULT, CHECKPOINT = "README.md", "report.html", "result.json", "checkpoint"
+CARD, PAGE, RESULT, CHECKPOINT, RECIPE = "README.md", "report.html", "result.json", "checkpoint", "RECIPE.yaml"
 USE = {
     "onnxruntime": ("import onnxruntime", 'session = onnxruntime.InferenceSession("{file}")',
                     "outputs = session.run(None, feeds)  # feeds: input name -> numpy array"),
@@ -23,11 +26,14 @@ USE = {
 
 
 def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path) -> None:
-    """Copy checkpoint, exported file and engine into the folder, and write page, card and result."""
-    shutil.rmtree(found.out / CHECKPOINT, ignore_errors=True)
+    """Copy checkpoint, exported file and engine into the folder, and write recipe, page, card and result."""
+    for old in found.out.iterdir():  # of an earlier run with other options
+        if old.name not in (".work", ".lock"):
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     shutil.copytree(checkpoint, found.out / CHECKPOINT, ignore=shutil.ignore_patterns("inputs.json"))
     for source in (file, *file.parent.glob(f"{file.name}.*"), engine, *engine.parent.glob(f"{engine.name}.*")):
         shutil.copy2(source, found.out / source.name)
+    write_recipe(recipe_from_dict(read_description(checkpoint)["recipe"]), found.out / RECIPE, "what was calibrated")
     (found.out / CARD).write_text(card(found, file.name), encoding="utf-8")
     (found.out / PAGE).write_text(render_page("\n".join(page_lines(found, file.name)), {}, "en"), encoding="utf-8")
     (found.out / RESULT).write_text(json.dumps(found.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
@@ -47,11 +53,12 @@ def card(found: Quantized, file: str) -> str:
             "metrics": [{"type": found.metric_name, "value": round(int8.metric, 6)}]}]}]  # fmt: skip
     head = yaml.safe_dump(metadata, sort_keys=False)
     what = (
-        f"`{found.model}`, quantized by int8kit with the recipe `{found.recipe}`, calibrated from "
+        f"`{found.model}`, quantized by int8kit with the recipe in `RECIPE.yaml`, calibrated from "
         f"{found.num_samples} samples: {found.products}. Measured on {found.hardware}, runtime {found.backend}."
     )
     use = ["## How to load it", "", *_use(found, file)]
-    lines = [f"# {name} in INT8", "", what, "", *_table(found), *_speed(found), *use]
+    notes = [f"- {note}" for note in found.notes]
+    lines = [f"# {name} in INT8", "", what, "", *_table(found), *_speed(found), *notes, "", *use]
     return f"---\n{head}---\n\n" + "\n".join(lines).rstrip() + "\n"
 
 
@@ -83,18 +90,14 @@ def _speed(found: Quantized) -> list[str]:
 
 
 def _use(found: Quantized, file: str) -> list[str]:
-    lines = ["```python", "from transformers import AutoModel, AutoTokenizer  # float weights, as they were calibrated",
-             'model = AutoModel.from_pretrained("checkpoint")', "```", ""]  # fmt: skip
+    config = json.loads((found.out / CHECKPOINT / "config.json").read_text(encoding="utf-8"))
+    name = next(iter(config.get("architectures") or ["AutoModel"]))
+    lines = ["The checkpoint holds float weights as calibrated (SmoothQuant folded in, biases corrected):", "",
+             "```python", f"from transformers import {name}", f'model = {name}.from_pretrained("checkpoint")', "```",
+             ""]  # fmt: skip
     if found.backend in USE:
-        lines += ["INT8, without int8kit:", "", "```python", *(line.format(file=file) for line in USE[found.backend]),
+        lines += ["INT8, without int8kit (on a CPU without VNNI sums of this file may saturate; `engine`, by int8kit, "
+                  "keeps them exact):", "", "```python", *(line.format(file=file) for line in USE[found.backend]),
                   "```", ""]  # fmt: skip
-    else:
-        lines += [
-            "INT8:",
-            "",
-            "```",
-            "python -m engine.run --engine engine --feeds feeds.npz --out outputs.npz",
-            "```",
-            "",
-        ]
-    return lines
+    run = "int8kit run --engine engine --feeds feeds.npz --out outputs.npz"
+    return [*lines, "INT8 as it was measured:", "", "```", run, "```", ""]

@@ -28,12 +28,15 @@ def quantize(
     Returns: what was measured. What an earlier run of the same model, samples and options made is used again.
     Raises: ValueError, FileNotFoundError, RuntimeError: with the next step.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     chosen, why = choose_backend(backend)
     torch.set_num_threads(threads or torch.get_num_threads())
-    if out.exists() and any(out.iterdir()) and not (out / ".work").is_dir():
+    work = out / ".work"
+    if out.exists() and not work.is_dir() and any(out.iterdir()):
         raise FileExistsError(f"{out} exists and is no folder of int8kit quantize; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
+    if Path(model).exists():
+        model = str(Path(model).resolve())
     with RunFolder(out).locked():
         if task is not None:
             return score(model, samples, out, task=task, data=data, backend=chosen, why=why, recipe=recipe,

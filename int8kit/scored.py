@@ -10,15 +10,17 @@ from eval.report.__main__ import write_report
 from eval.report.run_data import RunData, read_run
 from eval.report.speeds import ratio_over, time_at
 from eval.search.page import write_page
-from eval.search.run import SearchOptions, run_search
+from eval.search.result import SearchOptions
+from eval.search.run import run_search
 from eval.sweep.bench import Bench
 from eval.sweep.grid import SweepOptions, System, primary_shape
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder
-from eval.sweep.store import ArtifactStore
+from eval.sweep.store import ArtifactStore, digest_of
 from eval.sweep.workshop import Workshop
 from eval.tasks import get_task, task_path
 from int8kit.folder import PAGE, write_folder
+from int8kit.made import PROGRAM
 from int8kit.result import FLOAT, INT8, Line, Quantized, Steps
 from quant.recipe import load_recipe
 
@@ -45,27 +47,31 @@ def score(
         threads=threads or os.cpu_count() or 1, rounds=6, device="cuda" if uses_gpu else "cpu", qat_arguments="",
         load_clients=(), load_seconds=2.0, max_rounds=12,
     )  # fmt: skip
-    steps, work = Steps(2), out / ".work"
+    steps, asked_for = Steps(2), digest_of(options.as_dict())
+    run, searched = (out / ".work" / f"{kind}-{asked_for}" for kind in ("sweep", "search"))
     words = f"int8kit quantize {model} --task {task}"
     with steps.step(f"calibrate, export, build for {backend}, score on {task}"):
-        run_sweep(options, work / "sweep", words)
-    run, data_of = work / "sweep", read_run(work / "sweep")
+        run_sweep(options, run, words)
+    data_of = read_run(run)
     system = next(each for each in data_of.systems if each.recipe is not None)
     notes, page = [why], None
     lost = data_of.loss(system)
     if lost is not None and lost > max_loss:
         with steps.step(f"{recipe} loses {lost:.4f}, more than {max_loss:g}: search"):
-            asked = SearchOptions(options, max_loss, None)
-            found = run_search(asked, work / "search", words, None)
-            page = write_page(found, work / "search")
-        notes.append(found.verdict)
+            searched = searched.with_name(f"{searched.name}-{max_loss:g}")
+            found = run_search(SearchOptions(options, max_loss, None), searched, words, None)
+            page = write_page(found, searched)
+        notes.append(found.answer)
         if found.chosen is not None and found.proof is not None:
-            run, data_of, system = work / "search" / "proof", found.proof, found.chosen
+            run, data_of, system = searched / "proof", found.proof, found.chosen
     result = _result(data_of, system, out, model, backend, task, num_samples, notes)
     workshop = Workshop(data_of.options, ArtifactStore(RunFolder(run).artifacts))
     bench = Bench(workshop, words)
     shape = primary_shape(bench.options)
-    write_folder(result, workshop.checkpoint(system), workshop.onnx(system), workshop.engine(system, shape))
+    file = workshop.onnx(system)
+    write_folder(result, workshop.checkpoint(system), file, workshop.engine(system, shape))
+    if get_backend(backend).target() == "inductor":  # the sweep calls every exported file model.onnx
+        (out / file.name).rename(out / PROGRAM)
     report = write_report(run, max_loss=max_loss)
     (out / PAGE).write_bytes(report.read_bytes())
     if page is not None:
@@ -77,13 +83,14 @@ def _result(data: RunData, system: System, out: Path, model: str, backend: str, 
             notes: list[str]) -> Quantized:  # fmt: skip
     rival = min(data.float_systems, key=lambda each: float("inf") if (t := time_at(data, each)) is None else t.value)
     lines, speedup = [], {}
+    common = [shape for shape in data.shapes if time_at(data, rival, shape) and time_at(data, system, shape)]
     for name, each in ((FLOAT, rival), (INT8, system)):
         row = data.ok(each)
         if row is None:
             failed = data.row(each)
             reason = failed.row.error if failed is not None else "it was not measured"
             raise RuntimeError(f"{each.name} did not run: {reason}")
-        ms = {shape.name: time.value for shape in data.shapes if (time := time_at(data, each, shape))}
+        ms = {shape.name: time.value for shape in common if (time := time_at(data, each, shape))}
         size = None if row.row.size_bytes is None else row.row.size_bytes / 1e6
         lines.append(Line(name, size, ms, row.row.metric, row.row.error_abs_mean if name == INT8 else None))
     for shape in data.shapes:

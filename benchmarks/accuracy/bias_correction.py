@@ -58,7 +58,7 @@ def main() -> None:
     statistics: dict[tuple[str, int], Statistics] = {}
     for draw in range(args.draws):
         samples = load_samples(files[0], loaded, columns=[args.column], seed=draw)
-        batch = batch_of(samples)
+        batch = batch_of(samples, loaded.model)
         for case in args.cases:
             recipe, method = case.split(":")
             model = load_float_model(args.model).model

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.cli import CommandParser, UsageError, check_positive, columns_here, print_result, run_command
 from engine.inspect.diff import compare_engines
-from engine.inspect.expect import compare_plan, layers_of_manifest, read_plan
+from engine.inspect.expect import compare_plan, layers_of_manifest, read_plan, source_of
 from engine.inspect.layers import Inspection
 from engine.inspect.report import inspect_engine
 from engine.inspect.text import as_text, diff_text
@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> None:
                "products": [asdict(each) for each in compared.layers]}  # fmt: skip
         print_result(row, diff_text(compared, columns), arguments.json)
         return
+    if arguments.expect is not None and arguments.onnx is None:
+        arguments.onnx = source_of(arguments.engine)  # names what a runtime only numbers
     found = inspect_engine(arguments.engine, arguments)
     if arguments.expect is not None:
         difference = compare_plan(found, read_plan(arguments.expect), layers_of_manifest(arguments.engine))

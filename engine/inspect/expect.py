@@ -17,6 +17,7 @@ from engine.manifest import manifest_path, read_manifest
 WEIGHT = ".weight_quantizer"
 PRODUCT_KINDS = (None, "linear", "conv")
 CHECKPOINT_FILE = "quantization.json"
+SETTINGS = ("format", "method", "percentile", "alpha")  # of a recipe's rule
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Difference:
 
     def __str__(self) -> str:
         if not self.missing and not self.unplanned:
-            return f"as planned: {self.num_met} layers in INT8, none else"
+            return f"as planned: {self.num_met} layers with a weight in INT8, none else (attention is not compared)"
         lines = [f"{len(self.missing)} layers are planned in INT8 and do not run so, {len(self.unplanned)} run in INT8 "
                  f"unplanned, {self.num_met} as planned"]  # fmt: skip
         lines += [f"  not in INT8: {name}" for name in self.missing]
@@ -72,12 +73,20 @@ def read_plan(source: str | Path) -> Plan:
               and site["kind"] in PRODUCT_KINDS]  # fmt: skip
         rules = tuple((f"{_escaped(name)}{WEIGHT}", True) for name in on)
         return Plan(rules, frozenset(on))
-    if "extends" in content:
-        raise UsageError(f"{path} extends another recipe; give the checkpoint's folder, which holds every site")
-    rules = tuple((rule.get("match", "*"), rule.get("enable", True)) for rule in content["rules"]
-                  if rule.get("kind") in PRODUCT_KINDS and rule.get("enable", True) is not None)  # fmt: skip
+    if "extends" in content or any(rule.get("kind") for rule in content["rules"]):
+        raise UsageError(f"{path} extends another recipe or speaks of kinds of layers; give the checkpoint's folder, "
+                         "which names every site")  # fmt: skip
+    rules = tuple((rule.get("match", "*"), rule["enable"]) for rule in map(_said, content["rules"])
+                  if rule["enable"] is not None)  # fmt: skip
     exact = (pattern.removesuffix(WEIGHT) for pattern, on in rules if on and pattern.endswith(WEIGHT))
     return Plan(rules, frozenset(name for name in exact if not set("*?[") & set(name)))
+
+
+def _said(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return a rule with what it says of on and off: nothing said is on, but in a rule with settings nothing."""
+    silent = any(rule.get(option) is not None for option in SETTINGS)
+    said = rule.get("enable")
+    return {**rule, "enable": said if said is not None or silent else True}
 
 
 def _yaml(text: str, path: Path) -> Any:
@@ -100,9 +109,16 @@ def compare_plan(found: Inspection, plan: Plan, known: Iterable[str] = ()) -> Di
     ran = {name for layer in found.layers if layer.is_product and layer.precision == INT8
            for name in (layer.sources if found.backend == "inductor" else (layer.name,))
            if not _is_attention(name)}  # fmt: skip
+    known = tuple(known)
+    if not plan.named and not known:
+        raise UsageError("this plan names no layer one by one, and the engine has no manifest that names its own; give "
+                         "the checkpoint's folder")  # fmt: skip
+    other = {name for layer in found.layers if layer.is_product and layer.precision != INT8
+             for name in (layer.name, *layer.sources)}  # fmt: skip
     planned = {*plan.named, *(name for name in known if plan.is_int8(name))}
     met = {name: _match(name, planned) for name in ran}
-    seen = {name for name in met.values() if name is not None}
+    partly = {each for name in other if (each := _match(name, planned)) is not None}  # a shared weight, once float
+    seen = {name for name in met.values() if name is not None} - partly
     unplanned = tuple(sorted(_bare(name) for name, of in met.items() if of is None and not plan.is_int8(_bare(name))))
     return Difference(tuple(sorted(planned - seen)), unplanned, len(seen))
 
@@ -113,6 +129,12 @@ def layers_of_manifest(engine: str) -> tuple[str, ...]:
         return ()
     products = read_manifest(engine).products
     return tuple(_bare(name) for name in (*products.int8, *products.float)) if products else ()
+
+
+def source_of(engine: str) -> str | None:
+    """Return the file that an engine was built from, where it is still there."""
+    path = read_manifest(engine).onnx if manifest_path(engine).exists() else None
+    return path if path is not None and Path(path).is_file() else None
 
 
 def _is_attention(name: str) -> bool:

@@ -24,7 +24,8 @@ def search(arguments: argparse.Namespace) -> None:
     """Search and print the verdict."""
     options = options_of(arguments)
     from eval.search.page import write_page
-    from eval.search.run import SearchOptions, run_search, summary_of
+    from eval.search.result import SearchOptions, summary_of
+    from eval.search.run import run_search
     from eval.sweep.run import Interrupted
 
     for name in NOISY:
@@ -43,7 +44,7 @@ def search(arguments: argparse.Namespace) -> None:
         line = (f"{len(result.measured.units)} units on {result.measured.num_samples} samples; all in INT8 move the "
                 f"outputs by {result.measured.together.output:.4f}; most of it: {', '.join(worst)}")  # fmt: skip
     else:
-        line = result.verdict
+        line = result.answer
     print_result(summary_of(result), f"{line}\n{page}", arguments.json)
 
 
@@ -77,7 +78,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         recipes=tuple(dict.fromkeys((arguments.recipe, *arguments.against))), backends=backends, references=references,
         batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,), shapes="auto",
         threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds, device=arguments.device,
-        qat_arguments="", load_clients=(), load_seconds=2.0, max_rounds=max(arguments.rounds, 40),
+        qat_arguments="", load_clients=(), load_seconds=2.0, max_rounds=max(arguments.rounds, 16),
     )  # fmt: skip
 
 

@@ -16,6 +16,8 @@ import numpy as np
 from calib.sensitivity import Unit
 
 MOST_PARTS = 8  # of which each has an engine of its own; small ones share the last
+UNSURE = 0.03  # of the float time: a part that loses less in INT8 may as well gain
+HOPE = 1e-4  # of the float time: what a unit of such a part counts as saving
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,33 @@ class Costs:
 
     Attributes:
         float_ms: of the model without any unit in INT8.
-        gains: unit → milliseconds that it saves.
+        gains: unit → milliseconds that it saves. part_of: unit → the part that it was timed with.
         checks: (measured, predicted) milliseconds of plans that were not fitted.
         shape: batch x length at which it was measured.
     """
 
     float_ms: float
     gains: dict[str, float]
+    part_of: dict[str, str]
     checks: tuple[tuple[float, float], ...]
     shape: str
 
     def time(self, units: frozenset[str]) -> float:
         """Return the predicted milliseconds of a plan."""
         return self.float_ms - sum(self.gains[name] for name in units)
+
+    @property
+    def worth(self) -> dict[str, float]:
+        """The gains that a choice goes by: a loss within what timing can tell counts as next to nothing, not as a loss.
+
+        So such units come in where the budget of error has room, and stay out where it has none.
+        """
+        total: dict[str, float] = {}
+        for name, gain in self.gains.items():
+            total[self.part_of[name]] = total.get(self.part_of[name], 0.0) + gain
+        least = -UNSURE * self.float_ms
+        return {name: HOPE * self.float_ms if least < total[self.part_of[name]] < 0 else gain
+                for name, gain in self.gains.items()}  # fmt: skip
 
     @property
     def error(self) -> float:
@@ -54,11 +70,12 @@ def costs_from_dict(values: dict[str, Any]) -> Costs:
 
 
 def parts_of(units: Sequence[Unit]) -> dict[str, list[Unit]]:
-    """Return the units by part, the heaviest parts first; beyond `MOST_PARTS` they are one part, "others"."""
+    """Return the units by part, attention and the heaviest first; beyond `MOST_PARTS` they are one part, "others"."""
     parts: dict[str, list[Unit]] = {}
     for unit in units:
         parts.setdefault(unit.part, []).append(unit)
-    ordered = sorted(parts, key=lambda part: -sum(unit.weights for unit in parts[part]))
+    weight_of = {part: sum(unit.weights for unit in members) for part, members in parts.items()}
+    ordered = sorted(parts, key=lambda part: (weight_of[part] > 0, -weight_of[part]))  # attention, which has no weights
     kept = {part: parts[part] for part in ordered[:MOST_PARTS]}
     if rest := ordered[MOST_PARTS:]:
         kept["others"] = [unit for part in rest for unit in parts[part]]
@@ -99,12 +116,13 @@ def fit(units: Sequence[Unit], plans: Mapping[str, frozenset[str]], times: Mappi
     solution = np.linalg.lstsq(rows / measured[:, None], np.ones(len(measured)), rcond=None)[0]  # relative errors
     gain_of = dict(zip(parts, solution[1:].tolist(), strict=True))
     gains = {unit: gain_of[part] * share for unit, (part, share) in shares.items()}
-    found = Costs(float(solution[0]), gains, (), shape)
+    part_of = {unit: part for unit, (part, _) in shares.items()}
+    found = Costs(float(solution[0]), gains, part_of, (), shape)
     seen = tuple((times[name], found.time(plans[name])) for name in checks)
-    return Costs(found.float_ms, gains, seen, shape)
+    return Costs(found.float_ms, gains, part_of, seen, shape)
 
 
 def _share(unit: Unit, members: Sequence[Unit]) -> float:
-    """Return a unit's share of its part: by weights, or alike where there are none (attention)."""
+    """Return a unit's share of its part: by weights, or alike where some have none (attention)."""
     total = sum(each.weights for each in members)
-    return unit.weights / total if total else 1 / len(members)
+    return unit.weights / total if all(each.weights for each in members) else 1 / len(members)

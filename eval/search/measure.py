@@ -73,12 +73,14 @@ def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool)
               "calibration": workshop.samples.digest, "seed": workshop.options.seed, "fixes": with_fixes}  # fmt: skip
 
     def compute() -> dict[str, Any]:
-        return _sensitivity(workshop, recipe, batch_of(samples), with_fixes)
+        return _sensitivity(workshop, recipe, batch_of(samples, workshop.loaded.model), with_fixes)
 
     return _measured(workshop.store.make_json("sensitivity", inputs, compute, "sensitivity of each unit"))
 
 
 def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with_fixes: bool) -> dict[str, Any]:
+    if len(next(iter(batch.values()))) < 2:
+        raise ValueError("one sample cannot be halved; a search takes at least 2 samples, better 256")
     model = calibrated(workshop, recipe)
     halves = [Sensitivity(model, {name: x[start::2] for name, x in batch.items()}) for start in (0, 1)]
     units = halves[0].units

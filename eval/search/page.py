@@ -15,7 +15,7 @@ from eval.report.plots import Plot, to_svg
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, time_at
 from eval.report.writing import milliseconds, percent, ratio, small, table
-from eval.search.run import SearchResult
+from eval.search.result import SearchResult
 
 MARKDOWN, PAGE, PLOTS_FOLDER = "search.md", "search.html", "plots"
 MOST_ROWS = 12
@@ -40,8 +40,10 @@ def _lines(result: SearchResult) -> list[str]:
     measured, options = result.measured, result.options.sweep
     lines = [f"# Will INT8 pay: {Path(options.model).name}, {result.options.backend}", ""]
     if result.proof is not None:
-        lines += [f"**{result.verdict}.**", ""]
+        lines += [f"**{result.answer}.**", ""]
         lines += _plan_table(result)
+        lines += ["¹ on the samples below, which are not those that are scored: compare plans with each other. "
+                  "² from engines timed before; the machine may have been faster or slower then.", ""]  # fmt: skip
         lines += ["![Plans: what was predicted (hollow) and measured (filled); crosses are the recipes they are held "
                   "against](plots/plans.png)", ""]  # fmt: skip
     lines += ["## Where the error comes from", "",
@@ -75,8 +77,8 @@ def _plan_table(result: SearchResult) -> list[str]:
         ])  # fmt: skip
     length = f" x {data.primary.sequence_length}" if data.primary.sequence_length else ""
     metric = data.metric.name if data.metric else "metric"
-    return table(["system", "units in INT8", metric, "loss", "mean error", "predicted",
-                  f"ms at {data.primary.batch_size}{length}", "predicted", "speed-up, all shapes"], rows)  # fmt: skip
+    return table(["system", "units in INT8", metric, "loss", "mean error", "predicted¹",
+                  f"ms at {data.primary.batch_size}{length}", "predicted²", "speed-up, all shapes"], rows)  # fmt: skip
 
 
 def _unit_table(result: SearchResult) -> list[str]:
@@ -147,27 +149,41 @@ def _wrapped(part: str) -> str:
 
 
 def _plans(result: SearchResult, is_narrow: bool) -> Any:
-    """Return error against time: each plan as predicted and as measured, and the recipes and float systems."""
-    data = result.proof
-    assert data is not None
-    figure, axis = new_figure(NARROW if is_narrow else WIDE, 3.4)
+    """Return error against speed, each plan as predicted and as measured, with the recipes it is held against.
+
+    Both axes are shares: speed over the float engine of the runtime, error over that of the whole recipe. A prediction
+    is of other samples and of another moment, so its own float time and its own whole error are what it is divided by.
+    """
+    data, costs, measured = result.proof, result.costs, result.measured
+    assert data is not None and costs is not None
+    figure, axis = new_figure(NARROW if is_narrow else WIDE, 3.6)
     plans = {plan.path: plan for plan in result.plans}
+    plain = next((s for s in data.systems if not s.is_int8 and s.backend == result.options.backend), None)
+    base = None if plain is None else time_at(data, plain)
+    whole = next((s for s in data.systems if s.recipe == result.options.sweep.recipes[0]), None)
+    error = None if whole is None or (row := data.ok(whole)) is None else row.row.error_abs_mean
+    if base is None or not error:
+        axis.annotate("the float engine or the whole recipe was not measured", (0.5, 0.5), xycoords="axes fraction",
+                      ha="center")  # fmt: skip
+        return figure
     for system in data.systems:
         row, time = data.timed(system), time_at(data, system)
         if row is None or time is None or row.row.error_abs_mean is None or not system.is_int8:
             continue
         plan = plans.get(system.recipe or "")
-        color = COLORS[0] if plan else COLORS[5]
-        axis.plot(time.value, row.row.error_abs_mean, marker="o" if plan else "X", ms=8, ls="none", color=color, mew=0)
-        axis.annotate(plan.name if plan else label(system).split(",")[0], (time.value, row.row.error_abs_mean),
-                      xytext=(6, 5), textcoords="offset points", fontsize=8)  # fmt: skip
+        color, x, y = COLORS[0] if plan else COLORS[5], base.value / time.value, row.row.error_abs_mean / error
+        axis.plot(x, y, marker="o" if plan else "X", ms=8, ls="none", color=color, mew=0)
+        axis.annotate(plan.name if plan else label(system).split(",")[0], (x, y), xytext=(7, -11 if plan else 5),
+                      textcoords="offset points", fontsize=8)  # fmt: skip
         if plan:
-            axis.plot(plan.ms, plan.error, marker="o", ms=8, ls="none", mfc="none", mec=color)
-            axis.plot([plan.ms, time.value], [plan.error, row.row.error_abs_mean], color=color, lw=0.8, alpha=0.6)
+            at = (costs.float_ms / plan.ms, plan.error / measured.fixed.output)
+            axis.plot(*at, marker="o", ms=8, ls="none", mfc="none", mec=color)
+            axis.plot([at[0], x], [at[1], y], color=color, lw=0.8, alpha=0.6)
         if system == result.chosen:
-            axis.plot(time.value, row.row.error_abs_mean, marker="o", ms=15, mfc="none", mec=INK, mew=1.6, ls="none")
+            axis.plot(x, y, marker="o", ms=15, mfc="none", mec=INK, mew=1.6, ls="none")
     length = f" x {data.primary.sequence_length}" if data.primary.sequence_length else ""
-    axis.set(xlabel=f"ms at {data.primary.batch_size}{length}", ylabel="mean |output - float output|")
+    axis.set(xlabel=f"times as fast as the float engine, {data.primary.batch_size}{length}",
+             ylabel="error, over the whole recipe's")  # fmt: skip
     axis.set_ylim(bottom=0)
     return figure
 

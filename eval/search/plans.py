@@ -43,7 +43,7 @@ def plan_recipe(
 def write_recipe(recipe: Recipe, path: str | Path, comment: str) -> None:
     """Write a recipe as YAML with a comment on top; `load_recipe` gives the same recipe back."""
     content: dict[str, Any] = recipe.to_dict()
-    content["rules"] = [{key: x for key, x in rule.items() if x not in (None, False) or key == "enable"}
+    content["rules"] = [{key: x for key, x in rule.items() if (x is not None and x is not False) or key == "enable"}
                         for rule in content["rules"]]  # fmt: skip
     lines = "".join(f"# {line}\n" for line in comment.splitlines())
     text = yaml.safe_dump(content, sort_keys=False, width=200, default_flow_style=None)

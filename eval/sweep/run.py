@@ -6,8 +6,10 @@ import logging
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eval.sweep.analysis import analyse
 from eval.sweep.bench import Bench
@@ -18,6 +20,7 @@ from eval.sweep.parallel import prepare_in_parallel
 from eval.sweep.run_folder import RunFolder, claim
 from eval.sweep.store import ArtifactStore, check_disk
 from eval.sweep.workshop import Workshop
+from quant.recipe import load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,11 @@ def run_sweep(
         raise
 
 
+def recipe_digests(recipes: Iterable[str]) -> dict[str, str]:
+    """Return the digest of every recipe that is a file: its content may change under its name."""
+    return {each: load_recipe(each).digest for each in recipes if each.endswith((".yaml", ".yml"))}
+
+
 def _run(
     options: SweepOptions,
     path: Path,
@@ -84,8 +92,10 @@ def _run(
     artifacts: Path | None,
 ) -> SweepResult:
     bench = Bench(Workshop(options, ArtifactStore(RunFolder(path).artifacts)), command)
-    identity = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
+    identity: dict[str, Any] = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
                 "samples_digest": bench.workshop.samples.digest, **bench.task_digest}  # fmt: skip
+    if files := recipe_digests(options.recipes):
+        identity["recipes"] = files
     bench.check_lengths()
     run, is_resumed = claim(path, options, identity, command)
     if artifacts is not None and not run.artifacts.exists():

@@ -135,7 +135,7 @@ class Workshop:
             insert_quantizers(loaded.model, recipe)
             apply_statistics(loaded.model, Statistics.load(statistics / STATISTICS_FILE))
             if recipe.calibrator.bias_correction != OFF:
-                correction = correct_biases(loaded.model, batch_of(self.samples), self.options.seed)
+                correction = correct_biases(loaded.model, batch_of(self.samples, loaded.model), self.options.seed)
                 provenance["bias_correction"] = correction.to_dict()
             save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
 
@@ -204,7 +204,8 @@ class Workshop:
 
     def _run_export(self, system: System, target: str, folder: Path) -> None:
         source = str(self.checkpoint(system)) if system.recipe else self.options.model
-        words = ["--checkpoint", source, "--target", target, "--out", str(folder / ONNX_FILE)]
+        source = str(Path(source).resolve()) if Path(source).exists() else source  # the script runs in another folder
+        words = ["--checkpoint", source, "--target", target, "--out", str((folder / ONNX_FILE).resolve())]
         dtype = system.method if system.method in FLOAT_METHODS else "fp16"
         run_script("export.py", *words, *(["--dtype", dtype] if takes_dtype(target) else []))
 

@@ -27,6 +27,12 @@ def calibrated(recipe="int8_full", model=None, batch=None):
     return model
 
 
+@pytest.fixture(autouse=True)
+def one_reference(monkeypatch):
+    """What else a search is held against takes long to compile, and sweeps' own tests measure it."""
+    monkeypatch.setattr("eval.search.__main__.REFERENCES", {"onnxruntime-fastest": None})
+
+
 def run(model_and_data, out, *more):
     model, data = model_and_data
     with pytest.raises(SystemExit) as ended:

@@ -1,0 +1,151 @@
+"""What a search was asked, what it found, and its answer in one sentence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from eval.report.advice import Advice
+from eval.report.run_data import RunData, label
+from eval.report.speeds import mean_speedup, verdict
+from eval.search.cost import Costs
+from eval.search.measure import Measured
+from eval.sweep.grid import SweepOptions, System
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """What is asked.
+
+    Attributes:
+        sweep: model, data, shapes and backend; its recipes are those that plans are held against, the first of them
+            the one whose sites the search chooses from.
+        max_loss: of the metric. max_error: mean |output - float output|; None: any.
+        with_fixes: whether calibrators are chosen for each unit.
+    """
+
+    sweep: SweepOptions
+    max_loss: float
+    max_error: float | None
+    with_fixes: bool = True
+
+    @property
+    def backend(self) -> str:
+        """The runtime that is searched for."""
+        return self.sweep.backends[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A set of units in INT8, with what was predicted for it."""
+
+    name: str
+    units: frozenset[str]
+    error: float
+    ms: float
+    path: str
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """All that a search found; the page is written from it."""
+
+    options: SearchOptions
+    measured: Measured
+    costs: Costs | None
+    plans: tuple[Plan, ...]
+    proof: RunData | None
+    chosen: System | None
+    advice: Advice | None
+    seconds: float
+    num_left: int = 0
+    """Points of the proof that --budget left out."""
+
+    @property
+    def answer(self) -> str:
+        """Whether INT8 pays here, in one sentence."""
+        if self.proof is None or self.advice is None:
+            return "not asked: only the sensitivity was measured"
+        return answer_of(self)
+
+
+def chosen_of(data: RunData, advice: Advice, options: SearchOptions) -> System | None:
+    """Return the system to take: as the report advises, but within the error too; None where none keeps both."""
+
+    def keeps(system: System) -> bool:
+        return options.max_error is None or error_of(data, system) <= options.max_error
+
+    candidates = [each for each in advice.within if keeps(each) and each.recipe is not None]  # the fastest first
+    pool = [each for each in candidates if pays(data, each, advice)] or candidates
+    equal = [each for each in pool if verdict(data, each, pool[0]) == "equal"]
+    return min(equal, key=lambda each: error_of(data, each), default=None)
+
+
+def pays(data: RunData, system: System, advice: Advice) -> bool:
+    """Return whether a system is surely faster than the fastest without INT8, over all shapes together."""
+    return advice.rival is not None and verdict(data, system, advice.rival) == "faster"
+
+
+def error_of(data: RunData, system: System) -> float:
+    """Return a system's mean error, infinite where it was not measured."""
+    row = data.ok(system)
+    return float("inf") if row is None or row.row.error_abs_mean is None else row.row.error_abs_mean
+
+
+def answer_of(result: SearchResult) -> str:
+    """Return "INT8 pays here: ..." or "INT8 does not pay here, because ..."."""
+    data, advice, options = result.proof, result.advice, result.options
+    assert data is not None and advice is not None
+    metric = data.metric
+
+    def scale(x: float) -> str:
+        return f"{x:.4f}" if metric is None else f"{metric.scaled(x):.2f}{metric.unit}"
+
+    if result.chosen is None:
+        closest = advice.closest or next(iter(advice.within), None)
+        lost = None if closest is None else data.loss(closest)
+        near = "" if closest is None or lost is None else f"; the closest, {label(closest)}, loses {scale(lost)}"
+        limit = "" if options.max_error is None else f" and an error of {options.max_error:g}"
+        train = f"python train_qat.py --model {options.sweep.model} --task {options.sweep.task} --out RUN"
+        return (f"INT8 does not pay here, because no plan keeps a loss of {scale(options.max_loss)}{limit}{near}. "
+                f"Train: {train}")  # fmt: skip
+    speed, rival = mean_speedup(data, result.chosen), advice.rival
+    over = None if rival is None else mean_speedup(data, rival)
+    row = data.ok(result.chosen)
+    lost = data.loss(result.chosen)
+    facts = f"{label(result.chosen)}: loss {scale(lost or 0.0)}"
+    if row is not None and row.row.error_abs_mean is not None:
+        facts += f", error {row.row.error_abs_mean:.4f}, {row.row.num_flips} changed answers of {row.row.num_samples}"
+    if speed is None or over is None or rival is None:
+        return f"INT8 keeps the loss here ({facts}); its speed was not measured"
+    ratio = speed.value / over.value
+    if not advice.is_proven:
+        facts += "; by the value alone: so few samples do not prove the loss"
+    if result.num_left:
+        facts += f"; {result.num_left} points of the proof are not measured yet"
+    if pays(data, result.chosen, advice):
+        return f"INT8 pays here: {ratio:.2f} times as fast as {label(rival)}, the fastest without INT8 ({facts})"
+    return (f"INT8 does not pay here, because the fastest plan within the loss is {ratio:.2f} times as fast as "
+            f"{label(rival)}, which is no sure gain ({facts})")  # fmt: skip
+
+
+def summary_of(result: SearchResult) -> dict[str, Any]:
+    """Return the result as plain JSON values."""
+    measured, costs = result.measured, result.costs
+    rows = []
+    for unit in measured.units:
+        rows.append({"unit": unit.name, "block": unit.block, "part": unit.part, "layers": list(unit.layers),
+                     "weights": unit.weights, "alone": measured.alone[unit.name].to_dict(),
+                     "without": measured.without[unit.name].to_dict(),
+                     "method": measured.methods.get(unit.name), "tried": measured.tried[unit.name],
+                     "gain_ms": None if costs is None else costs.gains[unit.name]})  # fmt: skip
+    return {
+        "options": {**result.options.sweep.as_dict(), "max_loss": result.options.max_loss,
+                    "max_error": result.options.max_error},
+        "verdict": result.answer, "seconds": round(result.seconds, 1), "units": rows,
+        "together": measured.together.to_dict(), "fixed": measured.fixed.to_dict(),
+        "bend": measured.prediction.bend, "num_samples": measured.num_samples,
+        "costs": None if costs is None else {**costs.to_dict(), "error": costs.error},
+        "plans": [{**asdict(plan), "units": sorted(plan.units)} for plan in result.plans],
+        "chosen": None if result.chosen is None else result.chosen.name,
+    }  # fmt: skip
