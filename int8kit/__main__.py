@@ -30,10 +30,8 @@ def usage() -> str:
     """Return the help of the door itself."""
     lines = ["usage: int8kit COMMAND ...", "", "INT8 for transformers: quantize, measure, prove.", ""]
     lines += [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
-    lines += [
-        "",
-        "int8kit COMMAND --help says more. First: int8kit quantize my-bert --samples reviews.csv --out my-int8",
-    ]
+    first = "  int8kit quantize my-bert --samples reviews.csv --out my-bert-int8"
+    lines += ["", "int8kit COMMAND --help says more. The first to try:", first]
     return "\n".join(lines)
 
 

@@ -109,8 +109,8 @@ def test_from_samples_to_a_folder_that_stands_alone_and_again_from_what_is_there
     session = onnxruntime.InferenceSession(str(out / "model.onnx"))
     feeds = {x.name: np.ones((1, 8), np.int64) for x in session.get_inputs()}
     assert np.isfinite(session.run(None, feeds)[0]).all()
-    monkeypatch.setattr("int8kit.compared._calibrate", None)  # nothing is made twice
-    monkeypatch.setattr("int8kit.compared._export", None)
+    monkeypatch.setattr("int8kit.made.collect", None)  # nothing is made twice
+    monkeypatch.setattr("int8kit.made.export_checked", None)
     assert door(*words, "--json") == 0
     again = json.loads(capsys.readouterr().out)
     assert again["lines"][1]["error"] == result["lines"][1]["error"]
