@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calib.sensitivity import Unit
+from eval.search.sensitivity import Unit
 
 MOST_PARTS = 8  # of which each has an engine of its own; small ones share the last
 UNSURE = 0.03  # of the float time: a part that loses less in INT8 may as well gain

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from calib.apply import apply_statistics
 from calib.bias_correction import batch_of
-from calib.sensitivity import Errors, Prediction, Sensitivity, Unit, predict_from
 from calib.statistics import Statistics
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
 from eval.search.plans import plan_recipe, write_recipe
+from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, predict_from
 from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, System
 from eval.sweep.timing import time_systems

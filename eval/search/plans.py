@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from calib.sensitivity import Unit
+from eval.search.sensitivity import Unit
 from quant.recipe import Recipe
 from quant.sites.exact import exact_recipe
 from quant.sites.site import Site

@@ -21,8 +21,8 @@ from eval.search.result import Plan, SearchOptions, SearchResult, chosen_of, sum
 from eval.search.solve import distinct, fastest_within
 from eval.sweep.bench import Bench
 from eval.sweep.grid import SweepOptions, System, primary_shape
-from eval.sweep.run import recipe_digests, run_sweep
-from eval.sweep.run_folder import RunFolder
+from eval.sweep.run import run_sweep
+from eval.sweep.run_folder import RunFolder, recipe_digests
 from eval.sweep.store import ArtifactStore
 from eval.sweep.workshop import Workshop
 from quant.insert import insert_quantizers
@@ -137,9 +137,7 @@ def _drop_other_proof(folder: Path, wanted: SweepOptions) -> None:
     """Remove the proof of other plans (costs measured anew may lead to others); what it made stays in the store."""
     run = RunFolder(folder)
     try:
-        is_same = run.options() == wanted and run.manifest()["identity"].get("recipes") == recipe_digests(
-            wanted.recipes
-        )
+        is_same = run.options() == wanted and run.manifest().get("recipes") == recipe_digests(wanted.recipes)
     except FileNotFoundError:
         return
     if not is_same:

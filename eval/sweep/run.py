@@ -6,10 +6,8 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from eval.sweep.analysis import analyse
 from eval.sweep.bench import Bench
@@ -20,7 +18,6 @@ from eval.sweep.parallel import prepare_in_parallel
 from eval.sweep.run_folder import RunFolder, claim
 from eval.sweep.store import ArtifactStore, check_disk
 from eval.sweep.workshop import Workshop
-from quant.recipe import load_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -76,11 +73,6 @@ def run_sweep(
         raise
 
 
-def recipe_digests(recipes: Iterable[str]) -> dict[str, str]:
-    """Return the digest of every recipe that is a file: its content may change under its name."""
-    return {each: load_recipe(each).digest for each in recipes if each.endswith((".yaml", ".yml"))}
-
-
 def _run(
     options: SweepOptions,
     path: Path,
@@ -92,10 +84,8 @@ def _run(
     artifacts: Path | None,
 ) -> SweepResult:
     bench = Bench(Workshop(options, ArtifactStore(RunFolder(path).artifacts)), command)
-    identity: dict[str, Any] = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
+    identity = {"model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
                 "samples_digest": bench.workshop.samples.digest, **bench.task_digest}  # fmt: skip
-    if files := recipe_digests(options.recipes):
-        identity["recipes"] = files
     bench.check_lengths()
     run, is_resumed = claim(path, options, identity, command)
     if artifacts is not None and not run.artifacts.exists():

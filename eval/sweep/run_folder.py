@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 from eval.results import ResultRow, device_name, package_versions, parse_row
 from eval.sweep.grid import SweepOptions, options_from_dict
 from eval.timing.point_details import NO_DETAILS, Details, details_from_dict
+from quant.recipe import load_recipe
 
 logger = logging.getLogger(__name__)
 MANIFEST, ROWS, LOCK, ARTIFACTS, TIMINGS = "manifest.json", "results.jsonl", ".lock", "artifacts", "timings"
@@ -177,6 +178,11 @@ class RunFolder:
             yield
 
 
+def recipe_digests(recipes: Iterable[str]) -> dict[str, str]:
+    """Return the digest of every recipe that is a file: its content may change under its name."""
+    return {each: load_recipe(each).digest for each in recipes if each.endswith((".yaml", ".yml"))}
+
+
 def claim(path: str | Path, options: SweepOptions, identity: dict[str, Any], command: str) -> tuple[RunFolder, bool]:
     """Return the run folder for this sweep, and whether it goes on with an earlier run.
 
@@ -187,6 +193,8 @@ def claim(path: str | Path, options: SweepOptions, identity: dict[str, Any], com
     device = device_name("cuda" if options.device != "cpu" else "cpu")
     wanted = {"schema": SWEEP_SCHEMA, "options": options.as_dict(), "identity": identity,
               "versions": package_versions(), "device": device}  # fmt: skip
+    if contents := recipe_digests(options.recipes):
+        wanted["recipes"] = contents
     if (run.path / MANIFEST).is_file():
         found = run.manifest()
         wrong = list(_differences(wanted, {key: found.get(key) for key in wanted}))

@@ -8,10 +8,10 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from calib.sensitivity import Sensitivity, measure_units, units_of
 from engine.inspect.__main__ import main as inspect_main
 from eval.search.__main__ import main
 from eval.search.plans import plan_recipe, write_recipe
+from eval.search.sensitivity import Sensitivity, measure_units, units_of
 from quant.checkpoint import load_checkpoint
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe

@@ -5,9 +5,9 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 
-from calib.sensitivity import Errors, Unit, predict_from
 from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
 from eval.search.measure import best_method
+from eval.search.sensitivity import Errors, Unit, predict_from
 from eval.search.solve import distinct, fastest_within
 
 
