@@ -9,6 +9,9 @@ from engine.cli import CommandParser, UsageError
 from eval.tasks import TASK_HELP, check_task
 from eval.tasks.parts.encoding import PADDINGS
 
+# What logs more than a user wants to read.
+NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
+
 
 @dataclass(frozen=True)
 class BatchOptions:
@@ -80,3 +83,19 @@ def check_task_argument(name: str) -> None:
         check_task(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def split_words(values: list[str]) -> list[str]:
+    """Return the words of a list flag: parted by commas, blanks, or given one by one."""
+    return [word for value in values for word in value.replace(",", " ").split()]
+
+
+def numbers(flag: str, values: list[str]) -> tuple[int, ...]:
+    """Return whole numbers from 1, sorted, each once. Raises: UsageError: none, or words that are none."""
+    words = split_words(values)
+    if not words:
+        raise UsageError(f"the grid is empty: {flag} names nothing")
+    wrong = [word for word in words if not word.isdigit() or int(word) < 1]
+    if wrong:
+        raise UsageError(f"{flag} takes whole numbers from 1, got {', '.join(wrong)}")
+    return tuple(sorted({int(word) for word in words}))

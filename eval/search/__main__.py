@@ -11,8 +11,7 @@ import warnings
 from typing import Any
 
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import check_task_argument
-from eval.sweep.__main__ import NOISY, numbers
+from eval.arguments import NOISY, check_task_argument, numbers
 from eval.sweep.grid import PYTORCH, REFERENCES, SweepOptions, backend_names, check_names
 from eval.tasks import TASK_HELP, task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import check_task_argument
+from eval.arguments import NOISY, check_task_argument, numbers, split_words
 from eval.results import STATUSES
 from eval.sweep.grid import (
     BUILD_ARGUMENTS,
@@ -29,8 +29,6 @@ from eval.sweep.grid import (
 from eval.sweep.run_folder import MANIFEST, RunFolder
 from eval.tasks import TASK_HELP, task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
-
-NOISY = ("httpx", "datasets", "huggingface_hub", "filelock", "torch", "onnxscript", "onnx_ir", "numexpr", "matplotlib")
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -66,16 +64,16 @@ def sweep(arguments: argparse.Namespace) -> None:
 def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
     check_task_argument(arguments.task)
-    methods = check_names("--methods", _words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
-    backends = check_names("--backends", _words(arguments.backends), backend_names())
-    recipes = tuple(dict.fromkeys(_words(arguments.recipes)))
+    methods = check_names("--methods", split_words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
+    backends = check_names("--backends", split_words(arguments.backends), backend_names())
+    recipes = tuple(dict.fromkeys(split_words(arguments.recipes)))
     if not recipes and set(methods) & set(INT8_METHODS):
         raise UsageError("the grid is empty: --recipes names nothing, and the methods need one")
     for recipe in recipes:
         load_recipe(recipe)
     for backend in {*backends} - {PYTORCH}:
         own_from_words(BUILD_ARGUMENTS, arguments.build_arguments, backend)  # refused now, not at the first engine
-    wanted = _words(arguments.references)
+    wanted = split_words(arguments.references)
     references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
     low = {"--parallel": arguments.parallel, "--num-calibration": arguments.num_calibration,
            "--rounds": arguments.rounds - 1, "--threads": arguments.threads or 1,
@@ -108,20 +106,6 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         load_clients=numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
         load_seconds=arguments.load_seconds, max_rounds=arguments.max_rounds,
     )  # fmt: skip
-
-
-def _words(values: list[str]) -> list[str]:
-    return [word for value in values for word in value.replace(",", " ").split()]
-
-
-def numbers(flag: str, values: list[str]) -> tuple[int, ...]:
-    words = _words(values)
-    if not words:
-        raise UsageError(f"the grid is empty: {flag} names nothing")
-    wrong = [word for word in words if not word.isdigit() or int(word) < 1]
-    if wrong:
-        raise UsageError(f"{flag} takes whole numbers from 1, got {', '.join(wrong)}")
-    return tuple(sorted({int(word) for word in words}))
 
 
 def add_arguments(parser: CommandParser) -> None:
