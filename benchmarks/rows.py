@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.hardware import cpu_flags
+
 PACKAGES = (
     "torch",
     "transformers",
@@ -54,6 +56,7 @@ def provenance() -> dict[str, Any]:
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "python": platform.python_version(),
         "device": device_name(),
+        "cpu_flags": list(cpu_flags()),
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

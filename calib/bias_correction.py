@@ -27,6 +27,7 @@ from calib.samples import Samples
 from quant.dropout import evaluation_mode
 from quant.models.encoder_decoder import is_encoder_decoder, write_greedily
 from quant.modules import QUANT_LAYER_TYPES
+from quant.recipe import OFF, Recipe
 from quant.sites.site import quantization_of
 from quant.tensor_quantizer import quantizers_disabled
 
@@ -137,9 +138,9 @@ def correct_biases(model: Any, batch: dict[str, Tensor], seed: int = 0) -> BiasC
         if not corrector.layers:
             return BiasCorrection((), 0, 0.0, 0.0, rows, 0, time.perf_counter() - start)
         with quantizers_disabled(model):
-            target = _last_hidden(corrector.watch(corrector.keep_float, batch))[::HELD_OUT]
-        before = _last_hidden(model(**batch, output_hidden_states=True))[::HELD_OUT]
-        after = _last_hidden(corrector.watch(corrector.correct, batch))[::HELD_OUT]
+            target = last_hidden(corrector.watch(corrector.keep_float, batch))[::HELD_OUT]
+        before = last_hidden(model(**batch, output_hidden_states=True))[::HELD_OUT]
+        after = last_hidden(corrector.watch(corrector.correct, batch))[::HELD_OUT]
     mask = batch.get(DECODER_MASK if is_encoder_decoder(model) else MASK)
     mask = None if mask is None else mask[::HELD_OUT].bool()
     seen = mask if mask is not None and target.shape[:2] == mask.shape else None
@@ -156,6 +157,13 @@ def correct_biases(model: Any, batch: dict[str, Tensor], seed: int = 0) -> BiasC
     return result
 
 
+def correct_as_told(model: Any, recipe: Recipe, samples: Samples, seed: int = 0) -> BiasCorrection | None:
+    """Correct the biases of a model calibrated from these samples; None where its recipe says off."""
+    if recipe.calibrator.bias_correction == OFF:
+        return None
+    return correct_biases(model, batch_of(samples, model), seed)
+
+
 def relative_error(x: Tensor, target: Tensor, mask: Tensor | None = None) -> float:
     """Return the root of the mean over positions of |x - target|^2 / |target|^2; both (B, ..., channels).
 
@@ -166,7 +174,7 @@ def relative_error(x: Tensor, target: Tensor, mask: Tensor | None = None) -> flo
     return float(square.mean().sqrt())
 
 
-def _last_hidden(outputs: Any) -> Tensor:
+def last_hidden(outputs: Any) -> Tensor:
     """Return the last hidden state, of an encoder-decoder the decoder's; else the first output that is a tensor."""
     for name in ("decoder_hidden_states", "hidden_states"):
         if states := outputs.get(name):

@@ -14,7 +14,7 @@ import torch
 from torch import distributed as dist
 
 from calib.apply import apply_statistics
-from calib.bias_correction import batch_of, correct_biases
+from calib.bias_correction import correct_as_told
 from calib.collect import collect
 from calib.defaults import STATISTICS_FILE
 from calib.samples import Samples
@@ -58,10 +58,10 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
         return
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
-    if samples is not None and used.calibrator.bias_correction != OFF:
-        correction = correct_biases(loaded.model, batch_of(samples, loaded.model), arguments.seed)
-        print(correction, file=sys.stderr)
-        provenance["bias_correction"] = correction.to_dict()
+    if samples is not None:
+        if (correction := correct_as_told(loaded.model, used, samples, arguments.seed)) is not None:
+            print(correction, file=sys.stderr)
+            provenance["bias_correction"] = correction.to_dict()
     elif used.calibrator.bias_correction != OFF:
         print("bias correction: left out, --statistics brings no samples", file=sys.stderr)
     _save(loaded, statistics, arguments, provenance)

@@ -57,6 +57,11 @@ def manifest_path(engine: str | Path) -> Path:
     return Path(f"{engine}.json")
 
 
+def with_companions(path: Path) -> tuple[Path, ...]:
+    """Return an engine, or a file it is built from, with what stands beside it: manifest, weights, a runtime's own."""
+    return path, *sorted(path.parent.glob(f"{path.name}.*"))
+
+
 def sha256_of(path: str | Path) -> str:
     """Return the sha256 of a file in hexadecimal, read in pieces."""
     digest = hashlib.sha256()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Any
 
 from engine.cli import CommandParser, UsageError
 from eval.tasks import TASK_HELP, check_task
@@ -60,6 +61,19 @@ def add_data_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--num-samples", type=int, help="how many samples, drawn with --seed; default all")
     parser.add_argument("--seed", type=int, default=0, help="of the drawn samples and the bootstrap")
+
+
+def add_measured_arguments(group: Any) -> None:
+    """Add what a sweep and a search measure to a group of options: model, task, its data, calibration samples."""
+    group.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
+    group.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
+    group.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
+    group.add_argument("--split", default="validation", help="split that is scored")
+    group.add_argument("--column", nargs="+", help="the data's own names of the task's columns")
+    group.add_argument("--label-column", help="the data's own name of the label column")
+    group.add_argument("--num-samples", type=int, help="how many samples are scored; default all")
+    group.add_argument("--samples", help="calibration samples: folder, file or data set id; default --data (train)")
+    group.add_argument("--num-calibration", type=int, default=256, help="calibration samples drawn")
 
 
 def batch_options(arguments: argparse.Namespace, seq_length: int | None) -> BatchOptions:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engine.manifest import with_companions
 from eval.report.page import render_page
 from eval.report.writing import small, table
 from eval.search.plans import write_recipe
@@ -31,7 +32,7 @@ def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path) -
         if old.name not in (".work", ".lock"):
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     shutil.copytree(checkpoint, found.out / CHECKPOINT, ignore=shutil.ignore_patterns("inputs.json"))
-    for source in (file, *file.parent.glob(f"{file.name}.*"), engine, *engine.parent.glob(f"{engine.name}.*")):
+    for source in (*with_companions(file), *with_companions(engine)):
         shutil.copy2(source, found.out / source.name)
     write_recipe(recipe_from_dict(read_description(checkpoint)["recipe"]), found.out / RECIPE, "what was calibrated")
     (found.out / CARD).write_text(card(found, file.name), encoding="utf-8")
@@ -71,15 +72,9 @@ def page_lines(found: Quantized, file: str) -> list[str]:
 
 
 def _table(found: Quantized) -> list[str]:
-    shapes = list(found.lines[0].ms)
     heads = ["", *([found.metric_name] if found.metric_name else []), "mean change of outputs", "MB",
-             *(f"ms, {shape}" for shape in shapes)]  # fmt: skip
-    rows = []
-    for line in found.lines:
-        metric = [] if found.metric_name is None else ["-" if line.metric is None else f"{line.metric:.4f}"]
-        size = "-" if line.size_mb is None else f"{line.size_mb:.1f}"
-        rows.append([line.name, *metric, small(line.error), size, *(f"{line.ms[shape]:.2f}" for shape in shapes)])
-    return table(heads, rows)
+             *(f"ms, {shape}" for shape in found.lines[0].ms)]  # fmt: skip
+    return table(heads, found.cells(small))
 
 
 def _speed(found: Quantized) -> list[str]:

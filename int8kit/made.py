@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from calib.apply import apply_statistics
-from calib.bias_correction import batch_of, correct_biases
+from calib.bias_correction import correct_as_told
 from calib.collect import collect
 from calib.samples import Samples
 from engine.backend import BuildOptions, get_backend
@@ -26,7 +26,7 @@ from eval.sweep.store import ArtifactStore
 from quant.checkpoint import read_description, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.models.pretrained import LoadedModel, load_float_model
-from quant.recipe import OFF, Recipe
+from quant.recipe import Recipe
 from quant.weights_digest import weights_digest
 
 PROGRAM, GRAPH = "model.pt2", "model.onnx"
@@ -64,8 +64,7 @@ class Maker:
             provenance: dict[str, Any] = {"model": self.source, "seed": self.seed, "samples": samples.source,
                                           "samples_digest": samples.digest,
                                           "num_samples": samples.num_samples}  # fmt: skip
-            if used.calibrator.bias_correction != OFF:
-                correction = correct_biases(loaded.model, batch_of(samples, loaded.model), self.seed)
+            if (correction := correct_as_told(loaded.model, used, samples, self.seed)) is not None:
                 provenance |= {"bias_correction": correction.to_dict(), "said": str(correction)}
             save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,16 +50,19 @@ class Quantized:
         """Return plain JSON values."""
         return {**asdict(self), "out": str(self.out)}
 
+    def cells(self, error: Callable[[float | None], str]) -> list[list[str]]:
+        """Return each line as text: name, metric where there is one, error, size, milliseconds."""
+        return [
+            [line.name, *([] if self.metric_name is None else [_four(line.metric)]), error(line.error),
+             "-" if line.size_mb is None else f"{line.size_mb:.1f}", *(f"{ms:.2f}" for ms in line.ms.values())]
+            for line in self.lines
+        ]  # fmt: skip
+
     def table(self) -> str:
         """Return the table that a terminal of 60 columns shows."""
-        shapes = list(self.lines[0].ms)
+        shapes = self.lines[0].ms
         heads = ["", *([self.metric_name] if self.metric_name else []), "error", "MB", *(f"ms {s}" for s in shapes)]
-        rows = [heads]
-        for line in self.lines:
-            metric = [] if self.metric_name is None else ["-" if line.metric is None else f"{line.metric:.4f}"]
-            error = "-" if line.error is None else f"{line.error:.4f}"
-            size = "-" if line.size_mb is None else f"{line.size_mb:.1f}"
-            rows.append([line.name, *metric, error, size, *(f"{line.ms[s]:.2f}" for s in shapes)])
+        rows = [heads, *self.cells(_four)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
         text = [
             "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
@@ -69,6 +72,10 @@ class Quantized:
             word = "faster" if low > 1 else "slower" if high < 1 else "as fast: no sure difference"
             text.append(f"{shape}: INT8 is {value:.2f} times as fast [{low:.2f}, {high:.2f}], {word}")
         return "\n".join([*text, f"{self.products} ({self.backend})", *self.notes])
+
+
+def _four(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 class Steps:

@@ -12,7 +12,6 @@ from eval.report.speeds import ratio_over, time_at
 from eval.search.page import write_page
 from eval.search.result import SearchOptions
 from eval.search.run import run_search
-from eval.sweep.bench import Bench
 from eval.sweep.grid import SweepOptions, System, primary_shape
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder
@@ -66,9 +65,7 @@ def score(
             run, data_of, system = searched / "proof", found.proof, found.chosen
     result = _result(data_of, system, out, model, backend, task, num_samples, notes)
     workshop = Workshop(data_of.options, ArtifactStore(RunFolder(run).artifacts))
-    bench = Bench(workshop, words)
-    shape = primary_shape(bench.options)
-    file = workshop.onnx(system)
+    file, shape = workshop.onnx(system), primary_shape(data_of.options)
     write_folder(result, workshop.checkpoint(system), file, workshop.engine(system, shape))
     if get_backend(backend).target() == "inductor":  # the sweep calls every exported file model.onnx
         (out / file.name).rename(out / PROGRAM)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from itertools import zip_longest
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.report.context import Context
 from eval.report.hackathon import hackathon_report, read_notes
-from eval.report.page import render_page, without_plots
+from eval.report.page import render_page, without_plots, write_whole
 from eval.report.plots import Plot, draw_all
 from eval.report.run_data import RunData, read_run
 from eval.report.sections import plain_report
@@ -49,11 +48,11 @@ def write_report(run: str | Path, template: str = "plain", lang: str = "en", max
         if old.stem not in plots:
             old.unlink()
     for name, plot in plots.items():
-        _write(run / PLOTS_FOLDER / f"{name}.png", plot.png)
+        write_whole(run / PLOTS_FOLDER / f"{name}.png", plot.png)
     options = {"template": template, "lang": lang, "max_loss": max_loss}
-    _write(run / OPTIONS_FILE, (json.dumps(options, sort_keys=True) + "\n").encode())
-    _write(run / MARKDOWN, text.encode())
-    _write(run / PAGE, page.encode())
+    write_whole(run / OPTIONS_FILE, (json.dumps(options, sort_keys=True) + "\n").encode())
+    write_whole(run / MARKDOWN, text.encode())
+    write_whole(run / PAGE, page.encode())
     return run / PAGE
 
 
@@ -90,12 +89,6 @@ def _around(old: str, new: str) -> tuple[str, str]:
     first = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
     start = max(0, first - 40)
     return old[start : first + 40], new[start : first + 40]
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from pathlib import Path
 
@@ -68,3 +69,10 @@ def _link_rows(body: str) -> str:
 def without_plots(page: str) -> str:
     """Return a page without its plots: what --check compares."""
     return re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)

@@ -11,9 +11,9 @@ import warnings
 from typing import Any
 
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import NOISY, check_task_argument, numbers
+from eval.arguments import NOISY, add_measured_arguments, check_task_argument, numbers
 from eval.sweep.grid import PYTORCH, REFERENCES, SweepOptions, backend_names, check_names
-from eval.tasks import TASK_HELP, task_path
+from eval.tasks import task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 BASES = (DEFAULT_RECIPE, "int8_linear")
@@ -85,15 +85,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the options of the search."""
     lists: dict[str, Any] = {"nargs": "*", "metavar": "A,B"}
     what, wanted, how = (parser.add_argument_group(title) for title in ("what to search for", "what to keep", "how"))
-    what.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
-    what.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
-    what.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
-    what.add_argument("--split", default="validation", help="split that is scored")
-    what.add_argument("--column", nargs="+", help="the data's own names of the task's columns")
-    what.add_argument("--label-column", help="the data's own name of the label column")
-    what.add_argument("--num-samples", type=int, help="how many samples are scored; default all")
-    what.add_argument("--samples", help="calibration samples: folder, file or data set id; default --data (train)")
-    what.add_argument("--num-calibration", type=int, default=256, help="calibration samples drawn")
+    add_measured_arguments(what)
     what.add_argument("--backend", default="onnxruntime", help=f"one of {', '.join(backend_names()[1:])}")
     what.add_argument("--batch-sizes", default=["1,8"], help="samples of a call", **lists)
     what.add_argument("--seq-lengths", default=["64"], help="tokens of a sample; not for images", **lists)

@@ -15,7 +15,7 @@ from calib.bias_correction import batch_of
 from calib.statistics import Statistics
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
 from eval.search.plans import plan_recipe, write_recipe
-from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, predict_from
+from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
 from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, System
 from eval.sweep.timing import time_systems
@@ -55,11 +55,11 @@ class Measured:
         return predict_from(self.alone, self.fixed)
 
 
-def calibrated(workshop: Workshop, recipe: Recipe, method: str | None = None) -> Any:
+def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
     """Return a fresh model with the recipe's quantizers, calibrated from the run's statistics; biases as they were."""
     model = workshop.fresh_model().model.to(workshop.options.device)  # type: ignore[arg-type]
     insert_quantizers(model, recipe)
-    apply_statistics(model, Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE), method)
+    apply_statistics(model, Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE))
     return model
 
 
@@ -86,29 +86,24 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
     units = halves[0].units
     own = recipe.calibrator.method
     others = [method for method in METHODS if method != own] if with_fixes else []
-    steps = 2 * len(units) + len(others) * sum(_reads_samples(model, unit) for unit in units)
+    reading = [unit for unit in units if _reads_samples(model, unit)]
+    steps = len(halves) * (1 + 2 * len(units) + len(others) * len(reading))
     with tqdm(total=steps, desc="sensitivity", unit="unit", disable=None) as bar:
-        together = _mean([half.measure(units) for half in halves])
-        alone, without = {}, {}
-        tried: dict[str, dict[str, tuple[float, float]]] = {}
-        for unit in units:
-            errors = [half.measure([unit]) for half in halves]
-            alone[unit.name], tried[unit.name] = _mean(errors), {own: (errors[0].output, errors[1].output)}
-            bar.update()
-            without[unit.name] = _mean([half.measure([u for u in units if u is not unit]) for half in halves])
-            bar.update()
-        hidden: dict[tuple[str, str], Errors] = {}
+        (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in halves)
+        together, alone, without = _mean([all_first, all_second]), {}, {}
+        by: dict[str, dict[str, tuple[Errors, Errors]]] = {}
+        for a, b in zip(first, second, strict=True):
+            name = a.unit.name
+            alone[name], without[name] = _mean([a.alone, b.alone]), _mean([a.without, b.without])
+            by[name] = {own: (a.alone, b.alone)}
+        statistics = Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE)
         for method in others:
-            statistics = Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE)
             apply_statistics(model, statistics, method)
-            for unit in units:
-                if _reads_samples(model, unit):
-                    errors = [half.measure([unit]) for half in halves]
-                    hidden[unit.name, method] = _mean(errors)
-                    tried[unit.name][method] = (errors[0].output, errors[1].output)
-                    bar.update()
+            for unit in reading:
+                by[unit.name][method] = (halves[0].measure([unit]), halves[1].measure([unit]))
+                bar.update(len(halves))
+    tried = {name: {m: (a.output, b.output) for m, (a, b) in each.items()} for name, each in by.items()}
     methods = {name: best for name, each in tried.items() if (best := best_method(each, own)) != own}
-    alone |= {name: hidden[name, method] for name, method in methods.items()}
     fixed = together
     if methods:
         sites = quantization_of(model).sites
@@ -116,8 +111,9 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
         planned = plan_recipe(sites, recipe, units, everything, methods, f"{recipe.name}_fixed")
         found = Sensitivity(calibrated(workshop, planned), batch)
         fixed = found.measure(found.units)
-        if fixed.output >= together.output:  # each helped alone, together they do not
-            alone = {name: _mean([Errors(alone[name].hidden, x) for x in tried[name][own]]) for name in alone}
+        if fixed.output < together.output:
+            alone |= {name: _mean(list(by[name][method])) for name, method in methods.items()}
+        else:  # each helped alone, together they do not
             methods, fixed = {}, together
     return {"units": [asdict(unit) for unit in units], "alone": _dicts(alone), "without": _dicts(without),
             "methods": methods, "tried": tried, "together": together.to_dict(), "fixed": fixed.to_dict(),
@@ -176,7 +172,7 @@ def measure_costs(
     inputs = {"schema": SCHEMA, "model": bench.workshop.model_digest, "recipe": recipe.to_dict(), "shape": shape.name,
               "plans": {name: sorted(plan) for name, plan in plans.items()}, "backend": backend.name,
               "version": backend.version(), "threads": options.threads, "rounds": options.rounds,
-              "origin": {k: bench.origin[k] for k in ("device",) if k in bench.origin}}  # fmt: skip
+              "device": bench.origin["device"]}  # fmt: skip
 
     def compute() -> dict[str, Any]:
         with ExitStack() as stack:

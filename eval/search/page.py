@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from eval.report.figure_style import COLORS, INK, NARROW, WIDE, new_figure
-from eval.report.page import render_page
+from eval.report.page import render_page, write_whole
 from eval.report.plots import Plot, to_svg
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, time_at
@@ -30,9 +29,9 @@ def write_page(result: SearchResult, out: str | Path) -> Path:
     text = "\n".join(_lines(result)).rstrip() + "\n"
     (out / PLOTS_FOLDER).mkdir(exist_ok=True)
     for name, plot in plots.items():
-        _write(out / PLOTS_FOLDER / f"{name}.png", plot.png)
-    _write(out / MARKDOWN, text.encode())
-    _write(out / PAGE, render_page(text, plots, "en").encode())
+        write_whole(out / PLOTS_FOLDER / f"{name}.png", plot.png)
+    write_whole(out / MARKDOWN, text.encode())
+    write_whole(out / PAGE, render_page(text, plots, "en").encode())
     return out / PAGE
 
 
@@ -186,9 +185,3 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
              ylabel="error, over the whole recipe's")  # fmt: skip
     axis.set_ylim(bottom=0)
     return figure
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from engine.backend import get_backend
+from engine.manifest import with_companions
 from eval.report.advice import advise
 from eval.report.run_data import read_run
 from eval.search.cost import Costs
@@ -22,7 +20,7 @@ from eval.search.solve import distinct, fastest_within
 from eval.sweep.bench import Bench
 from eval.sweep.grid import SweepOptions, System, primary_shape
 from eval.sweep.run import run_sweep
-from eval.sweep.run_folder import RunFolder, recipe_digests
+from eval.sweep.run_folder import RunFolder, differences, recipe_digests
 from eval.sweep.store import ArtifactStore
 from eval.sweep.workshop import Workshop
 from quant.insert import insert_quantizers
@@ -32,7 +30,8 @@ from quant.recipe import Recipe, load_recipe
 logger = logging.getLogger(__name__)
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the error of all units in INT8: where plans are looked for
 MOST_PLANS = 5
-RESULT, RECIPE_FILE, PLANS, PROOF = "search.json", "RECIPE.yaml", "plans", "proof"
+MANIFEST, RESULT, RECIPE_FILE, PLANS, PROOF = (
+    "search_manifest.json", "search.json", "RECIPE.yaml", "plans", "proof")  # fmt: skip
 CHECKPOINT, ENGINE = "checkpoint", "engine"
 
 
@@ -67,29 +66,24 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
         if not sensitivity_only:
             result = _choose(result, bench, recipe, out, command, budget_s, start)
         result = replace(result, seconds=time.monotonic() - start)
-        _write_json(out / RESULT, summary_of(result))
+        RunFolder(out).write_json(RESULT, summary_of(result))
     return result
 
 
 def _claim(options: SearchOptions, out: Path, bench: Bench, command: str) -> None:
     """Take the folder for this search. Raises: FileExistsError: another one's."""
-    path = out / "search_manifest.json"
-    wanted = {"options": {**options.sweep.as_dict(), "max_loss": options.max_loss, "max_error": options.max_error,
-                          "with_fixes": options.with_fixes,
-                          "recipe_contents": {each: load_recipe(each).digest for each in options.sweep.recipes}},
+    run = RunFolder(out)
+    wanted = {**options.sweep.as_dict(), "max_loss": options.max_loss, "max_error": options.max_error,
+              "with_fixes": options.with_fixes,
+              "recipe_contents": {each: load_recipe(each).digest for each in options.sweep.recipes},
               "model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest}  # fmt: skip
-    wanted = json.loads(json.dumps(wanted))
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        both = {**found["options"], **{key: found.get(key) for key in ("model_digest", "data_digest")}}
-        here = {**wanted["options"], **{key: wanted[key] for key in ("model_digest", "data_digest")}}
-        wrong = [f"{key} is {both.get(key)} there, {here.get(key)} here" for key in here if both.get(key) != here[key]]
-        if wrong:
+    if (found := run.read_json(MANIFEST)) is not None:
+        if wrong := list(differences(wanted, {key: found.get(key) for key in wanted})):
             raise FileExistsError(f"{out} holds another search: {'; '.join(wrong[:3])}. Choose another --out")
         return
     if any(each.name not in (".lock", "artifacts") for each in out.iterdir()):
         raise FileExistsError(f"{out} exists and is no run folder of a search; choose another --out")
-    _write_json(path, {**wanted, "command": command})
+    run.write_json(MANIFEST, {**wanted, "command": command})
 
 
 def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path, command: str, budget_s: float | None,
@@ -170,11 +164,5 @@ def _deliver(result: SearchResult, bench: Bench, out: Path) -> None:
     shutil.copytree(bench.workshop.checkpoint(system), out / CHECKPOINT)
     shape = primary_shape(result.options.sweep)
     engine = bench.workshop.engine(system, shape)
-    for part in (engine, *engine.parent.glob(f"{engine.name}.*")):  # its manifest, and what a runtime keeps beside it
+    for part in with_companions(engine):
         shutil.copy2(part, out / f"{ENGINE}{part.name.removeprefix(engine.name)}")
-
-
-def _write_json(path: Path, value: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)

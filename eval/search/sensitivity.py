@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calib.bias_correction import relative_error
+from calib.bias_correction import last_hidden, relative_error
 from calib.collect import MASK
 from quant.dropout import evaluation_mode
 from quant.sites.roles import Role
 from quant.sites.site import quantization_of
-from quant.tensor_quantizer import named_quantizers
+from quant.tensor_quantizer import named_quantizers, quantizers_disabled
 
 BATCH_ROWS = 32
 HIDDEN = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states", "encoder_last_hidden_state",
@@ -154,22 +154,16 @@ class Sensitivity:
     @torch.no_grad()
     def _run(self, on: Collection[str]) -> list[tuple[Tensor, Tensor]]:
         """Return for each batch the last hidden state and all outputs flat, with the quantizers in `on` active."""
-        before = {name: quantizer.is_bypassed for name, quantizer in self.quantizers.items()}
-        try:
-            for name, quantizer in self.quantizers.items():
-                quantizer.is_bypassed = name not in on
-            with evaluation_mode(self.model):
-                return [self._outputs(batch) for batch in self.batches]
-        finally:
-            for name, quantizer in self.quantizers.items():
-                quantizer.is_bypassed = before[name]
+        with quantizers_disabled(self.model), evaluation_mode(self.model):
+            for name in on:
+                self.quantizers[name].is_bypassed = False
+            return [self._outputs(batch) for batch in self.batches]
 
     def _outputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         found = self.model(**batch, output_hidden_states=True)
-        states = found.get("decoder_hidden_states") or found.get("hidden_states")
         outputs = [x for name, x in found.items() if isinstance(x, Tensor) and x.is_floating_point()
                    and name not in HIDDEN]  # fmt: skip
-        hidden = states[-1] if states else outputs[0]
+        hidden = last_hidden(found)
         mask = batch.get(MASK)
         if mask is not None and hidden.shape[:2] == mask.shape:
             hidden = hidden[mask.bool()]

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import NOISY, check_task_argument, numbers, split_words
+from eval.arguments import NOISY, add_measured_arguments, check_task_argument, numbers, split_words
 from eval.results import STATUSES
 from eval.sweep.grid import (
     BUILD_ARGUMENTS,
@@ -27,7 +27,7 @@ from eval.sweep.grid import (
     check_names,
 )
 from eval.sweep.run_folder import MANIFEST, RunFolder
-from eval.tasks import TASK_HELP, task_path
+from eval.tasks import task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
 
@@ -112,15 +112,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the options of the sweep."""
     lists: dict[str, Any] = {"nargs": "*", "metavar": "A,B"}
     what, how, where = (parser.add_argument_group(title) for title in ("what to measure", "how", "where"))
-    what.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")
-    what.add_argument("--task", required=True, help=f"what to score: {TASK_HELP}")
-    what.add_argument("--data", help="hub id or folder with SPLIT.parquet; default the task's own")
-    what.add_argument("--split", default="validation", help="split that is scored")
-    what.add_argument("--column", nargs="+", help="the data's own names of the task's columns")
-    what.add_argument("--label-column", help="the data's own name of the label column")
-    what.add_argument("--num-samples", type=int, help="how many samples are scored; default all")
-    what.add_argument("--samples", help="calibration samples: folder, file or data set id; default --data (train)")
-    what.add_argument("--num-calibration", type=int, default=256, help="calibration samples drawn")
+    add_measured_arguments(what)
     how.add_argument("--seed", type=int, default=0, help="of the draws")
     what.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
                         help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))}", **lists)  # fmt: skip

@@ -197,7 +197,7 @@ def claim(path: str | Path, options: SweepOptions, identity: dict[str, Any], com
         wanted["recipes"] = contents
     if (run.path / MANIFEST).is_file():
         found = run.manifest()
-        wrong = list(_differences(wanted, {key: found.get(key) for key in wanted}))
+        wrong = list(differences(wanted, {key: found.get(key) for key in wanted}))
         if wrong:
             raise FileExistsError(f"{path} holds another sweep: {'; '.join(wrong[:4])}. Choose another --out, or "
                                   "start anew there with --force")  # fmt: skip
@@ -209,11 +209,12 @@ def claim(path: str | Path, options: SweepOptions, identity: dict[str, Any], com
     return run, False
 
 
-def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+def differences(wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    """Yield what one mapping has otherwise than another, deep: "key is X there, Y here"."""
     for key, value in wanted.items():
         other = found.get(key)
         if isinstance(value, dict) and isinstance(other, dict):
-            yield from _differences({**dict.fromkeys(other), **value}, other)
+            yield from differences({**dict.fromkeys(other), **value}, other)
         elif value != other:
             yield f"{key} is {_shown(other)} there, {_shown(value)} here"
 

@@ -18,7 +18,7 @@ import onnx
 import torch
 
 from calib.apply import apply_statistics
-from calib.bias_correction import batch_of, correct_biases
+from calib.bias_correction import correct_as_told
 from calib.collect import collect
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
@@ -39,7 +39,7 @@ from quant.insert import insert_quantizers
 from quant.models.example_inputs import example_inputs
 from quant.models.pretrained import LoadedModel, load_float_model
 from quant.onnx_export import export_onnx
-from quant.recipe import OFF, Recipe, SmoothQuantOptions, load_recipe
+from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
 from quant.sites.plan import plan_sites
 from quant.sites.stored import identity
 
@@ -134,8 +134,7 @@ class Workshop:
             loaded = self.fresh_model()
             insert_quantizers(loaded.model, recipe)
             apply_statistics(loaded.model, Statistics.load(statistics / STATISTICS_FILE))
-            if recipe.calibrator.bias_correction != OFF:
-                correction = correct_biases(loaded.model, batch_of(self.samples, loaded.model), self.options.seed)
+            if (correction := correct_as_told(loaded.model, recipe, self.samples, self.options.seed)) is not None:
                 provenance["bias_correction"] = correction.to_dict()
             save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
 
