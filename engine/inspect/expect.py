@@ -107,7 +107,7 @@ def compare_plan(found: Inspection, plan: Plan, known: Iterable[str] = ()) -> Di
     Args: known: layers of the engine by its manifest, which a plan by patterns speaks of.
     """
     ran = {name for layer in found.layers if layer.is_product and layer.precision == INT8
-           for name in (layer.sources if found.backend == "inductor" else (layer.name,))
+           for name in ((layer.name,) if layer.products is None else layer.products)
            if not _is_attention(name)}  # fmt: skip
     known = tuple(known)
     if not plan.named and not known:

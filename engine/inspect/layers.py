@@ -62,6 +62,8 @@ class Layer:
         time_ms: median of one call, None if it was not measured.
         macs: multiply-accumulates of one call, None if unknown or none.
         sources: names of the ONNX nodes in it, as far as the runtime tells.
+        products: every product in it, where one kernel may compute several (Q, K, V) or stay without a name; None: the
+            one that `name` says.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Layer:
     time_ms: float | None = None
     macs: int | None = None
     sources: tuple[str, ...] = ()
+    products: tuple[str, ...] | None = None
 
     @property
     def is_product(self) -> bool:

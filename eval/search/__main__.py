@@ -10,6 +10,7 @@ import sys
 import warnings
 from typing import Any
 
+from engine.backend import get_backend
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
 from eval.arguments import NOISY, add_measured_arguments, check_task_argument, numbers
 from eval.sweep.grid import PYTORCH, REFERENCES, SweepOptions, backend_names, check_names
@@ -68,7 +69,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     samples = arguments.samples or arguments.data or task.default_data
     if samples is None:
         raise UsageError(f"task {task.name} has no default data set; give --data")
-    references = tuple(REFERENCES) if backends[0] in ("onnxruntime", "openvino") else ("pytorch", "pytorch-compiled")
+    own = (PYTORCH, "pytorch-compiled")  # a CPU's other references are no measure of a GPU
+    references = own if get_backend(backends[0]).info.uses_gpu else tuple(REFERENCES)
     return SweepOptions(
         model=arguments.model, task=task_path(arguments.task), data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,

@@ -112,11 +112,11 @@ def layers_of(calls: list[Call], ops: list[OpCall]) -> tuple[tuple[Layer, ...], 
         if op in matched:
             one = left[op].pop(0)
             layers.append(Layer(" + ".join(one.names) or op, KINDS[op], op, one.precision, name, time_ms, one.macs,
-                                one.names))  # fmt: skip
+                                one.names, one.names))  # fmt: skip
         else:
             kernel = Kernel(name, 1, time_ms)
             layers.append(Layer(name, "product" if kernel.is_product else "other", "kernel", kernel.precision, name,
-                                time_ms))  # fmt: skip
+                                time_ms, products=()))  # fmt: skip
     return tuple(layers), tuple(notes)
 
 

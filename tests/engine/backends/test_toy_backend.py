@@ -39,6 +39,7 @@ NAMED = {
     "eval/demo.py": "a default",
     "eval/parity/check.py": "a default",
     "eval/parity/layers.py": "a default",
+    "eval/search/__main__.py": "a default",
     "eval/sweep/__main__.py": "a default",
     "eval/sweep/grid.py": "references that are ONNX Runtime's own: its fastest float session, its dynamic INT8",
     "eval/sweep/bench.py": "the same",

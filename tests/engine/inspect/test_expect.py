@@ -64,3 +64,11 @@ def test_files(tmp_path):
     recipe.write_text("a: 1\n")
     with pytest.raises(ValueError, match="holds no recipe"):
         read_plan(recipe)
+
+
+def test_one_kernel_may_compute_several_products():
+    both = Layer("a.query + a.key", "product", "linear", "int8", products=("a.query", "a.key"))
+    nameless = Layer("some_int8_gemm", "product", "kernel", "int8", products=())
+    found = Inspection("e", "any", None, "", (both, nameless))
+    done = compare_plan(found, plan("a.query", "a.key"))
+    assert (done.missing, done.unplanned, done.num_met) == ((), (), 2)
