@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--share", type=float, default=0.9, help="of the linear arithmetic that stays in INT8")
     parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
@@ -94,7 +95,7 @@ def main() -> None:
             label_column=None, samples=args.data, num_calibration=256, num_samples=None, seed=draw,
             methods=(load_recipe(args.recipe).calibrator.method,), recipes=(args.recipe, *args.against),
             backends=tuple(args.backends), references=(), batch_sizes=(8,), seq_lengths=(64,), shapes="auto",
-            threads=2, rounds=2, device="cpu", qat_arguments="", load_clients=(), load_seconds=0.5,
+            threads=args.threads, rounds=2, device="cpu", qat_arguments="", load_clients=(), load_seconds=0.5,
         )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             rows = draw_rows(options, args.share, Path(folder))

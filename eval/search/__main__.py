@@ -34,7 +34,8 @@ def search(arguments: argparse.Namespace) -> None:
     asked = SearchOptions(options, arguments.max_loss, arguments.max_error, not arguments.no_fixes)
     budget_s = arguments.budget * 60 if arguments.budget is not None else None
     try:
-        result = run_search(asked, arguments.out, command, budget_s, arguments.sensitivity_only)
+        result = run_search(asked, arguments.out, command, budget_s, arguments.sensitivity_only, arguments.parallel,
+                            arguments.ray)  # fmt: skip
     except (Interrupted, KeyboardInterrupt):
         print("python -m eval.search: interrupted; the same command goes on from there", file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
@@ -57,6 +58,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     if arguments.max_loss < 0 or (arguments.max_error is not None and arguments.max_error <= 0):
         raise UsageError("--max-loss is 0 or more, --max-error above 0")
     low = {"--num-calibration": arguments.num_calibration, "--rounds": arguments.rounds - 1,
+           "--parallel": arguments.parallel,
            "--threads": arguments.threads or 1, "--budget": arguments.budget or 1,
            "--num-samples": arguments.num_samples if arguments.num_samples is not None else 1}  # fmt: skip
     if wrong := [flag for flag, value in low.items() if value < 1]:
@@ -98,6 +100,8 @@ def add_arguments(parser: CommandParser) -> None:
     how.add_argument("--sensitivity-only", action="store_true", help="stop after measuring what each unit does")
     how.add_argument("--no-fixes", action="store_true", help="keep the recipe's calibrator for every unit")
     how.add_argument("--budget", type=float, help="minutes after which the proof begins no new shape")
+    how.add_argument("--parallel", type=int, default=1, help="processes that prepare the proof's engines")
+    how.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
     how.add_argument("--seed", type=int, default=0, help="of the draws")
     how.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every engine at a shape, from 2")
     how.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")

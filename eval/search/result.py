@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from eval.report.speeds import mean_speedup, verdict
 from eval.search.cost import Costs
 from eval.search.measure import Measured
 from eval.sweep.grid import SweepOptions, System
+from eval.sweep.run_folder import SweepRow
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,33 @@ def answer_of(result: SearchResult) -> str:
         return f"INT8 keeps the loss here ({facts}); its speed was not measured"
     ratio = speed.value / over.value
     if not advice.is_proven:
-        facts += "; by the value alone: so few samples do not prove the loss"
+        facts += f"; by the value alone: {_unproven(row, lost, options.max_loss)}"
     if result.num_left:
         facts += f"; {result.num_left} points of the proof are not measured yet"
     if pays(data, result.chosen, advice):
         return f"INT8 pays here: {ratio:.2f} times as fast as {label(rival)}, the fastest without INT8 ({facts})"
     return (f"INT8 does not pay here, because the fastest plan within the loss is {ratio:.2f} times as fast as "
             f"{label(rival)}, which is no sure gain ({facts})")  # fmt: skip
+
+
+def samples_needed(num_samples: int, loss: float, loss_high: float, max_loss: float) -> int | None:
+    """Return about how many samples would prove a loss, if it stays what it is; None where it leaves no room.
+
+    A paired interval narrows with the root of the number. Args: loss_high: the upper end of the loss's interval.
+    """
+    if loss >= max_loss or loss_high <= loss:
+        return None
+    exact = num_samples * ((loss_high - loss) / (max_loss - loss)) ** 2
+    digits = 10 ** max(math.floor(math.log10(exact)) - 1, 0)  # two that count: the interval is an estimate too
+    return math.ceil(exact / digits) * digits
+
+
+def _unproven(row: SweepRow | None, loss: float | None, max_loss: float) -> str:
+    if row is None or row.row.num_samples is None or loss is None or row.row.loss_high is None:
+        return "so few samples do not prove the loss"
+    needed = samples_needed(row.row.num_samples, loss, row.row.loss_high, max_loss)
+    takes = "" if needed is None else f", about {needed:,} would"
+    return f"{row.row.num_samples} samples do not prove the loss{takes}"
 
 
 def summary_of(result: SearchResult) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from eval.search.result import Plan, SearchOptions, SearchResult, chosen_of, sum
 from eval.search.solve import distinct, fastest_within
 from eval.sweep.bench import Bench
 from eval.sweep.grid import SweepOptions, System, primary_shape
-from eval.sweep.run import run_sweep
+from eval.sweep.run import SweepResult, run_sweep
 from eval.sweep.run_folder import RunFolder, differences, recipe_digests
 from eval.sweep.store import ArtifactStore
 from eval.sweep.workshop import Workshop
@@ -36,11 +37,13 @@ CHECKPOINT, ENGINE = "checkpoint", "engine"
 
 
 def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: float | None = None,
-               sensitivity_only: bool = False) -> SearchResult:  # fmt: skip
+               sensitivity_only: bool = False, num_processes: int = 1, ray: str | None = None
+               ) -> SearchResult:  # fmt: skip
     """Search, and leave RECIPE.yaml, checkpoint, engine, search.json and the proof's run folder in `out`.
 
     Args:
         budget_s: the proof begins no new shape after so many seconds from the start; all else is measured whole.
+        num_processes, ray: prepare the proof in so many processes, or on the Ray cluster at this address.
     Raises: FileExistsError: `out` holds another search. RuntimeError: in use, or an engine that does not run.
     """
     start = time.monotonic()
@@ -64,7 +67,14 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
         )  # fmt: skip
         result = SearchResult(options, measured, None, (), None, None, None, 0.0)
         if not sensitivity_only:
-            result = _choose(result, bench, recipe, out, command, budget_s, start)
+            left = None if budget_s is None else start + budget_s
+
+            def prove(plans: SweepOptions) -> SweepResult:
+                rest = None if left is None else max(left - time.monotonic(), 1.0)
+                return run_sweep(plans, out / PROOF, command, budget_s=rest, num_processes=num_processes, ray=ray,
+                                 artifacts=out / "artifacts")  # fmt: skip
+
+            result = _choose(result, bench, recipe, out, prove)
         result = replace(result, seconds=time.monotonic() - start)
         RunFolder(out).write_json(RESULT, summary_of(result))
     return result
@@ -86,8 +96,8 @@ def _claim(options: SearchOptions, out: Path, bench: Bench, command: str) -> Non
     run.write_json(MANIFEST, {**wanted, "command": command})
 
 
-def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path, command: str, budget_s: float | None,
-            start: float) -> SearchResult:  # fmt: skip
+def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
+            prove: Callable[[SweepOptions], SweepResult]) -> SearchResult:  # fmt: skip
     options, measured = result.options, result.measured
     sites = insert_quantizers(bench.workshop.fresh_model().model, recipe)
     method = recipe.calibrator.method
@@ -111,12 +121,11 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path, comma
         share = f"{len(units)} of {len(measured.units)} units in INT8"
         write_recipe(planned, path, f"{share}; predicted: error {error:.4f}, {ms:.3f} ms at {shape.name}")
         plans.append(Plan(path.stem, units, error, ms, str(path)))
-    left = None if budget_s is None else max(budget_s - (time.monotonic() - start), 1.0)
     floats = ("fp16",) if uses_gpu else ("fp32",)
     proven = replace(options.sweep, methods=(*floats, method),
                      recipes=(*(plan.path for plan in plans), *options.sweep.recipes))  # fmt: skip
     _drop_other_proof(out / PROOF, proven)
-    swept = run_sweep(proven, out / PROOF, command, budget_s=left, artifacts=out / "artifacts")
+    swept = prove(proven)
     data = read_run(out / PROOF)
     advice = advise(data, options.max_loss)
     chosen = chosen_of(data, advice, options)

@@ -125,7 +125,8 @@ def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_da
 
 
 def test_no_plan_keeps_an_impossible_error_and_the_training_command_is_named(model_and_data, tmp_path, capsys):
-    assert run(model_and_data, tmp_path / "run", "--max-error", "1e-9", "--no-fixes", "--against") == 0
+    flags = ("--max-error", "1e-9", "--no-fixes", "--parallel", "2", "--against")
+    assert run(model_and_data, tmp_path / "run", *flags) == 0
     printed = capsys.readouterr().out
     assert "INT8 does not pay here, because no plan keeps" in printed and "python train_qat.py --model" in printed
     assert not (tmp_path / "run" / "RECIPE.yaml").exists()

@@ -7,6 +7,7 @@ import pytest
 
 from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
 from eval.search.measure import best_method
+from eval.search.result import samples_needed
 from eval.search.sensitivity import Errors, Unit, predict_from
 from eval.search.solve import distinct, fastest_within
 
@@ -74,3 +75,9 @@ def test_errors_add_in_squares_and_bend_to_what_the_whole_model_shows():
 )
 def test_a_calibrator_is_taken_where_both_halves_of_the_samples_say_so(mse, chosen):
     assert best_method({"max": (1.0, 1.0), "mse": mse}, "max") == chosen
+
+
+def test_the_samples_that_prove_a_loss_grow_with_the_square_of_the_interval_over_the_room():
+    assert samples_needed(872, 0.001, 0.009, 0.005) == 3500  # twice the width: four times as many, of two digits
+    assert samples_needed(872, 0.001, 0.004, 0.005) == 500  # fewer than there are
+    assert samples_needed(872, 0.005, 0.009, 0.005) is None and samples_needed(872, 0.1, 0.2, 0.005) is None
