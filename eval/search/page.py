@@ -133,4 +133,6 @@ def _costs(result: SearchResult) -> Section:
     checks = "; ".join(f"{milliseconds(m)} measured, {milliseconds(p)} predicted" for m, p in costs.checks)
     text = (f"Engines of {result.options.backend} at {costs.shape}, timed in turn: the float one takes "
             f"{milliseconds(costs.float_ms)} ms. Two engines that the fit has not seen: {checks}.")  # fmt: skip
-    return Section("costs", "What each part saves", (Prose(text), Table(("part", "blocks", "saves, ms", "remark"), rows)))
+    return Section(
+        "costs", "What each part saves", (Prose(text), Table(("part", "blocks", "saves, ms", "remark"), rows))
+    )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from xml.etree import ElementTree
 
 EMPTY = "<svg></svg>"
 DROPPED = {"metadata", "style"}  # the latter's one rule stands in page.css
 OWN_FONT = {"font-family", "font"}  # text has the page's font
-LINK = re.compile(r"(url\()?#([\w.-]+)")
 
 
 def inline_svg(svg: str, name: str, label: str, colors: dict[str, str]) -> str:
@@ -39,8 +37,10 @@ def _clean(element: ElementTree.Element, name: str, colors: dict[str, str]) -> N
     for key, value in found.items():
         if key == "id":
             found[key] = f"{name}-{value}"
-        elif key in ("href", "clip-path", "fill") and "#" in value and not value.startswith("data:"):
-            found[key] = LINK.sub(rf"\g<1>#{name}-\2", value) if key != "fill" or "url(" in value else value
+        elif key == "href" and value.startswith("#"):
+            found[key] = f"#{name}-{value[1:]}"
+        else:
+            found[key] = value.replace("url(#", f"url(#{name}-")
         found[key] = colors.get(found[key], found[key])
     element.attrib = found
     for child in list(element):
