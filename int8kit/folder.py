@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 
 from engine.manifest import with_companions
-from eval.report.page import render_page
-from eval.report.writing import small, table
+from eval.report.document.blocks import Block, Card, Cell, Code, Document, Items, Prose, Section, Table
+from eval.report.document.markdown import block_lines
+from eval.report.document.page import render_page
+from eval.report.writing import NOTHING, small
 from eval.search.plans import write_recipe
-from int8kit.result import INT8, Quantized
+from int8kit.result import FLOAT, INT8, Quantized
 from quant.checkpoint import read_description
 from quant.recipe import recipe_from_dict
 
@@ -36,7 +38,7 @@ def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path) -
         shutil.copy2(source, found.out / source.name)
     write_recipe(recipe_from_dict(read_description(checkpoint)["recipe"]), found.out / RECIPE, "what was calibrated")
     (found.out / CARD).write_text(card(found, file.name), encoding="utf-8")
-    (found.out / PAGE).write_text(render_page("\n".join(page_lines(found, file.name)), {}, "en"), encoding="utf-8")
+    (found.out / PAGE).write_text(render_page(document(found, file.name), {}), encoding="utf-8")
     (found.out / RESULT).write_text(json.dumps(found.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -57,42 +59,68 @@ def card(found: Quantized, file: str) -> str:
         f"`{found.model}`, quantized by int8kit with the recipe in `RECIPE.yaml`, calibrated from "
         f"{found.num_samples} samples: {found.products}. Measured on {found.hardware}, runtime {found.backend}."
     )
-    use = ["## How to load it", "", *_use(found, file)]
     notes = [f"- {note}" for note in found.notes]
-    lines = [f"# {name} in INT8", "", what, "", *_table(found), *_speed(found), *notes, "", *use]
+    lines = [f"# {name} in INT8", "", what, "", *block_lines((_table(found), *_speed(found))), *notes, "",
+             *block_lines((_use(found, file),))]  # fmt: skip
     return f"---\n{head}---\n\n" + "\n".join(lines).rstrip() + "\n"
 
 
-def page_lines(found: Quantized, file: str) -> list[str]:
-    """Return the page as Markdown."""
+def document(found: Quantized, file: str) -> Document:
+    """Return the page."""
     what = f"{found.products}. Recipe {found.recipe}, {found.num_samples} samples, {found.hardware}."
-    notes = [f"- {note}" for note in found.notes if note]
-    return [f"# {Path(found.model).name} in INT8", "", *_speed(found), *_table(found), what, "", *notes, "",
-            "## How to load it", "", *_use(found, file)]  # fmt: skip
+    notes = tuple(Prose(note) for note in found.notes if note)
+    measured: list[Block] = [*_speed(found), _table(found), Prose(what), *([Items(notes)] if notes else [])]
+    sections = (Section("measured", "What was measured", tuple(measured)), _use(found, file))
+    return Document(f"{Path(found.model).name} in INT8", (), sections, tuple(_cards(found)))
 
 
-def _table(found: Quantized) -> list[str]:
-    heads = ["", *([found.metric_name] if found.metric_name else []), "mean change of outputs", "MB",
-             *(f"ms, {shape}" for shape in found.lines[0].ms)]  # fmt: skip
-    return table(heads, found.cells(small))
+def _cards(found: Quantized) -> list[Card]:
+    """Return what the folder holds, what it costs, and how fast it is at each shape."""
+    plain, int8 = ({line.name: line for line in found.lines}[name] for name in (FLOAT, INT8))
+    use = Card("Use this", f"{found.recipe}, {found.backend}", (f"{found.products}.",))
+    lines = [f"An output changes by {small(int8.error)} on average."]
+    answer = small(int8.error)
+    if found.metric_name and int8.metric is not None and plain.metric is not None:
+        answer = f"{int8.metric - plain.metric:+.4f} {found.metric_name}"
+        lines.insert(0, f"{int8.metric:.4f}; the float model {plain.metric:.4f}.")
+    cost = Card("It costs this", answer, tuple(lines), "good" if int8.error is not None else "unsure")
+    if not found.speedup:
+        return [use, cost, Card("It is this much faster", NOTHING, ("It was not timed.",), "unsure")]
+    shape, (value, low, high) = next(iter(found.speedup.items()))
+    lines = [f"Than the float model, at {shape}."] if len(found.speedup) > 1 else ["Than the float model."]
+    lines += [f"At {each}: {v:.2f}, 95 % interval {a:.2f} to {b:.2f}." for each, (v, a, b) in found.speedup.items()]
+    tone = "good" if low > 1 else "bad" if high < 1 else "unsure"
+    word = [] if low > 1 else ["It does not pay there." if high < 1 else "The interval holds 1: no sure difference."]
+    return [use, cost, Card("It is this much faster", f"{value:.2f} times", tuple(lines + word), tone)]
 
 
-def _speed(found: Quantized) -> list[str]:
+def _table(found: Quantized) -> Table:
+    heads = ("model", *([found.metric_name] if found.metric_name else []), "mean change of outputs", "MB",
+             *(f"ms, {shape}" for shape in found.lines[0].ms))  # fmt: skip
+    rows = [(Cell(name), *(Cell(text, None if text == NOTHING else float(text)) for text in row))
+            for name, *row in found.cells(small)]  # fmt: skip
+    return Table(heads, tuple(rows))
+
+
+def _speed(found: Quantized) -> list[Block]:
     words = [f"At {shape} INT8 is **{value:.2f} times** as fast as the float model [{low:.2f}, {high:.2f}]"
              + ("." if low > 1 else ": it does not pay there." if high < 1 else ": no sure difference.")
              for shape, (value, low, high) in found.speedup.items()]  # fmt: skip
-    return [" ".join(words), ""] if words else []
+    return [Prose(" ".join(words))] if words else []
 
 
-def _use(found: Quantized, file: str) -> list[str]:
+def _use(found: Quantized, file: str) -> Section:
     config = json.loads((found.out / CHECKPOINT / "config.json").read_text(encoding="utf-8"))
     name = next(iter(config.get("architectures") or ["AutoModel"]))
-    lines = ["The checkpoint holds float weights as calibrated (SmoothQuant folded in, biases corrected):", "",
-             "```python", f"from transformers import {name}", f'model = {name}.from_pretrained("checkpoint")', "```",
-             ""]  # fmt: skip
+    blocks: list[Block] = [
+        Prose("The checkpoint holds float weights as calibrated (SmoothQuant folded in, biases corrected):"),
+        Code(f'from transformers import {name}\nmodel = {name}.from_pretrained("checkpoint")', "python"),
+    ]
     if found.backend in USE:
-        lines += ["INT8, without int8kit (on a CPU without VNNI sums of this file may saturate; `engine`, by int8kit, "
-                  "keeps them exact):", "", "```python", *(line.format(file=file) for line in USE[found.backend]),
-                  "```", ""]  # fmt: skip
+        blocks += [
+            Prose("INT8, without int8kit (on a CPU without VNNI sums of this file may saturate; `engine`, by int8kit, "
+                  "keeps them exact):"),
+            Code("\n".join(line.format(file=file) for line in USE[found.backend]), "python"),
+        ]  # fmt: skip
     run = "int8kit run --engine engine --feeds feeds.npz --out outputs.npz"
-    return [*lines, "INT8 as it was measured:", "", "```", run, "```", ""]
+    return Section("use", "How to load it", (*blocks, Prose("INT8 as it was measured:"), Code(run)))

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.report.context import Context
+from eval.report.document.markdown import to_markdown
+from eval.report.document.page import render_page, without_plots, write_whole
 from eval.report.hackathon import hackathon_report, read_notes
-from eval.report.page import render_page, without_plots, write_whole
 from eval.report.plots import Plot, draw_all
 from eval.report.run_data import RunData, read_run
 from eval.report.sections import plain_report
@@ -59,9 +60,8 @@ def write_report(run: str | Path, template: str = "plain", lang: str = "en", max
 def build(data: RunData, plots: dict[str, Plot], template: str, lang: str, max_loss: float) -> tuple[str, str]:
     """Return the report as Markdown and as a page."""
     notes = read_notes(data.run.path) if template == "hackathon" else {}
-    lines = TEMPLATES[template](Context(data, Texts(lang), max_loss, plots, notes))
-    text = "\n".join(lines).rstrip() + "\n"
-    return text, render_page(text, plots, lang)
+    document = TEMPLATES[template](Context(data, Texts(lang), max_loss, plots, notes))
+    return to_markdown(document), render_page(document, plots)
 
 
 def check(run: Path) -> None:

@@ -130,20 +130,6 @@ def log_axis(axis: Any, points: Sequence[float], most: int, margin: float = 1.15
     fixed_ticks(axis, ticks_where(points, low, high, most))
 
 
-def mark(axis: Any, x: float, y: float, text: str, points: Sequence[tuple[float, float]]) -> None:
-    """Ring the recommended point and label it where the panel is emptiest.
-
-    Args: points: everything drawn in the panel, in data coordinates; the panel's limits must be final.
-    """
-    axis.plot([x], [y], ls="none", marker="o", ms=15, mfc="none", mec=INK, mew=1.6, zorder=5)
-    places = axis.transAxes.inverted().transform(axis.transData.transform(np.asarray([*points, (x, y)], dtype=float)))
-    spots = [(0.3, 0.12), (0.7, 0.12), (0.3, 0.9), (0.7, 0.9), (0.7, 0.5), (0.3, 0.5)]
-    # A label is about 0.45 wide and 0.12 high: distances across count less than those along.
-    spot = max(spots, key=lambda at: min(np.hypot((places[:, 0] - at[0]) / 2.2, places[:, 1] - at[1])))
-    axis.annotate(text, (x, y), xytext=spot, textcoords="axes fraction", ha="center", va="center", fontsize=9,
-                  arrowprops={"arrowstyle": "-", "color": INK, "lw": 0.9, "shrinkB": 8}, zorder=6)  # fmt: skip
-
-
 def kind_of(system: System) -> str:
     """Return what a system's file is of: the recipe, float, or dynamic INT8."""
     if system.recipe is None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
-from eval.report import sections, tables
+from eval.report import sections as sections_of
+from eval.report import tables
+from eval.report.cards import cards
 from eval.report.context import Context
+from eval.report.document.blocks import Block, Code, Document, Figure, Items, Prose, Section
+from eval.report.document.markdown import demoted
 from eval.report.run_data import label
+from eval.report.summary_section import machine
 from eval.report.writing import first_names
 from eval.sweep.grid import PYTORCH
 
@@ -42,27 +48,21 @@ def note(c: Context, key: str) -> str:
     return "\n".join(f"- {each}" for each in found) if isinstance(found, list) else str(found).strip()
 
 
-def hackathon_report(c: Context) -> list[str]:
-    """Return the whole report as lines of Markdown, in the contest's order."""
-    return [
-        f"# {note(c, 'title')}", "", c.t("h_team", team=note(c, "team")), "",
-        *_overview(c), *_original(c), *_process(c), *_accuracy(c), *_performance(c),
-        f"## {c.t('h_bugs')}", "", *_bugs(c), f"## {c.t('h_lessons')}", "", note(c, "lessons"), "",
-        *sections.not_measured(c), *sections.row_list(c),
-    ]  # fmt: skip
+def hackathon_report(c: Context) -> Document:
+    """Return the whole report in the contest's order."""
+    sections = (
+        _overview(c), _original(c), _process(c), _accuracy(c), _performance(c),
+        Section("bugs", c.t("h_bugs"), _bugs(c)), Section("lessons", c.t("h_lessons"), (Prose(note(c, "lessons")),)),
+        sections_of.not_measured(c), sections_of.row_list(c),
+    )  # fmt: skip
+    team = Prose(c.t("h_team", team=note(c, "team")))
+    return Document(note(c, "title"), (team,), sections, tuple(cards(c)), c.t.lang, c.t("contents"))
 
 
-def _deeper(lines: list[str]) -> list[str]:
-    """Return lines with their headings one level down."""
-    return [f"#{line}" if line.startswith("#") and re.match(r"#+ ", line) else line for line in lines]
-
-
-def _overview(c: Context) -> list[str]:
-    return [
-        f"## {c.t('h_overview')}", "", c.t("h_link", link=note(c, "link")), "",
-        *_deeper(sections.summary(c)), *_deeper(sections.where_not(c)), c.t("h_steps"), "",
-        "```bash", *commands(c), "```", "", c.t("h_commands_note"), "",
-    ]  # fmt: skip
+def _overview(c: Context) -> Section:
+    return Section("overview", c.t("h_overview"), (
+        Prose(c.t("h_link", link=note(c, "link"))), *machine(c), sections_of.summary(c), sections_of.where_not(c),
+        Prose(c.t("h_steps")), Code("\n".join(commands(c)), "bash"), Prose(c.t("h_commands_note"))))  # fmt: skip
 
 
 def commands(c: Context) -> list[str]:
@@ -83,62 +83,63 @@ def base_image(dockerfile: str) -> str | None:
     return re.sub(r"\$\{?(\w+)\}?", lambda m: defaults.get(m.group(1), m.group(0)), image) if image else None
 
 
-def _original(c: Context) -> list[str]:
+def _original(c: Context) -> Section:
     facts = dict(c.data.analysis.get("model", {}))
-    lines = [f"## {c.t('h_model')}", ""]
-    lines += [c.t("h_use", text=note(c, "use")), "", c.t("h_users", text=note(c, "users")), ""]
+    found: list[Block] = [Prose(c.t("h_use", text=note(c, "use"))), Prose(c.t("h_users", text=note(c, "users")))]
     if facts:
         architecture, parameters = facts.pop("architecture"), facts.pop("num_parameters")
         facts.pop("model_type", None)
         sizes = ", ".join(f"{name} {size}" for name, size in sorted(facts.items()))
-        lines += [c.t("h_facts", architecture=architecture, num_parameters=f"{parameters:,}", sizes=sizes), ""]
-    lines += [c.t("h_structure", text=note(c, "structure")), "", f"### {c.t('h_hard')}", "", note(c, "hard"), ""]
+        found.append(Prose(c.t("h_facts", architecture=architecture, num_parameters=f"{parameters:,}", sizes=sizes)))
+    found.append(Prose(c.t("h_structure", text=note(c, "structure"))))
+    hard: list[Block] = [Prose(note(c, "hard"))]
     lint = c.data.analysis.get("lint")
     if lint:
-        lines += [c.t("h_lint", system=label(c.data.system_named(lint["system"]))), "", "```", lint["text"], "```", ""]
-    seen = set()
+        hard += [Prose(c.t("h_lint", system=label(c.data.system_named(lint["system"])))), Code(lint["text"])]
+    items, seen = [], set()
     for system in c.data.int8_systems:
         row = c.data.ok(system)
-        found = row.details.products if row else None
-        names = [*found.float, *found.attention_float] if found else []
+        products = row.details.products if row else None
+        names = [*products.float, *products.attention_float] if products else []
         if names and (system.recipe, system.backend) not in seen:  # no calibrator changes which products run in INT8
             seen.add((system.recipe, system.backend))
-            lines += ["- " + c.t("h_left_float", system=label(system), count=len(names), names=first_names(names))]
-    return [*lines, ""]
+            items.append(c.t("h_left_float", system=label(system), count=len(names), names=first_names(names)))
+    hard += [Items(tuple(map(Prose, items)))] if items else []
+    return Section("model", c.t("h_model"), (*found, Section("hard", c.t("h_hard"), tuple(hard))))
 
 
-def _process(c: Context) -> list[str]:
+def _process(c: Context) -> Section:
     backends = [b for b in c.data.options.backends if b != PYTORCH]
-    lines = [f"## {c.t('h_process')}", "", note(c, "process"), ""]
-    for backend in backends:
-        lines += tables.ablation(c, backend)
-    return [*lines, *sections.figure(c, "layers", "plot_layers"), *sections.figure(c, "sites", "plot_sites"),
-            *sections.figure(c, "timeline", "plot_timeline")]  # fmt: skip
+    return Section("process", c.t("h_process"), (
+        Prose(note(c, "process")), *(block for backend in backends for block in tables.ablation(c, backend)),
+        *sections_of.figure(c, "layers", "plot_layers"), *sections_of.figure(c, "sites", "plot_sites"),
+        *sections_of.figure(c, "timeline", "plot_timeline")))  # fmt: skip
 
 
-def _accuracy(c: Context) -> list[str]:
-    shape = c.shape()
-    inputs = Path(c.data.options.data or c.data.options.samples).name
-    return [
-        f"## {c.t('h_accuracy')}", "", c.t("h_real", weights=note(c, "weights"), inputs=f"{inputs} "
-                                           f"({c.data.options.split})"), "",
-        *tables.errors(c.data, c.t), *tables.accuracy_by_length(c),
-        *sections.figure(c, "pareto", "plot_pareto", shape=shape),
-    ]  # fmt: skip
+def _accuracy(c: Context) -> Section:
+    inputs = f"{Path(c.data.options.data or c.data.options.samples).name} ({c.data.options.split})"
+    return Section("accuracy", c.t("h_accuracy"), (
+        Prose(c.t("h_real", weights=note(c, "weights"), inputs=inputs)), tables.errors(c.data, c.t),
+        *tables.accuracy_by_length(c),
+        *sections_of.figure(c, "pareto", "plot_pareto", leads=True, shape=c.shape())))  # fmt: skip
 
 
-def _performance(c: Context) -> list[str]:
-    return [f"## {c.t('h_performance')}", "", *tables.candidates(c), c.t("ties_note"), "",
-            *_deeper(sections.over_shapes(c)), *_deeper(sections.sizes(c)), *_deeper(sections.under_load(c)),
-            *_deeper([line for line in sections.provenance(c) if "plots/timeline" not in line])]  # fmt: skip
+def _performance(c: Context) -> Section:
+    parts = [sections_of.over_shapes(c), sections_of.sizes(c), sections_of.under_load(c), sections_of.provenance(c)]
+    return Section("performance", c.t("h_performance"), (
+        tables.candidates(c), Prose(c.t("ties_note"), is_note=True),
+        *(_without_timeline(each) for each in parts if each is not None)))  # fmt: skip
 
 
-def _bugs(c: Context) -> list[str]:
+def _without_timeline(section: Section) -> Section:
+    """Return a section without the plot that stands among the process."""
+    kept = tuple(each for each in section.blocks if not (isinstance(each, Figure) and each.name == "timeline"))
+    return replace(section, blocks=kept)
+
+
+def _bugs(c: Context) -> tuple[Block, ...]:
     """Return the bug reports in RUN/bugs/*.md (engine.bug_report writes such files), and the notes about bugs."""
     folder = c.data.run.path / "bugs"
-    lines: list[str] = []
-    for path in sorted(folder.glob("*.md")) if folder.is_dir() else []:
-        lines += [*_deeper(_deeper(path.read_text(encoding="utf-8").splitlines())), ""]
-    if c.notes.get("bugs") or not lines:
-        lines += [note(c, "bugs"), ""]
-    return lines
+    paths = sorted(folder.glob("*.md")) if folder.is_dir() else []
+    found = [Prose(demoted(path.read_text(encoding="utf-8"), 2)) for path in paths]
+    return (*found, Prose(note(c, "bugs"))) if c.notes.get("bugs") or not found else tuple(found)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from eval.report.advice import pareto
-from eval.report.figure_style import INK, RECOMMENDED, Canvas, log_axis, mark
-from eval.report.run_data import RunData, label
+from eval.report.figure_style import INK, RECOMMENDED, Canvas, log_axis
+from eval.report.labels import Label, draw_labels
+from eval.report.run_data import RunData, label, short_recipe
 from eval.report.speeds import time_at
 from eval.report.writing import milliseconds, small
 from eval.sweep.grid import System
@@ -15,6 +18,9 @@ from eval.timing.ratios import Estimate
 
 ROUNDING_SHARE = 0.01  # of the least INT8 error: what is below is float rounding (fp16 is above: 0.05 to 1)
 MOST_TICKS = 9
+WIDE_HEIGHT, NARROW_HEIGHT = 4.6, 4.4  # inches of a panel
+WIDE_FONT, NARROW_FONT = 8.0, 8.5
+LONG_NAME = 15
 WIDE_ERRORS = 8.0  # largest over smallest error from which an axis is logarithmic
 
 
@@ -25,7 +31,7 @@ def pareto_plot(canvas: Canvas) -> Any:
              if (row := data.timed(s)) and row.row.metric is not None and (time := time_at(data, s))]  # fmt: skip
     if not timed or metric is None:
         return None
-    figure, (left, right) = canvas.figure(3.6 if not canvas.is_narrow else 3.3, 2, len(timed) + 1)
+    figure, (left, right) = canvas.figure(NARROW_HEIGHT if canvas.is_narrow else WIDE_HEIGHT, 2)
     shown = shown_errors(data)
     values = {s: metric.scaled(row.row.metric or 0.0) for s, row, _ in timed}
     for system, row, time in timed:
@@ -46,10 +52,72 @@ def pareto_plot(canvas: Canvas) -> Any:
     _error_axis(right, list(shown.values()))
     log_axis(left.xaxis, list(times.values()), MOST_TICKS)
     log_axis(right.xaxis, [times[s] for s in shown if s in times] or list(times.values()), MOST_TICKS)
-    _mark_recommended(canvas, left, times, values, f"{metric.unit} {metric.name}", "{:.2f}".format)
-    _mark_recommended(canvas, right, times, shown, " off", small)
-    _legend(canvas, figure, [s for s, _, _ in timed])
+    systems = [s for s, _, _ in timed]
+    unit = f"{metric.unit} {metric.name}"
+    _label(canvas, figure, [
+        Panel(left, times, values, lambda y: f"{y:.2f}{unit}", [(times[s], values[s]) for s in front]),
+        Panel(right, {s: x for s, x in times.items() if s in shown}, shown, lambda y: f"{small(y)} off", best),
+    ], systems)  # fmt: skip
     return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the plot's panels: system -> x and y, how its y is printed, its Pareto front."""
+
+    axis: Any
+    xs: dict[System, float]
+    ys: dict[System, float]
+    text: Callable[[float], str]
+    front: list[tuple[float, float]]
+
+    def labels(self, canvas: Canvas, names: dict[System, str], left_out: set[System]) -> dict[Label, System]:
+        """Return what is written at the points."""
+        found = {}
+        for system, x in self.xs.items():
+            if system in self.ys and system not in left_out:
+                y, is_marked = self.ys[system], system == canvas.marked
+                figures = f"{RECOMMENDED}:\n{milliseconds(x)} ms, {self.text(y)}"
+                text = f"{names[system]}\n{figures}" if is_marked else wrapped(names[system])
+                found[Label(x, y, text, is_marked)] = system
+        return found
+
+
+def _label(canvas: Canvas, figure: Any, panels: list[Panel], systems: list[System]) -> None:
+    """Write names at the points; what finds no place in a panel stands in the legend of both."""
+    names = short_names(systems)
+    size = NARROW_FONT if canvas.is_narrow else WIDE_FONT
+    for panel in panels:
+        if canvas.marked in panel.xs and canvas.marked in panel.ys:
+            at = ([panel.xs[canvas.marked]], [panel.ys[canvas.marked]])
+            panel.axis.plot(*at, ls="none", marker="o", ms=14, mfc="none", mec=INK, mew=1.4, zorder=5)
+    left_out: set[System] = set()
+    while True:
+        missed: set[System] = set()
+        for panel in panels:
+            labels = panel.labels(canvas, names, left_out)
+            missed |= {labels[each] for each in draw_labels(panel.axis, list(labels), size, [panel.front])}
+        if not missed:
+            return
+        left_out |= missed  # the legend takes room from the panels: all labels are placed anew
+        for thing in [*(text for panel in panels for text in panel.axis.texts), *figure.legends]:
+            thing.remove()
+        _legend(canvas, figure, [system for system in systems if system in left_out])
+
+
+def wrapped(name: str) -> str:
+    """Return a long name in two lines, broken where they are most alike."""
+    places = [number for number, letter in enumerate(name) if letter == " "]
+    if len(name) < LONG_NAME or not places:
+        return name
+    middle = min(places, key=lambda each: abs(each - len(name) / 2))
+    return f"{name[:middle]}\n{name[middle + 1 :]}"
+
+
+def short_names(systems: list[System]) -> dict[System, str]:
+    """Return names for labels: without the runtime where all recipes run in one."""
+    runtimes = {system.backend for system in systems if system.recipe}
+    return {s: f"{s.method} {short_recipe(s.recipe)}" if s.recipe and len(runtimes) == 1 else label(s) for s in systems}
 
 
 def _draw(canvas: Canvas, axis: Any, system: System, time: Estimate, y: float, y_error: Any) -> None:
@@ -64,17 +132,6 @@ def _metric_bars(row: SweepRow, value: float, scaled: Any) -> list[list[float]] 
     if row.row.metric_low is None or row.row.metric_high is None:
         return None
     return [[max(0.0, value - scaled(row.row.metric_low))], [max(0.0, scaled(row.row.metric_high) - value)]]
-
-
-def _mark_recommended(
-    canvas: Canvas, axis: Any, xs: dict[System, float], ys: dict[System, float], unit: str, text: Any
-) -> None:
-    system = canvas.marked
-    if system is None or system not in xs or system not in ys:
-        return
-    name = label(system).replace(", ", ",\n")
-    words = f"{RECOMMENDED}: {name}\n{milliseconds(xs[system])} ms, {text(ys[system])}{unit}"
-    mark(axis, xs[system], ys[system], words, [(xs[s], y) for s, y in ys.items() if s in xs])
 
 
 def shown_errors(data: RunData) -> dict[System, float]:
@@ -110,4 +167,4 @@ def _legend(canvas: Canvas, figure: Any, systems: list[System]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], ls="none", ms=7, mew=0, label=label(s), **canvas.style(s)) for s in systems]
-    canvas.legend(figure, [*handles, Line2D([], [], color=INK, ls="--", lw=1, label="Pareto front")])
+    canvas.legend(figure, handles)

@@ -1,11 +1,8 @@
-"""The plots of a report: for each two SVGs, for wide and for narrow screens, whose ink follows the page's colours, and
-one PNG for Markdown.
-"""
+"""The plots of a report: for each two SVGs, for wide and for narrow screens, and one PNG for Markdown."""
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,16 +60,13 @@ def _png(figure: Any) -> bytes:
 
 
 def to_svg(figure: Any) -> str:
-    """Return a figure as SVG without a size of its own, and close it."""
+    """Return a figure as SVG, and close it."""
     from matplotlib import pyplot
 
     svg = io.StringIO()
     figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     pyplot.close(figure)
-    text = svg.getvalue()[svg.getvalue().index("<svg") :]
-    for size in ("width", "height"):
-        text = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", text, count=1)
-    return text.strip().replace(INK, "var(--ink)").replace(FAINT, "var(--line)")
+    return svg.getvalue()
 
 
 def shown_systems(data: RunData) -> list[System]:

@@ -43,14 +43,28 @@ def ratio_over(data: RunData, system: System, other: System, shapes: Sequence[Sh
     The interval is wide enough that 95 % of pages hold no false one: over all shapes every pair of graphs is compared,
     at a shape each graph with one other (the fastest, or the fastest float). None: no shape has both.
     """
-    pairs = [(data.timed(system, shape), data.timed(other, shape)) for shape in shapes or data.shapes]
-    found = [terms for mine, theirs in pairs if mine and theirs and (terms := _log_ratio(data, mine, theirs))]
-    if not found:
+    pooled = _pooled(data, system, other, shapes or data.shapes)
+    if not pooled:
         return None
-    pooled = [replace(term, weight=term.weight / len(found)) for terms in found for term in terms]
     num = _num_graphs(data)
     num_comparisons = num * (num - 1) // 2 if shapes is None else (num - 1) * len(data.shapes)
     return estimate(pooled, shared_confidence(num_comparisons))
+
+
+def ratio_of(data: RunData, system: System, other: System) -> Estimate | None:
+    """Return how many times as fast as another a system is over all shapes, with the 95 % interval of this one ratio.
+
+    For a single answer; what many are compared by is `ratio_over`. None: no shape has both.
+    """
+    pooled = _pooled(data, system, other, data.shapes)
+    return estimate(pooled) if pooled else None
+
+
+def _pooled(data: RunData, system: System, other: System, shapes: Sequence[Shape]) -> list[Term]:
+    """Return the terms of the mean log ratio over the shapes that both were timed at."""
+    pairs = [(data.timed(system, shape), data.timed(other, shape)) for shape in shapes]
+    found = [terms for mine, theirs in pairs if mine and theirs and (terms := _log_ratio(data, mine, theirs))]
+    return [replace(term, weight=term.weight / len(found)) for terms in found for term in terms]
 
 
 def verdict(data: RunData, system: System, other: System, shape: Shape | None = None) -> str:

@@ -8,6 +8,7 @@ from engine.backend import saturation_mends
 from engine.hardware import int8_outlook, saturates
 from eval.report.advice import Advice, is_noise, smallest
 from eval.report.context import Context
+from eval.report.document.blocks import Block, Items, Prose, Section
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, ratio_over, speedup_at, time_at, widths
 from eval.report.writing import NOTHING, megabytes, milliseconds, ratio, small
@@ -17,7 +18,7 @@ from eval.timing.ratios import MAX_WIDTH
 MAX_SPREAD = 0.25  # of a time's interval; on a quiet machine it is 2 to 10 %
 
 
-def machine(c: Context) -> list[str]:
+def machine(c: Context) -> list[Block]:
     """Return what INT8 can gain at most on the rows' processors, and what was done about sums that saturate there;
     nothing for GPUs, and where the rows do not say."""
     if c.data.options.device != "cpu":
@@ -28,58 +29,64 @@ def machine(c: Context) -> list[str]:
     if any(saturates(flags, kind) for flags, kind in known):
         mends = saturation_mends(c.data.options.backends)
         lines += [c.t("saturation", backend=name, mend=mend) for name, mend in mends.items()]
-    return [line for each in lines for line in (each, "")]
+    return [Prose(line) for line in lines]
 
 
-def summary(c: Context) -> list[str]:
+def summary(c: Context) -> Section:
     """Return what a manager reads."""
     data, t, advice = c.data, c.t, c.advice
-    lines = [*machine(c), f"## {t('summary')}", ""]
     if not data.int8_systems:
-        lines.append(t("not_measured_int8"))
+        found = [Prose(t("not_measured_int8"))]
     elif advice.chosen is None and advice.closest is not None:
-        lines.append(t("too_lossy", max_loss=c.loss(c.max_loss), system=label(advice.closest),
-                       loss=c.loss(data.loss(advice.closest))))  # fmt: skip
+        found = [Prose(t("too_lossy", max_loss=c.loss(c.max_loss), system=label(advice.closest),
+                         loss=c.loss(data.loss(advice.closest))))]  # fmt: skip
     elif advice.chosen is None and advice.within:
-        lines.append(_stay_with_float(c, advice))
+        found = [_stay_with_float(c, advice)]
     elif advice.chosen is None:  # INT8 was timed, and nothing was scored
-        lines.append(t("not_scored"))
+        found = [Prose(t("not_scored"))]
     else:
-        lines += _recommendation(c, advice.chosen)
-    if advice.within and not advice.is_proven:
-        row = data.ok(advice.chosen or advice.within[0])
-        is_known = row is not None and row.row.loss_high is not None
-        lines += ["", t("unproven", max_loss=c.loss(c.max_loss), high=c.loss(row.row.loss_high) if row else NOTHING)
-                  if is_known else t("unproven_old")]  # fmt: skip
-    return [*lines, "", *_also(c, advice.chosen), *_coverage(c), "", *_noise(c)]
+        found = _recommendation(c, advice.chosen)
+    if text := unproven(c, advice):
+        found.append(Prose(text))
+    return Section("summary", t("summary"), (*found, *_also(c, advice.chosen), _coverage(c), *_noise(c)))
 
 
-def _recommendation(c: Context, chosen: System) -> list[str]:
+def unproven(c: Context, advice: Advice) -> str:
+    """Return why the samples do not show that the loss is kept; nothing where they do, or where none keeps it."""
+    t = c.t
+    if not advice.within or advice.is_proven:
+        return ""
+    row = c.data.ok(advice.chosen or advice.within[0])
+    if row is None or row.row.loss_high is None:
+        return t("unproven_old")
+    return t("unproven", max_loss=c.loss(c.max_loss), high=c.loss(row.row.loss_high))
+
+
+def _recommendation(c: Context, chosen: System) -> list[Prose]:
     data, t = c.data, c.t
     row, base = data.timed(chosen), data.timed(data.baseline)
     own, gain = time_at(data, chosen), speedup_at(data, chosen)
     assert row is not None and own is not None
     base_ms = own.value * gain.value if gain else None  # the baseline's in the session that timed the chosen one
-    lines = [t("recommended", system=label(chosen), shape=c.shape(), baseline=label(data.baseline),
-               latency=milliseconds(own.value), baseline_ms=milliseconds(base_ms),
-               **_interval("speedup", gain), mean=ratio(middle(mean_speedup(data, chosen))),
-               num_shapes=len(data.shapes))]  # fmt: skip
-    lines = [f"{lines[0]} (#{row.number})", ""]
+    use = t("recommended", system=label(chosen), shape=c.shape(), baseline=label(data.baseline),
+            latency=milliseconds(own.value), baseline_ms=milliseconds(base_ms),
+            **_interval("speedup", gain), mean=ratio(middle(mean_speedup(data, chosen))),
+            num_shapes=len(data.shapes))  # fmt: skip
     size_ratio = ""
     if base is not None and base.row.size_bytes and row.row.size_bytes:
         size_ratio = f" ({row.row.size_bytes / base.row.size_bytes:.2f} x)"
-    lines.append(t("cost", loss=c.loss(data.loss(chosen)), value=c.value(row.row.metric), float=c.value(
-                   data.float_metric), num_samples=row.row.num_samples, error=small(row.row.error_abs_mean),
-                   flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
-                   interval=_loss_interval(c, chosen), size=megabytes(row.row.size_bytes),
-                   ratio=size_ratio))  # fmt: skip
+    cost = t("cost", loss=c.loss(data.loss(chosen)), value=c.value(row.row.metric), float=c.value(
+             data.float_metric), num_samples=row.row.num_samples, error=small(row.row.error_abs_mean),
+             flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
+             interval=_loss_interval(c, chosen), size=megabytes(row.row.size_bytes),
+             ratio=size_ratio)  # fmt: skip
     if is_noise(data, row):
-        lines[-1] += " " + t("cost_noise")
+        cost += " " + t("cost_noise")
     own_float = System("fp32", None, chosen.backend)
     same = ratio_over(data, chosen, own_float, [data.primary]) if chosen.backend != PYTORCH else None
     if same is not None:
-        lines[-1] += " " + t("same_runtime", ratio=ratio(same.value))
-    return lines
+        cost += " " + t("same_runtime", ratio=ratio(same.value))
+    return [Prose(use, (row.number,)), Prose(cost)]
 
 
 def _interval(name: str, found: object) -> dict[str, str]:
@@ -97,23 +104,23 @@ def _loss_interval(c: Context, system: System) -> str:
     return c.t("cost_interval", low=low, high=high, p=p)
 
 
-def _stay_with_float(c: Context, advice: Advice) -> str:
+def _stay_with_float(c: Context, advice: Advice) -> Prose:
     """Return that INT8 does not pay, and by how much float is ahead of the best of it."""
     data, t, rival, best = c.data, c.t, advice.rival or c.data.baseline, advice.within[0]
-    lines = [t("no_gain", max_loss=c.loss(c.max_loss), rival=label(rival))]
+    text = t("no_gain", max_loss=c.loss(c.max_loss), rival=label(rival))
     row, other = data.timed(best), data.timed(rival)
     own, theirs, ahead = time_at(data, best), time_at(data, rival), ratio_over(data, rival, best)
-    if row is not None and other is not None and own is not None and theirs is not None and ahead is not None:
-        lines.append(t("float_ahead", rival=label(rival), system=label(best), shape=c.shape(),
-                       rival_ms=milliseconds(theirs.value), latency=milliseconds(own.value),
-                       mean=ratio(ahead.value), num_shapes=len(data.shapes)))  # fmt: skip
-        lines.append(f"(#{other.number}, #{row.number})")
-    return " ".join(lines)
+    if row is None or other is None or own is None or theirs is None or ahead is None:
+        return Prose(text)
+    more = t("float_ahead", rival=label(rival), system=label(best), shape=c.shape(),
+             rival_ms=milliseconds(theirs.value), latency=milliseconds(own.value),
+             mean=ratio(ahead.value), num_shapes=len(data.shapes))  # fmt: skip
+    return Prose(f"{text} {more}", (other.number, row.number))
 
 
-def _also(c: Context, chosen: System | None) -> list[str]:
+def _also(c: Context, chosen: System | None) -> list[Block]:
     """Return the best by error and by size: what a reader who cares for those takes instead."""
-    lines = []
+    items = []
     by_error, by_size = smallest(c.data)
     for key, system in [("best_both", by_error)] if by_error == by_size else [("best_error", by_error), (
         "best_size", by_size)]:  # fmt: skip
@@ -121,23 +128,24 @@ def _also(c: Context, chosen: System | None) -> list[str]:
         if system is None or row is None:
             continue
         if system == chosen:
-            lines.append("- " + c.t(f"{key}_same"))
+            items.append(Prose(c.t(f"{key}_same")))
             continue
         mean = mean_speedup(c.data, system)
-        lines.append("- " + c.t(key, system=label(system), error=small(row.row.error_abs_mean), size=megabytes(
-            row.row.size_bytes), flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
-            loss=c.loss(c.data.loss(system)), mean=ratio(middle(mean))) + f" (#{row.number})")  # fmt: skip
-    return [*lines, ""] if lines else []
+        text = c.t(key, system=label(system), error=small(row.row.error_abs_mean), size=megabytes(
+                   row.row.size_bytes), flips=NOTHING if row.row.num_flips is None else row.row.num_flips,
+                   loss=c.loss(c.data.loss(system)), mean=ratio(middle(mean)))  # fmt: skip
+        items.append(Prose(text, (row.number,)))
+    return [Items(tuple(items))] if items else []
 
 
-def _coverage(c: Context) -> list[str]:
+def _coverage(c: Context) -> Prose:
     counts = Counter(row.row.status for row in c.data.rows)
     total = len(c.data.systems) * len(c.data.shapes)
-    return [c.t("coverage", ok=counts["ok"], failed=counts["failed"], skipped=counts["skipped"], total=total,
-                left=total - len(c.data.rows))]  # fmt: skip
+    return Prose(c.t("coverage", ok=counts["ok"], failed=counts["failed"], skipped=counts["skipped"], total=total,
+                     left=total - len(c.data.rows)))  # fmt: skip
 
 
-def _noise(c: Context) -> list[str]:
+def _noise(c: Context) -> list[Prose]:
     """Return how many of all speed-ups, and of all times, are uncertain, and which most."""
     data, t, lines = c.data, c.t, []
     found = widths(data)
@@ -145,14 +153,15 @@ def _noise(c: Context) -> list[str]:
     if wide:
         width, system, shape = wide[0]
         row = data.timed(system, shape)
-        lines += [t("wide_ratios", count=len(wide), total=len(found), limit=f"{100 * MAX_WIDTH:.0f}",
-                    rounds=len(row.details.block_ms) if row else NOTHING, system=label(system), shape=c.shape(shape),
-                    width=f"{100 * width:.0f}"), ""]  # fmt: skip
+        lines.append(Prose(t("wide_ratios", count=len(wide), total=len(found), limit=f"{100 * MAX_WIDTH:.0f}",
+                             rounds=len(row.details.block_ms) if row else NOTHING, system=label(system),
+                             shape=c.shape(shape), width=f"{100 * width:.0f}")))  # fmt: skip
     times = [(time.width, s, shape) for s in data.systems for shape in data.shapes
              if (time := time_at(data, s, shape)) is not None]  # fmt: skip
     busy = sorted((each for each in times if each[0] > MAX_SPREAD), key=lambda each: -each[0])
     if busy:
         spread, system, shape = busy[0]
-        lines += [t("noisy", count=len(busy), total=len(times), limit=f"{100 * MAX_SPREAD:.0f}", system=label(system),
-                    shape=c.shape(shape), spread=f"{100 * spread:.0f}"), ""]  # fmt: skip
+        lines.append(Prose(t("noisy", count=len(busy), total=len(times), limit=f"{100 * MAX_SPREAD:.0f}",
+                             system=label(system), shape=c.shape(shape),
+                             spread=f"{100 * spread:.0f}")))  # fmt: skip
     return lines

@@ -12,6 +12,7 @@ import yaml
 from engine.products import Products
 from eval.report.advice import advise, dominated_recipes, has_fp8, smallest
 from eval.report.context import Context
+from eval.report.document.markdown import block_lines
 from eval.report.figure_style import Canvas
 from eval.report.pareto_plot import pareto_plot
 from eval.report.run_data import RunData, label
@@ -76,6 +77,11 @@ def row(system, shape, latency, error, spread=0.01, metric=0.9, number=1, **valu
     return SweepRow(found, system, shape, details, number)
 
 
+def text_of(*blocks):
+    """Return blocks as Markdown."""
+    return "\n".join(block_lines(blocks))
+
+
 def run_data(rows, **changes):
     manifest = {"options": sweep_options("m", "d", references=("onnxruntime-fastest",), **changes).as_dict()}
     return RunData(RunFolder(Path("run")), manifest, tuple(rows))
@@ -89,7 +95,7 @@ def test_a_recipe_is_called_worse_only_where_it_is_surely_faster_at_no_shape():
     assert dominated_recipes(run_data(rows, recipes=recipes)) == []
     tied = [rows[0], row(full, "1x8", 3.99, 0.2, 0.05), *rows[2:]]
     assert [(a.name, b.name) for a, b in dominated_recipes(run_data(tied, recipes=recipes))] == [(full, linear)]
-    texts = "\n".join(where_not(Context(run_data(tied, recipes=recipes), Texts("en"), 0.01, {})))
+    texts = text_of(where_not(Context(run_data(tied, recipes=recipes), Texts("en"), 0.01, {})))
     assert f"- {label(dominated_recipes(run_data(tied, recipes=recipes))[0][0])} changes the outputs more" in texts
 
 
@@ -102,7 +108,7 @@ def test_int8_is_not_recommended_where_half_precision_is_faster(lang):
     advice = advise(run_data(rows, **options), 0.01)
     assert advice.chosen is None and advice.rival is not None and advice.rival.name == half
     context = Context(run_data(rows, **options), Texts(lang), 0.01, {})
-    text = "\n".join([*summary(context), *where_not(context)])
+    text = text_of(summary(context), where_not(context))
     assert "fp16, TensorRT" in text and "0.400" in text and "0.500" in text and "1.25" in text
     ahead = [rows[0], rows[1], row(full, "1x8", 0.3, 0.2)]
     assert advise(run_data(ahead, **options), 0.01).chosen is not None
@@ -169,7 +175,7 @@ def test_the_loss_that_may_be_lost_is_judged_by_its_interval():
     both = sweep_of((4.0, 0.2, unsure), (5.0, 0.1, lost))
     advice = advise(both, 0.01)
     assert advice.chosen.name == FAST and not advice.is_proven
-    text = "\n".join(summary(Context(both, Texts("en"), 0.01, {})))
+    text = text_of(summary(Context(both, Texts("en"), 0.01, {})))
     assert "**That is not proven:**" in text and "may be as much as 1.30 points of accuracy" in text
     none = advise(sweep_of((4.0, 0.2, lost), (5.0, 0.1, lost)), 0.01)
     assert none.chosen is None and none.closest is not None
@@ -177,14 +183,14 @@ def test_the_loss_that_may_be_lost_is_judged_by_its_interval():
 
 def test_a_loss_that_the_exact_test_confirms_is_not_called_noise():
     real = loss(0.003, 0.040, 0.8761, mcnemar_p=0.020, num_flips=61, num_samples=872)
-    text = "\n".join(summary(Context(sweep_of((4.0, 0.5, real), (6.0, 0.6, real)), Texts("en"), 0.03, {})))
+    text = text_of(summary(Context(sweep_of((4.0, 0.5, real), (6.0, 0.6, real)), Texts("en"), 0.03, {})))
     assert "exact McNemar p = 0.02" in text and "95 % interval of the loss 0.30 to 4.00" in text
     assert "may be chance" not in text
     chance = {**real, "loss_low": -0.004, "mcnemar_p": 0.21}
-    assert "may be chance" in "\n".join(
+    assert "may be chance" in text_of(
         summary(Context(sweep_of((4.0, 0.5, chance), (6.0, 0.6, chance)), Texts("en"), 0.03, {})))  # fmt: skip
     old = {name: value for name, value in real.items() if name not in ("loss_low", "loss_high", "mcnemar_p")}
-    text = "\n".join(summary(Context(sweep_of((4.0, 0.5, old), (6.0, 0.6, old)), Texts("en"), 0.03, {})))
+    text = text_of(summary(Context(sweep_of((4.0, 0.5, old), (6.0, 0.6, old)), Texts("en"), 0.03, {})))
     assert "hold no interval of the loss" in text and "may be chance" not in text
 
 
@@ -193,19 +199,19 @@ def test_the_best_by_error_and_by_size_are_named_too():
     large = {**loss(-0.001, 0.004), "size_bytes": 59_200_000}
     data = sweep_of((4.0, 0.2, large), (6.0, 0.1, small_file))
     assert [system.name for system in smallest(data)] == [EXACT, EXACT]
-    text = "\n".join(summary(Context(data, Texts("en"), 0.01, {})))
+    text = text_of(summary(Context(data, Texts("en"), 0.01, {})))
     assert "smallest file: mse int8_linear, ONNX Runtime: 0.1 on average, 15 predictions differ" in text
     assert "23.1 MB. (#3)" in text
     exact = sweep_of((4.0, 0.1, small_file), (6.0, 0.2, large))
-    assert "also changes the outputs least and has the smallest file" in "\n".join(
+    assert "also changes the outputs least and has the smallest file" in text_of(
         summary(Context(exact, Texts("en"), 0.01, {})))  # fmt: skip
 
 
 def test_the_warning_of_noise_looks_at_every_row():
     calm = sweep_of((4.0, 0.2, {"spread": 0.01}), (5.0, 0.1, {"spread": 0.01}))
-    assert "less certain" not in "\n".join(summary(Context(calm, Texts("en"), 0.01, {})))
+    assert "less certain" not in text_of(summary(Context(calm, Texts("en"), 0.01, {})))
     noisy = sweep_of((4.0, 0.2, {"spread": 0.01}), (5.0, 0.1, {"spread": 0.5}))
-    text = "\n".join(summary(Context(noisy, Texts("en"), 0.01, {})))
+    text = text_of(summary(Context(noisy, Texts("en"), 0.01, {})))
     assert "2 of 4 speed-ups are less certain than 10 % (the widest: mse int8_linear" in text
     assert "2 of 6 times have an interval wider than 25 %" in text and "after 12 rounds, the limit" in text
 
@@ -218,7 +224,7 @@ def test_a_perplexity_is_printed_as_one_and_less_of_it_is_better():
     data = run_data(rows, methods=("max", "mse"), batch_sizes=(1,))
     assert data.loss(data.system_named(FAST)) == pytest.approx(0.2)
     assert advise(data, 0.01).chosen.name == EXACT
-    text = "\n".join(summary(Context(data, Texts("en"), 0.01, {})))
+    text = text_of(summary(Context(data, Texts("en"), 0.01, {})))
     assert "0.50 % in perplexity (20.1 against 20 of the float model" in text
     low, high = pareto_plot(Canvas(data)).axes[0].get_ylim()
     assert low > high  # better is up
@@ -229,21 +235,21 @@ def test_the_machines_int8_instructions_stand_first_where_they_are_known():
     assert machine(Context(data, Texts("en"), 0.01, {})) == []
     known = dataclasses.replace(data.rows[0].details, cpu_flags=("avx2",), machine="x86_64")
     data = dataclasses.replace(data, rows=(dataclasses.replace(data.rows[0], details=known), *data.rows[1:]))
-    lines = summary(Context(data, Texts("en"), 0.01, {}))
+    lines = [each.text for each in machine(Context(data, Texts("en"), 0.01, {}))]
     assert "no VNNI; INT8 products gain at most about 1.3 times" in lines[0]
-    mended = [line for line in lines[: lines.index("## Summary")] if line.startswith("No INT8 sum saturates")]
+    mended = [line for line in lines if line.startswith("No INT8 sum saturates")]
     assert len(mended) == len(data.options.backends) and "x64quantprecision" in " ".join(mended)
     known = dataclasses.replace(known, cpu_flags=("avx2", "avx_vnni"))
     data = dataclasses.replace(data, rows=(dataclasses.replace(data.rows[0], details=known), *data.rows[1:]))
-    lines = summary(Context(data, Texts("en"), 0.01, {}))
-    assert "with VNNI" in lines[0] and lines[2] == "## Summary"
+    lines = [each.text for each in machine(Context(data, Texts("en"), 0.01, {}))]
+    assert "with VNNI" in lines[0] and len(lines) == 1
 
 
 def test_products_of_tensorrt_are_called_a_plan():
     engine = row("max int8_full tensorrt", "1x8", 0.5, 0.2)
     engine = dataclasses.replace(engine, details=dataclasses.replace(engine.details, products=Products(int8=("a",))))
     options = {"methods": ("max",), "recipes": ("int8_full",), "backends": ("tensorrt",), "batch_sizes": (1,)}
-    text = "\n".join(sizes(Context(run_data([engine], **options), Texts("en"), 0.01, {})))
+    text = text_of(sizes(Context(run_data([engine], **options), Texts("en"), 0.01, {})))
     assert "1 / 1 (planned)" in text and "does not say" in text and "runtime's own graph" not in text
 
 
