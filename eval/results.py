@@ -64,12 +64,12 @@ class ResultRow:
     metric: float | None = None
     metric_low: float | None = None
     metric_high: float | None = None
-    """Ends of the 95 % interval."""
+    """The 95 % interval reaches from `metric_low` to this."""
     mcnemar_p: float | None = None
     """The exact test's against the reference; null where nothing is right or wrong."""
     loss_low: float | None = None
     loss_high: float | None = None
-    """Ends of the 95 % interval of the paired loss against the reference; above 0 is worse."""
+    """The 95 % interval of the paired loss against the reference ends here; above 0 is worse."""
     error_abs_max: float | None = None
     error_abs_mean: float | None = None
     error_abs_median: float | None = None
