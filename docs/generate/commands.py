@@ -56,7 +56,7 @@ def pages() -> dict[str, str]:
     """Return file name → text of every page, the list of commands first."""
     named = [(name, name, *each) for name, each in COMMANDS.items()]
     named += [("", name, *each) for name, each in MORE.items()]
-    lines = [MADE, "", "# Commands", "", "| command | the same as | does |", "|---|---|---|"]
+    lines = ["# Commands", "", "| command | the same as | does |", "|---|---|---|"]
     made = {}
     for door, name, module, text in named:
         parser = parser_of(module)
@@ -64,13 +64,13 @@ def pages() -> dict[str, str]:
         same = f"`{parser.prog}`" if door and shown != parser.prog else ""
         lines.append(f"| [`{shown}`]({name}.md) | {same} | {_text(text)} |")
         made[f"{name}.md"] = page(shown, parser)
-    lines += ["", *RULES]
+    lines += ["", *RULES, "", MADE]
     return {"index.md": "\n".join(lines) + "\n", **made}
 
 
 def page(shown: str, parser: argparse.ArgumentParser) -> str:
     """Return the page of one command: its groups of options as tables."""
-    lines = [MADE, "", f"# {shown}", ""]
+    lines = [f"# {shown}", ""]
     if shown != parser.prog:
         lines += [f"The same as `{parser.prog}`.", ""]
     lines += [_text(parser.description or ""), ""]
@@ -85,7 +85,7 @@ def page(shown: str, parser: argparse.ArgumentParser) -> str:
         actions.sort(key=_is_debug)
         lines += [f"| {_flags(each)} | {_meaning(parser, each, id(each) in either)} |" for each in actions]
         lines.append("")
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, MADE]) + "\n"
 
 
 def _is_debug(action: argparse.Action) -> bool:
