@@ -14,14 +14,16 @@ import pytest
 from tests.docs.pages import ROOT, all_blocks, command_lines, pages
 
 MIN_SAID = 60  # characters of a sentence that counts as said twice
-SITE = pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed (make setup)")
+OWN = ROOT / ".venv-docs" / "bin" / "python"  # of make docs
+PYTHON = sys.executable if importlib.util.find_spec("mkdocs") else str(OWN) if OWN.exists() else None
+SITE = pytest.mark.skipif(PYTHON is None, reason="mkdocs is not installed (make setup, or make docs)")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The site, built as `make docs` does."""
     folder = tmp_path_factory.mktemp("site")
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    words = [str(PYTHON), "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
