@@ -29,58 +29,78 @@ PACKAGES = ("torch", "transformers", "numpy", "onnx")  # and each backend's own
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One measurement. Latencies in milliseconds, sizes in bytes; range and direction of a metric are its own.
-
-    `calibrator` is what made the ranges, null for float; `training` is "qat" or null. Intervals are 95 % ones. The loss
-    is against the reference on the same examples: its interval is paired (`metrics.loss_interval`), above 0 is worse;
-    mcnemar_p is the exact test's, null where nothing is right or wrong.
-    """
+    """One measurement; range and direction of a metric are its own."""
 
     status: str = "ok"
+    """ok, failed or skipped."""
     error: str | None = None
+    """Why it failed or was skipped."""
     command: str | None = None
+    """What made it."""
     model: str | None = None
     task: str | None = None
     split: str | None = None
     num_samples: int | None = None
+    """How many were scored."""
     recipe: str | None = None
     recipe_digest: str | None = None
+    """Of the resolved recipe."""
     calibrator: str | None = None
+    """What made the ranges; null for float."""
     training: str | None = None
+    """"qat" or null."""
     seed: int | None = None
+    """Of the calibration draw."""
     backend: str | None = None
+    """The runtime, or pytorch."""
     precision: str | None = None
+    """Type of everything that is not INT8."""
     batch_size: int | None = None
     sequence_length: int | None = None
+    """Tokens of a sample; null for images."""
     metric_name: str | None = None
-    metric_type: Metric | None = None  # its range and direction; null in older rows: METRICS has their names
+    metric_type: Metric | None = None
+    """Its range and direction; null in older rows: METRICS has their names."""
     metric: float | None = None
     metric_low: float | None = None
     metric_high: float | None = None
+    """The 95 % interval reaches from `metric_low` to this."""
     mcnemar_p: float | None = None
+    """The exact test's against the reference; null where nothing is right or wrong."""
     loss_low: float | None = None
     loss_high: float | None = None
+    """The 95 % interval of the paired loss against the reference ends here; above 0 is worse."""
     error_abs_max: float | None = None
     error_abs_mean: float | None = None
     error_abs_median: float | None = None
+    """Of |output - reference output| over all values."""
     error_rel_max: float | None = None
     error_rel_mean: float | None = None
     error_rel_median: float | None = None
+    """The same over |reference output|."""
     cosine: float | None = None
     sqnr_db: float | None = None
+    """Signal to quantization noise."""
     latency_ms_p50: float | None = None
     latency_ms_p90: float | None = None
     latency_ms_p99: float | None = None
+    """Percentiles of a call, in milliseconds."""
     iterations: int | None = None
     throughput_per_s: float | None = None
+    """Samples a second."""
     size_bytes: int | None = None
+    """Of what is loaded."""
     num_flips: int | None = None
+    """Predictions that differ from the reference's."""
     threads: int | None = None
     padding: str | None = None
+    """longest or max."""
     schema: int = SCHEMA
     commit: str | None = None
     dirty: bool | None = None
+    """Whether files differed from the commit."""
     versions: dict[str, str] | None = None
+    """Of the packages that a result depends on."""
     device: str | None = None
     driver: str | None = None
 

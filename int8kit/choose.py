@@ -12,7 +12,7 @@ def choose_backend(wanted: str) -> tuple[str, str]:
     """Return a runtime's name and the reason in a sentence.
 
     "auto": our own engine on an NVIDIA GPU that it can be built on; OpenVINO on a CPU with VNNI, where it is the faster
-    one; ONNX Runtime elsewhere: without VNNI OpenVINO's INT8 is slower than float (README, "How it compares").
+    one; ONNX Runtime elsewhere: without VNNI OpenVINO's INT8 is slower than float (docs/design.md).
     Raises: UsageError: the wanted one is not here.
     """
     if wanted != "auto":

@@ -22,9 +22,12 @@ def quantize(
     """Calibrate a float model, export and build it, compare it with the float one; leave all in `out`.
 
     Args:
-        model: Hugging Face id or folder. samples: texts or images; None takes the task's training data.
-        task, data: what it is scored on; where the recipe loses more than `max_loss`, a search follows.
-        backend: a runtime's name, or "auto". seq_length: tokens at which it is timed; None takes the samples' own.
+        model: Hugging Face id or folder.
+        samples: texts or images; None takes the task's training data.
+        task: what it is scored on; where the recipe loses more than `max_loss`, a search follows.
+        data: the task's data set or folder.
+        backend: a runtime's name, or "auto".
+        seq_length: tokens at which it is timed; None takes the samples' own.
     Returns: what was measured. What an earlier run of the same model, samples and options made is used again.
     Raises: ValueError, FileNotFoundError, RuntimeError: with the next step.
     """

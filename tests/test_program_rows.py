@@ -1,4 +1,4 @@
-"""The committed rows of INT8 programs: whole, none failed, and the table of docs/gpu.md is theirs."""
+"""The committed rows of INT8 programs: whole, none failed, and the table of docs/guides/gpu.md is theirs."""
 
 from benchmarks.families.programs import BEGIN, END, ROWS, table
 from benchmarks.families.table import between
@@ -17,4 +17,4 @@ def test_every_family_and_recipe_has_one_row_and_none_failed():
 
 
 def test_the_table_is_that_of_the_rows():
-    assert between((ROOT / "docs" / "gpu.md").read_text(), BEGIN, END) == table(read_rows(ROWS))
+    assert between((ROOT / "docs" / "guides" / "gpu.md").read_text(), BEGIN, END) == table(read_rows(ROWS))

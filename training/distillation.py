@@ -42,7 +42,10 @@ def distillation_loss(student: Any, teacher: Any, mask: Tensor | None, options: 
     """Return the weighted sum of what the options compare.
 
     Args:
-        student, teacher: model outputs. mask: (B, S), 1 where a token is real; outputs per token count only there.
+        student: the trained model's outputs.
+        teacher: the float model's.
+        mask: (B, S), 1 where a token is real; outputs per token count only there.
+
     Logits are compared by squared difference, or by KL divergence x temperature^2 (Hinton et al. 2015,
     arXiv:1503.02531), hidden states by mean squared error over the teacher's mean square, attention by KL divergence
     over the keys.

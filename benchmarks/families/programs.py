@@ -1,7 +1,7 @@
 """INT8 programs of every family and shipped recipe: each exported and compared with its fake-quantized model on a CPU.
 
     python -m benchmarks.families.programs --out benchmarks/results/programs.jsonl [--family bert ...]
-    python -m benchmarks.families.programs --table docs/gpu.md
+    python -m benchmarks.families.programs --table docs/guides/gpu.md
 
 A row has the dtype (fp16, or bf16 where fp16 alone rounds too much), the numbers of products in INT8, what was left to
 the compiler, and the errors of the parity check.

@@ -58,7 +58,8 @@ def run_sweep(
         budget_s: no new shape is begun after so many seconds; the most telling points come first. Processes that
             prepare get half of it.
         retry_failed: measure points again whose last row is a failed one.
-        num_processes, ray: prepare in so many processes, or on the Ray cluster at this address.
+        num_processes: prepare in so many processes.
+        ray: prepare on the Ray cluster at this address.
         artifacts: the folder of another run whose artifacts are shared.
     Raises: RuntimeError: the folder is in use. FileExistsError: it holds another sweep. OSError: the disk is full.
         Interrupted: by Ctrl-C or SIGTERM.

@@ -83,7 +83,8 @@ class Task:
         Args:
             data: hub id ("path" or "path:config"), folder or file; None takes `default_data`.
             split: the split's name.
-            columns, label_column: the data's own names, where they are neither the task's nor known aliases.
+            columns: the data's own names, where they are neither the task's nor known aliases.
+            label_column: the same of the labels.
         Raises: ValueError: if a column is missing (the data's columns are named); FileNotFoundError: for a missing
             path.
         """

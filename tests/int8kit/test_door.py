@@ -166,6 +166,6 @@ def test_the_runtime_is_chosen_by_what_is_here(monkeypatch):
 def test_the_package_holds_what_it_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert project["project"]["scripts"]["int8kit"] == "int8kit.__main__:main"
-    for name in ("ray", "tensorrt"):
+    for name in ("ray", "tensorrt", "gpu", "docs"):
         file = project["tool"]["setuptools"]["dynamic"]["optional-dependencies"][name]["file"]
         assert all((ROOT / each).is_file() for each in file)

@@ -21,13 +21,13 @@ from eval.timing import latency
 from tests.eval import tiny
 from tests.eval.sweep.sweeps import sweep_options
 
-GUIDE = Path(__file__).parents[3] / "docs" / "own_task.md"
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "own_task.md"
 
 
 @pytest.fixture
 def stars(tmp_path):
     """The file that the documentation shows, a tiny model with five labels, and reviews."""
-    (code,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)
+    (code,) = re.findall(r'```python title="my_task.py"\n(.*?)```', GUIDE.read_text(), re.S)
     assert len([line for line in code.splitlines() if line]) <= 30, "the example grew"
     file = tmp_path / "my_task.py"
     file.write_text(code)
