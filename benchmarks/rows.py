@@ -51,7 +51,7 @@ def provenance() -> dict[str, Any]:
     """Return the command line, commit, versions, CPU, load and date of this run."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "command": " ".join(["python", "-m", main_module(), *(_quoted(without_folders(word)) for word in sys.argv[1:])]),
+        "command": " ".join(["python", "-m", main_module(), *map(_quoted, map(without_folders, sys.argv[1:]))]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},

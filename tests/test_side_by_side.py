@@ -56,7 +56,8 @@ def test_every_environment_is_pinned_with_reasons():
 
 def test_what_counts_as_a_line(tmp_path):
     recipe = tmp_path / "recipe.py"
-    recipe.write_text('"""What it does.\n\nMore.\n"""\n\nimport sys  # job\n\n# why\nx = [\n    1,  # one\n]\nprint(x)\n')
+    text = '"""What it does.\n\nMore.\n"""\n\nimport sys  # job\n\n# why\nx = [\n    1,  # one\n]\nprint(x)\n'
+    recipe.write_text(text)
     assert counted_lines(recipe) == ["x = [", "    1,  # one", "]", "print(x)"]
     recipe.write_text("x = 1; y = 2\n")
     with pytest.raises(ValueError, match="line 1 holds two statements"):

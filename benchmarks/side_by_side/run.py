@@ -50,7 +50,7 @@ def run_recipe(tool: Tool, python: Path, job: Job, out: Path) -> tuple[Cost, Art
     interpreter = [str(python)] if tool.path.suffix == ".py" else ["bash", "-eu"]
     command = [*interpreter, str(tool.path), str(job.model), str(job.samples), str(out)]
     paths = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "HF_HOME": str(scratch)}
-    if python.resolve() == Path(sys.executable).resolve() and tool.environment == "int8kit":
+    if tool.environment == "int8kit":
         paths["PYTHONPATH"] = str(ROOT)  # this project as it stands here, wherever the recipe runs
     done = subprocess.run(
         [sys.executable, "-S", str(COST), str(job.limit_s), str(log), *command],

@@ -1,4 +1,4 @@
-# Olive's workflow for BERT on a CPU, as its example has it: conversion, transformers optimization, static quantization.
+# Olive's workflow for BERT on a CPU, as its example has it: conversion, optimization, static quantization.
 MODEL=$1 SAMPLES=$2 OUT=$3  # job
 cat > "$OUT/olive.json" <<END
 {
