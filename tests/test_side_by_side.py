@@ -90,8 +90,8 @@ def test_a_recipe_that_fails_or_leaves_nothing_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.side_by_side.tools.RECIPES", tmp_path)
     job = Job(tmp_path / "model", tmp_path / "samples.parquet", 60)
     recipe = tmp_path / "recipe.sh"
-    recipe.write_text('echo "no operator in $1"; exit 3\n')
-    with pytest.raises(RuntimeError, match=r"^no operator in MODEL$"):
+    recipe.write_text('echo "no operator in $1, $3/x and /usr/lib/y.so"; exit 3\n')
+    with pytest.raises(RuntimeError, match=r"^no operator in MODEL, OUT/x and y\.so$"):
         run_recipe(tool, Path(sys.executable), job, tmp_path / "out")
     recipe.write_text("true\n")
     with pytest.raises(FileNotFoundError, match=r"recipe\.sh left 0 files \*\.onnx; one is expected"):

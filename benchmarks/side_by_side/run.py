@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -66,9 +67,9 @@ def last_error(log: Path, job: Job) -> str:
     """Return the last line that a failed recipe printed, without the paths of this machine."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     text = lines[-1][:300] if lines else "ended without a word"
-    for path, name in ((log.parent, "OUT"), (job.model, "MODEL"), (job.samples, "SAMPLES")):
+    for path, name in ((job.model, "MODEL"), (job.samples, "SAMPLES"), (log.with_suffix(""), "OUT")):
         text = text.replace(str(path), name)
-    return text
+    return re.sub(r"(?<![\w./])/(?:[^\s/'\":]+/)+", "", text)  # of any other path its last name stays
 
 
 def versions_of(python: Path, packages: tuple[str, ...]) -> dict[str, str]:

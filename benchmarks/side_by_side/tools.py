@@ -43,13 +43,12 @@ class Tool:
 
 TOOLS = {
     "int8kit": Tool("int8kit", "int8kit.sh", "int8kit", ("onnxruntime",), "*.engine"),
-    "int8kit-openvino": Tool(
-        "int8kit, OpenVINO", "int8kit_openvino.sh", "int8kit", ("openvino",), "*.engine"
-    ),
+    "int8kit-openvino": Tool("int8kit, OpenVINO", "int8kit_openvino.sh", "int8kit", ("openvino",), "*.engine"),
     "optimum": Tool("optimum-intel", "optimum_intel.py", "optimum", ("optimum-intel", "nncf", "openvino"),
                     "openvino_model.xml"),
     "nncf": Tool("NNCF", "nncf_openvino.py", "nncf", ("nncf", "openvino"), "model.xml"),
-    "olive-example": Tool("Olive, as its example", "olive_example.sh", "olive", ("olive-ai", "onnxruntime"), "model.onnx"),
+    "olive-example": Tool("Olive, as its example", "olive_example.sh", "olive", ("olive-ai", "onnxruntime"),
+                          "model.onnx"),
     "olive": Tool("Olive, matrix products", "olive_products.sh", "olive", ("olive-ai", "onnxruntime"), "model.onnx"),
     "modelopt": Tool("ModelOpt, ONNX", "modelopt_onnx.py", "modelopt", ("nvidia-modelopt", "onnxruntime"),
                      "model.onnx"),
