@@ -42,8 +42,8 @@ class Tool:
 
 
 TOOLS = {
-    "int8kit": Tool("int8kit", "int8kit.sh", "int8kit", ("onnxruntime",), "*.engine"),
-    "int8kit-openvino": Tool("int8kit, OpenVINO", "int8kit_openvino.sh", "int8kit", ("openvino",), "*.engine"),
+    "int8kit": Tool("int8kit", "int8kit.sh", "int8kit", ("onnxruntime",), "engine"),
+    "int8kit-openvino": Tool("int8kit, OpenVINO", "int8kit_openvino.sh", "int8kit", ("openvino",), "engine"),
     "optimum": Tool("optimum-intel", "optimum_intel.py", "optimum", ("optimum-intel", "nncf", "openvino"),
                     "openvino_model.xml"),
     "nncf": Tool("NNCF", "nncf_openvino.py", "nncf", ("nncf", "openvino"), "model.xml"),
