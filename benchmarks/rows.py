@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ def provenance() -> dict[str, Any]:
     """Return the command line, commit, versions, CPU, load and date of this run."""
     status = _git("status", "--porcelain", "--untracked-files=no")
     return {
-        "command": " ".join(["python", "-m", main_module(), *(_quoted(word) for word in sys.argv[1:])]),
+        "command": " ".join(["python", "-m", main_module(), *map(_quoted, map(without_folders, sys.argv[1:]))]),
         "commit": _git("rev-parse", "HEAD"),
         "dirty": None if status is None else bool(status),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
@@ -60,6 +61,14 @@ def provenance() -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def without_folders(word: str) -> str:
+    """Return a word of a command line in which the folders of this machine stand as FOLDER: `--model FOLDER/minilm`.
+
+    A path is what begins with a slash, ~ or ../, also behind the = of KEY=PATH; its last name stays.
+    """
+    return re.sub(r"(^|=)(?:[/~]|\.\./)[^=]*?([^/=@]*)/?(?=@|$)", r"\1FOLDER/\2", word).removesuffix("/")
 
 
 def main_module() -> str:
