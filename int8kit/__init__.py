@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from int8kit.quantize import Quantized
+    from int8kit.pipeline import Quantized
 
 
 def quantize(model: str, samples: str, out: str, **options: Any) -> Quantized:
-    """Quantize a Hugging Face model from samples and compare it with the float one; see `int8kit.quantize.quantize`."""
-    from int8kit.quantize import quantize as run  # torch and transformers, when they are needed
+    """Quantize a Hugging Face model from samples and compare it with the float one; see `int8kit.pipeline.quantize`."""
+    from int8kit.pipeline import quantize as run  # torch and transformers, when they are needed
 
     return run(model, samples, out, **options)
 

@@ -1,4 +1,4 @@
-"""`int8kit quantize`: the flags; what runs is `int8kit.quantize`."""
+"""`int8kit quantize`: the flags; what runs is `int8kit.pipeline`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     if looks_local and not Path(arguments.model).expanduser().exists():
         raise FileNotFoundError(f"no model {arguments.model}; give a folder of save_pretrained or a hub id")
     print(f"int8kit: loading torch and {arguments.model} ...", file=sys.stderr, flush=True)
-    from int8kit.quantize import quantize
+    from int8kit.pipeline import quantize
 
     result = quantize(
         arguments.model, arguments.samples, arguments.out, task=arguments.task, data=arguments.data,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from calib.sample_batches import longest_input
 from engine.backend import get_backend
 from eval.report.__main__ import write_report
 from eval.report.run_data import RunData, read_run
@@ -21,28 +22,31 @@ from eval.tasks import get_task, task_path
 from int8kit.folder import PAGE, write_folder
 from int8kit.made import PROGRAM
 from int8kit.result import FLOAT, INT8, Line, Quantized, Steps
+from quant.models.pretrained import load_float_model
 from quant.recipe import load_recipe
 
 REFERENCE = "onnxruntime-fastest"
 SEARCH_PAGE = "search.html"
+USUAL_LENGTH = 128  # tokens, as published results of such tasks have it
 
 
 def score(
     model: str, samples: str | None, out: Path, *, task: str, data: str | None, backend: str, why: str, recipe: str,
     max_loss: float, num_samples: int, column: list[str] | None, seq_length: int | None, threads: int | None, seed: int,
 ) -> Quantized:  # fmt: skip
-    """Quantize, score and time; see `int8kit.quantize.quantize`."""
+    """Quantize, score and time; see `int8kit.pipeline.quantize`."""
     known = get_task(task)
     source = samples or data or known.default_data
     if source is None:
         raise ValueError(f"task {task} has no default data set; give --data, or --samples to calibrate from")
     uses_gpu = get_backend(backend).info.uses_gpu
+    length = (seq_length or _usual_length(model)) if known.is_text else None
     options = SweepOptions(
         model=model, task=task_path(task), data=data, split="validation", columns=tuple(column) if column else None,
         label_column=None, samples=source, num_calibration=num_samples, num_samples=None, seed=seed,
         methods=("fp16" if uses_gpu else "fp32", load_recipe(recipe).calibrator.method), recipes=(recipe,),
         backends=(backend,), references=("pytorch",) if uses_gpu else ("pytorch", REFERENCE), batch_sizes=(1, 8),
-        seq_lengths=(seq_length or 128,) if known.is_text else (None,), shapes="auto",
+        seq_lengths=(length,), shapes="auto",
         threads=threads or os.cpu_count() or 1, rounds=6, device="cuda" if uses_gpu else "cpu", qat_arguments="",
         load_clients=(), load_seconds=2.0, max_rounds=12,
     )  # fmt: skip
@@ -74,6 +78,11 @@ def score(
     if page is not None:
         (out / SEARCH_PAGE).write_bytes(page.read_bytes())
     return result
+
+
+def _usual_length(model: str) -> int:
+    """Return the tokens that samples are padded to: USUAL_LENGTH, or what the model takes at most."""
+    return min(longest_input(load_float_model(model)) or USUAL_LENGTH, USUAL_LENGTH)
 
 
 def _result(data: RunData, system: System, out: Path, model: str, backend: str, task: str, num_samples: int,

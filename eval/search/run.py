@@ -43,7 +43,8 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
 
     Args:
         budget_s: the proof begins no new shape after so many seconds from the start; all else is measured whole.
-        num_processes, ray: prepare the proof in so many processes, or on the Ray cluster at this address.
+        num_processes: prepare the proof's engines in so many processes.
+        ray: prepare them on the Ray cluster at this address.
     Raises: FileExistsError: `out` holds another search. RuntimeError: in use, or an engine that does not run.
     """
     start = time.monotonic()

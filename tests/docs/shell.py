@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.docs.pages import ROOT
 
 PRELOADED = ("torch", "transformers", "datasets", "calib.command", "eval.command", "eval.parity.checked_export",
-             "eval.sweep.run", "training.command", "int8kit.quantize")  # fmt: skip
+             "eval.sweep.run", "training.command", "int8kit.pipeline")  # fmt: skip
 CLIENT = """#!{python} -ES
 import json, os, socket, sys
 line = socket.socket(socket.AF_UNIX)

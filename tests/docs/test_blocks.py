@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, all_blocks, blocks, pages
+from tests.docs.pages import BLOCK, ROOT, all_blocks, blocks, command_lines, pages
 from tests.docs.reader import make_folder
 from tests.docs.shell import Shell, warm_shell
 
@@ -85,3 +85,13 @@ def test_a_block_that_fails_is_seen(shell: Shell, folder: Path) -> None:
     code, output = shell.python("raise KeyError('x')", folder)
     assert code == 1 and "KeyError: 'x'" in output
     assert shell.bash("int8kit --help | grep -c quantize && python -c 'import sys; sys.exit(3)'", folder)[0] == 3
+
+
+def test_the_front_door_is_short_and_the_same_in_both_languages() -> None:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")]
+    assert all(len(text.splitlines()) <= 130 for text in texts)
+    mine, theirs = ([m.group("text") for m in BLOCK.finditer(text)] for text in texts)
+    theirs = [block.replace("report runs/sweep --lang zh", "report runs/sweep") for block in theirs]
+    assert [command_lines(block) for block in mine] == [command_lines(block) for block in theirs]
+    figures = [re.findall(r"\| +([\d.]+) x \|", text) for text in texts]
+    assert figures[0] and figures[0] == figures[1]

@@ -32,6 +32,13 @@ def door(*words):
     return ended.value.code
 
 
+def test_the_function_stays_one_when_what_it_runs_is_imported():
+    import int8kit
+
+    names = {path.stem for path in (ROOT / "int8kit").glob("*.py")}
+    assert callable(int8kit.quantize) and not names & set(int8kit.__all__)  # a module of that name would hide it
+
+
 def test_help_is_short_and_names_every_command(capsys):
     assert door("--help") == 0
     lines = capsys.readouterr().out.splitlines()
