@@ -16,7 +16,7 @@ import numpy as np
 DISTANCES = (6.0, 9.0, 13.0, 18.0, 24.0, 31.0, 39.0, 48.0, 60.0, 75.0, 95.0, 120.0)  # points, from mark to label
 ANGLES = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 LEADER, LEADER_COLOR = 10.0, "#858c94"  # distance from which a line leads to the mark; its colour shows on both papers
-MARK, GAP = 5.0, 1.5  # half a mark's width, and the room around a label, in points
+MARK, RING, GAP = 5.0, 9.0, 1.5  # half the width of a mark and of a strong one's ring, the room around a label: points
 ROUNDS, ORDERS = 5, 6
 MISSING, THROUGH_MARK, CROSSING, THROUGH_LABEL, NEARER, LINE = 1e4, 120.0, 60.0, 80.0, 25.0, 8.0  # beside the distance
 
@@ -82,7 +82,8 @@ def place(points: np.ndarray, sizes: Sequence[np.ndarray], panel: np.ndarray, st
     Args: points: of the labels' marks, then of others, shape (n, 2). sizes: of the labels. panel: (left, bottom,
         right, top). strong: whether a label is set before the others. lines: polylines that are better left free.
     """
-    spots = [_spots(i, points, size, panel, lines) for i, size in enumerate(sizes)]
+    radii = np.array([RING if each else MARK for each in strong] + [MARK] * (len(points) - len(sizes)))
+    spots = [_spots(i, points, radii, size, panel, lines) for i, size in enumerate(sizes)]
     random = np.random.default_rng(0)
     best: tuple[float, list[int]] = (np.inf, [])
     for _ in range(ORDERS):
@@ -109,7 +110,8 @@ def _settle(spots: Sequence[Spots], order: Sequence[int]) -> tuple[float, list[i
     return sum(price), chosen
 
 
-def _spots(own: int, points: np.ndarray, size: np.ndarray, panel: np.ndarray, lines: Sequence[np.ndarray]) -> Spots:
+def _spots(own: int, points: np.ndarray, radii: np.ndarray, size: np.ndarray, panel: np.ndarray,
+           lines: Sequence[np.ndarray]) -> Spots:  # fmt: skip
     """Return the places around a point that lie in the panel and on no mark, with what each costs by itself."""
     directions = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1)
     distances = np.repeat(DISTANCES, len(ANGLES))
@@ -118,7 +120,7 @@ def _spots(own: int, points: np.ndarray, size: np.ndarray, panel: np.ndarray, li
     boxes = np.concatenate([centers - size / 2, centers + size / 2], axis=1)
     gaps = np.maximum(np.abs(points[None] - centers[:, None]) - size / 2, 0)  # (places, marks, 2)
     away = np.hypot(gaps[..., 0], gaps[..., 1])
-    free = (boxes[:, :2] >= panel[:2]).all(1) & (boxes[:, 2:] <= panel[2:]).all(1) & (away >= MARK).all(1)
+    free = (boxes[:, :2] >= panel[:2]).all(1) & (boxes[:, 2:] <= panel[2:]).all(1) & (away >= radii).all(1)
     centers, boxes, distances, away = centers[free], boxes[free], distances[free], away[free]
     costs = distances.copy()
     others = [number for number in range(len(points)) if number != own]
@@ -144,7 +146,7 @@ def _beside(mine: Spots, other: Spots, k: int) -> np.ndarray:
 
 
 def _inside(samples: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    return ((samples > boxes[..., :2]) & (samples < boxes[..., 2:])).all(-1)
+    return np.asarray(np.logical_and(samples > boxes[..., :2], samples < boxes[..., 2:]).all(-1))
 
 
 def _from_stretch(point: np.ndarray, start: np.ndarray, ends: np.ndarray) -> np.ndarray:

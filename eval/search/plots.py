@@ -79,6 +79,7 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
         return figure
     labels: list[Label] = []
     predicted: list[tuple[float, float]] = []
+    lines: list[list[tuple[float, float]]] = []
     for system in data.systems:
         row, time = data.timed(system), time_at(data, system)
         if row is None or time is None or row.row.error_abs_mean is None or not system.is_int8:
@@ -93,6 +94,7 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
             axis.plot(*at, marker="o", ms=8, ls="none", mfc="none", mec=color)
             axis.plot([at[0], x], [at[1], y], color=color, lw=0.8, alpha=0.6)
             predicted.append(at)
+            lines.append([at, (x, y)])
         if system == result.chosen:
             axis.plot(x, y, marker="o", ms=15, mfc="none", mec=INK, mew=1.6, ls="none")
     length = f" x {data.primary.sequence_length}" if data.primary.sequence_length else ""
@@ -100,5 +102,5 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
              ylabel="error, over the whole recipe's")  # fmt: skip
     axis.set_ylim(bottom=0)
     axis.autoscale(enable=False)
-    draw_labels(axis, labels, 8.0, marks=predicted)
+    draw_labels(axis, labels, 8.0, lines, predicted)
     return figure

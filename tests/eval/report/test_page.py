@@ -109,12 +109,14 @@ def test_labels_lie_over_no_other_no_point_and_inside_the_panel(seed):
 
 def test_a_label_without_room_is_left_out_and_a_strong_one_first_served():
     points, sizes, panel = (
-        np.array([[30.0, 20.0], [34.0, 20.0]]),
+        np.array([[30.0, 16.0], [34.0, 16.0]]),
         [np.array([40.0, 12.0])] * 2,
-        np.array([0, 0, 64, 34]),
+        np.array([0, 0, 64, 44]),
     )
     first, second = place(points, sizes, panel, [False, True])
     assert first is None and second is not None
+    first, second = place(points, sizes, panel, [True, False])
+    assert first is not None and second is None
     assert place(points, [np.array([100.0, 12.0])] * 2, panel, [False, False]) == [None, None]
     assert wrapped("percentile int8_smoothquant") == "percentile\nint8_smoothquant" and wrapped("a b") == "a b"
 
