@@ -1,9 +1,11 @@
 """The side by side of tools: its page and table are those of its rows, and the rows' lines those of the recipes."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +85,20 @@ def test_cost_is_that_of_the_command_and_all_it_starts(tmp_path):
     assert 300e6 < found["peak_bytes"] < 400e6  # the interpreter itself takes about 10 MB
     assert 0 < found["cpu_s"] <= 1.5 * found["wall_s"] + 0.1  # two processes, one after the other
     assert cost_of(0.2, "import time; time.sleep(60)", tmp_path / "log")["status"] is None
+
+
+def test_a_measurement_that_is_ended_takes_its_command_with_it(tmp_path):
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    log = tmp_path / "log"
+    measured = subprocess.Popen([sys.executable, "-S", str(COST), "60", str(log), sys.executable, "-c", code])
+    deadline = time.monotonic() + 30
+    while not (log.exists() and log.read_text().strip()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pid = int(log.read_text())
+    measured.terminate()
+    measured.wait(30)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_recipe_that_fails_or_leaves_nothing_is_told(tmp_path, monkeypatch):

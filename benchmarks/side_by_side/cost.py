@@ -5,6 +5,7 @@ It imports little and stays small, since a process counts as memory of its own w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -22,13 +23,16 @@ def main(limit_s: str, log: str, *command: str) -> None:
     """
     with open(log, "w", encoding="utf-8") as file:
         start = time.perf_counter()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             status: int | None = process.wait(float(limit_s))
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             status = None
+        finally:  # also when this process is told to end: the command must not go on alone
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
         wall_s = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss

@@ -53,11 +53,16 @@ def run_recipe(tool: Tool, python: Path, job: Job, out: Path) -> tuple[Cost, Art
     paths = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "HF_HOME": str(scratch)}
     if tool.environment == "int8kit":
         paths["PYTHONPATH"] = str(ROOT)  # this project as it stands here, wherever the recipe runs
-    done = subprocess.run(
+    measured = subprocess.Popen(
         [sys.executable, "-S", str(COST), str(job.limit_s), str(log), *command],
-        env=os.environ | OFFLINE | paths, cwd=scratch, stdout=subprocess.PIPE, text=True, check=True,
+        env=os.environ | OFFLINE | paths, cwd=scratch, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    cost = json.loads(done.stdout)
+    try:
+        printed, _ = measured.communicate()
+    finally:  # an interrupted measurement ends its recipe
+        measured.terminate()
+        measured.wait()
+    cost = json.loads(printed)
     if (status := cost.pop("status")) != 0:
         raise RuntimeError(f"took over {job.limit_s:g} s" if status is None else last_error(log, job))
     return Cost(**cost), tool.artifact(out)
