@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import logging
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import pyarrow.json
 import pyarrow.parquet
 from PIL import Image, UnidentifiedImageError
 
+logger = logging.getLogger(__name__)
 TEXT_SUFFIXES = (".txt",)
 TABLE_SUFFIXES = (".parquet", ".csv", ".jsonl")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -232,15 +234,21 @@ def choose_columns(types: dict[str, pa.DataType], wanted: str, columns: Sequence
     if wanted == "image":
         found = [name for name in IMAGE_COLUMNS if name in types]
         if found:
-            return (found[0],)
+            return _said((found[0],), there)
         raise ValueError(f"no image column ({', '.join(IMAGE_COLUMNS)}); it has {there}")
     for names in TEXT_COLUMNS:
         if all(name in types and _is_text(types[name]) for name in names):
-            return names
+            return _said(names, there)
     strings = [name for name, kind in types.items() if _is_text(kind)]
     if len(strings) == 1:
-        return (strings[0],)
+        return _said((strings[0],), there)
     raise ValueError(f"which column is the text? it has {there}; name one or two with --column")
+
+
+def _said(names: tuple[str, ...], there: str) -> tuple[str, ...]:
+    """Return columns that nobody named, and log them."""
+    logger.info("samples are read from %s of the columns %s", " and ".join(names), there)
+    return names
 
 
 def _is_text(kind: Any) -> bool:

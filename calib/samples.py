@@ -36,6 +36,7 @@ from quant.models.digits import digits_split
 from quant.models.pretrained import DIGITS, LoadedModel
 
 logger = logging.getLogger(__name__)
+TRAIN, SCORED = "train", ("validation", "valid", "val", "dev", "test")  # as `datasets` knows a folder's splits
 
 MODALITIES = {"input_ids": "text", "pixel_values": "image"}  # other main inputs take raw arrays only
 TAKES = f"a folder or file of {', '.join((*TEXT_SUFFIXES, *TABLE_SUFFIXES))}, images, or {' / '.join(ARRAY_SUFFIXES)}"
@@ -69,6 +70,10 @@ class Samples:
             chosen = self._drawn[start : start + self.batch_size]
             yield make_batch([self._readers[r].read(row) for r, row in chosen], self._loaded, self._max_length)
 
+    def num_shared_with(self, other: Samples) -> int:
+        """Return how many of them another draw from the same source has too."""
+        return len({*self._drawn} & {*other._drawn})
+
     def spread(self, num_samples: int) -> Samples:
         """Return so many of them, spread evenly over their lengths, as one batch."""
         count = min(num_samples, self.num_samples)
@@ -83,6 +88,7 @@ def load_samples(
     columns: Sequence[str] | None = None,
     num_samples: int | None = 256,
     seed: int = 0,
+    after: int = 0,
     batch_size: int = 32,
     max_length: int | None = None,
     skip_bad: bool = False,
@@ -95,6 +101,7 @@ def load_samples(
         loaded: the model, and the tokenizer or processor that makes its inputs.
         columns: the text columns (one, or a pair) or the image column; default: the usual names.
         num_samples: how many to draw without replacement; None takes all.
+        after: draw after so many of this seed's order: none of a first draw of so many, while the source has others.
         max_length: tokens at which text is cut; default the model's maximum.
         skip_bad: leave out what cannot be read instead of refusing.
         reader: what reads `source` in place of the readers of this package, as a task with its own inputs does.
@@ -112,7 +119,7 @@ def load_samples(
     kind = readers[0].kind
     if kind != "raw" and loaded.processor is None:
         raise ValueError(f"{loaded.name} has no tokenizer or processor, so {kind} does not fit it; give .npy or .npz")
-    drawn, digest = _draw(readers, num_samples, seed, str(source), loaded, limit, skip_bad)
+    drawn, digest = _draw(readers, num_samples, (seed, after), str(source), loaded, limit, skip_bad)
     cut = max_length or limit
     if kind == "text":
         drawn = sort_by_length(readers, drawn, loaded, cut)
@@ -155,7 +162,7 @@ def _open_files(
 ) -> list[Reader]:
     """Return a reader of each usable file; refuse, or with skip_bad name, those that cannot be read."""
     files = (
-        _train_only(sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)))
+        _train_only(sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path)), path)
         if path.is_dir()
         else [path]
     )
@@ -188,14 +195,24 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _train_only(files: list[Path]) -> list[Path]:
+def _train_only(files: list[Path], root: Path) -> list[Path]:
     """Return the train files alone where a folder holds a data set's splits: what is scored must not calibrate."""
-    splits = {file: file.stem.split("-")[0].lower() for file in files if file.suffix.lower() in TABLE_SUFFIXES}
-    if "train" not in splits.values() or not {"validation", "test"} & set(splits.values()):
+    splits = {file: _split_of(file, root) for file in files}
+    if TRAIN not in splits.values() or not set(SCORED) & set(splits.values()):
         return files
-    left_out = [file for file, split in splits.items() if split != "train"]
-    logger.info("samples come from the train split; left out: %s", _listed([file.name for file in left_out]))
+    left_out = [file for file, split in splits.items() if split in SCORED]
+    names = dict.fromkeys(file.relative_to(root).parts[0] for file in left_out)
+    logger.info("samples come from the train split; left out: %s", _listed(list(names)))
     return [file for file in files if file not in left_out]
+
+
+def _split_of(file: Path, root: Path) -> str:
+    """Return the split that a file is of: by its folder under the root, of a table or text by its name."""
+    folder, *below = file.relative_to(root).parts
+    by_folder = folder.lower() if below else ""
+    if by_folder == TRAIN or by_folder in SCORED or file.suffix.lower() not in (*TABLE_SUFFIXES, *TEXT_SUFFIXES):
+        return by_folder
+    return file.stem.split("-")[0].lower()
 
 
 def _split_by_fit(files: list[Path], wanted: str) -> tuple[list[Path], list[Path]]:
@@ -212,7 +229,7 @@ def _split_by_fit(files: list[Path], wanted: str) -> tuple[list[Path], list[Path
 def _draw(
     readers: list[Reader],
     num_samples: int | None,
-    seed: int,
+    seed_and_after: tuple[int, int],
     source: str,
     loaded: LoadedModel,
     limit: int | None,
@@ -221,7 +238,8 @@ def _draw(
     """Return the drawn (reader, row) pairs in the source's order, and the digest of what they hold."""
     starts = [0, *accumulate(len(reader) for reader in readers)]
     total = starts[-1]
-    order = np.random.default_rng(seed).permutation(total)
+    seed, after = seed_and_after
+    order = np.roll(np.random.default_rng(seed).permutation(total), -min(after, total))
     asked = total if num_samples is None else num_samples
     good: dict[int, bytes] = {}
     bad: list[str] = []

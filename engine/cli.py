@@ -38,7 +38,7 @@ class DefaultsHelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """States a default where there is one and the text does not say it itself."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if "default" in (action.help or "") or action.default in (None, False, "", []):
+        if "(default" in (action.help or "") or action.default in (None, "", []) or action.default is False:
             return action.help
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default)).replace('%', '%%')})"

@@ -6,31 +6,17 @@ import argparse
 import logging
 import sys
 import warnings
-from pathlib import Path
 
 from engine.backend import BACKENDS
-from engine.cli import CommandParser, UsageError, did_you_mean, print_result, run_command
-from eval.arguments import check_task_argument
-from quant.recipe import DEFAULT_RECIPE, load_recipe
-
-AUTO = "auto"
+from engine.cli import CommandParser, print_result, run_command
+from int8kit.checks import AUTO, check_quantize
+from quant.recipe import DEFAULT_RECIPE
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Check the flags, quantize, print the table."""
-    if arguments.backend != AUTO and arguments.backend not in BACKENDS:
-        near = did_you_mean(arguments.backend, (AUTO, *BACKENDS))
-        raise UsageError(f"unknown backend '{arguments.backend}'{near}; known: {AUTO}, {', '.join(BACKENDS)}")
-    if arguments.task is None and arguments.samples is None:
-        raise UsageError("give --samples (a file or folder of texts or images), or --task with its data")
-    if arguments.task is not None:
-        check_task_argument(arguments.task)
-    if arguments.num_samples < 2 or (arguments.seq_length or 1) < 1 or arguments.max_loss < 0:
-        raise UsageError("--num-samples starts at 2, --seq-length at 1, --max-loss at 0")
-    load_recipe(arguments.recipe)
-    looks_local = arguments.model.startswith((".", "/", "~")) or arguments.model.count("/") > 1
-    if looks_local and not Path(arguments.model).expanduser().exists():
-        raise FileNotFoundError(f"no model {arguments.model}; give a folder of save_pretrained or a hub id")
+    check_quantize(arguments.model, arguments.samples, arguments.task, arguments.data, arguments.backend,
+                   arguments.recipe, arguments.max_loss, arguments.num_samples, arguments.seq_length)  # fmt: skip
     print(f"int8kit: loading torch and {arguments.model} ...", file=sys.stderr, flush=True)
     from int8kit.pipeline import quantize
 
@@ -40,29 +26,31 @@ def run(arguments: argparse.Namespace) -> None:
         num_samples=arguments.num_samples, column=arguments.column, seq_length=arguments.seq_length,
         threads=arguments.threads, seed=arguments.seed,
     )  # fmt: skip
-    if arguments.push_to_hub:
+    print_result(result.to_dict(), f"{result.table()}\n{result.out}/report.html", arguments.json)
+    if arguments.push_to_hub:  # after the result, which a hub that refuses must not hide
         from int8kit.hub import push
 
         print(f"pushed to {push(result.out, arguments.push_to_hub)}", file=sys.stderr)
-    print_result(result.to_dict(), f"{result.table()}\n{result.out}/report.html", arguments.json)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command."""
     warnings.simplefilter("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("calib").setLevel(logging.INFO)  # which columns and which split are taken
     parser = CommandParser("int8kit quantize", "A float transformer and samples in, a tested INT8 model out.")
     parser.add_argument("model", help="Hugging Face id or folder")
     parser.add_argument("--samples", help="texts or images to calibrate from: a file, a folder, a data set id")
     parser.add_argument("--column", nargs="+", help="columns of the samples (default: the usual names)")
     parser.add_argument("--task", help="score it too: sst2, stsb, squad, text-classification, ... or my_task.py")
     parser.add_argument("--data", help="data of --task: hub id or folder with SPLIT.parquet")
-    parser.add_argument("--max-loss", type=float, default=0.005, help="of the task's metric; a search follows where "
-                        "the default recipe loses more")  # fmt: skip
+    parser.add_argument("--max-loss", type=float, help="of the task's metric; a search follows where the recipe loses "
+                        "more (default: 0.005)")  # fmt: skip
     parser.add_argument("--backend", default=AUTO, help=f"{AUTO} takes what is fastest here; or {', '.join(BACKENDS)}")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="a shipped recipe or a .yaml file")
     parser.add_argument("--num-samples", type=int, default=256, help="samples drawn for calibration")
-    parser.add_argument("--seq-length", type=int, help="tokens at which it is timed and scored (default: from samples)")
+    parser.add_argument("--seq-length", type=int, help="tokens at which it is timed and scored (default: the "
+                        "samples' own; with --task 128, or what the model takes)")  # fmt: skip
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload the folder to this Hugging Face repository")

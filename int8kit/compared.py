@@ -27,7 +27,7 @@ from quant.models.pretrained import LoadedModel, load_float_model
 from quant.recipe import load_recipe
 
 BATCHES = (1, 8)
-CHECKED = 64  # samples of another draw on which the outputs are compared
+CHECKED = 64  # samples on which the outputs are compared: none that calibrated, while there are others
 
 
 def compare_with_float(
@@ -42,8 +42,10 @@ def compare_with_float(
             raise UsageError(f"{model} is an encoder-decoder, exported as two files: take int8kit calib and export")
         if loaded.processor is None:
             raise UsageError(f"{model} has no tokenizer or image processor; save it beside the model")
-        samples, checked = (load_samples(source, loaded, columns=column, num_samples=n, seed=s, max_length=seq_length)
-                            for n, s in ((num_samples, seed), (CHECKED, seed + 1)))  # fmt: skip
+        samples, checked = (load_samples(source, loaded, columns=column, num_samples=n, seed=seed, after=after,
+                                         max_length=seq_length)
+                            for n, after in ((num_samples, 0), (CHECKED, num_samples)))  # fmt: skip
+    shared = checked.num_shared_with(samples)
     length = seq_length or typical_length(samples, longest_input(loaded))
     made = Maker(store, loaded, model, seed, seq_length, threads)
     with steps.step(f"calibrate ({recipe_name})"):
@@ -57,13 +59,14 @@ def compare_with_float(
         engine = made.engine(file, backend, shapes if get_backend(backend).info.wants_static_shapes else {})
         bases = {each: made.engine(path, each, shapes if get_backend(each).info.wants_static_shapes else {})
                  for each, path in floats.items()}  # fmt: skip
-    with steps.step(f"compare with the float model on {checked.num_samples} samples of another draw"):
+    with steps.step(f"compare with the float model on {checked.num_samples} samples"):
         error = _error(loaded, backend, engine, checked, length, threads)
         times, speedup, fastest = _time(loaded, (backend, engine), bases, length, threads)
     manifest = read_manifest(engine)
     lines = (Line(FLOAT, read_manifest(bases[fastest]).size_bytes / 1e6, times[FLOAT]),
              Line(INT8, manifest.size_bytes / 1e6, times[INT8], error=error))  # fmt: skip
     notes = (why, f"float is {fastest}'s, the fastest of {', '.join(rivals)}" if len(rivals) > 1 else "",
+             f"{shared} of the {checked.num_samples} samples compared also calibrated: give more" if shared else "",
              told_by(checkpoint))  # fmt: skip
     found = Quantized(out, model, recipe_name, backend, lines, speedup, manifest.products.summary(),
                       samples.num_samples, manifest.device, notes=tuple(note for note in notes if note))  # fmt: skip
@@ -117,11 +120,11 @@ def _error(
 
 
 def _at_length(one: dict[str, torch.Tensor], length: int) -> dict[str, torch.Tensor]:
-    """Return one sample cut or padded to a length."""
-    have = one["input_ids"].shape[1]
-    if have >= length:
-        return {name: x[:, :length] for name, x in one.items()}
-    return {name: torch.nn.functional.pad(x, (0, length - have)) for name, x in one.items()}
+    """Return one sample with what it holds of each token cut or padded to a length; an image beside stays."""
+    shape = one["attention_mask"].shape
+    missing = max(length - shape[1], 0)
+    return {name: torch.nn.functional.pad(x[:, :length], (0, missing)) if x.shape == shape else x
+            for name, x in one.items()}  # fmt: skip
 
 
 def _time(loaded: LoadedModel, int8: tuple[str, Path], bases: dict[str, Path], length: int, threads: int | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from quant.checkpoint import read_description
 from quant.recipe import recipe_from_dict
 
 CARD, PAGE, RESULT, CHECKPOINT, RECIPE = "README.md", "report.html", "result.json", "checkpoint", "RECIPE.yaml"
+WORK, WRITTEN = ".work", "written.json"  # the names that a run left in the folder
 USE = {
     "onnxruntime": ("import onnxruntime", 'session = onnxruntime.InferenceSession("{file}")',
                     "outputs = session.run(None, feeds)  # feeds: input name -> numpy array"),
@@ -28,18 +31,41 @@ USE = {
 }  # fmt: skip
 
 
-def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path) -> None:
-    """Copy checkpoint, exported file and engine into the folder, and write recipe, page, card and result."""
-    for old in found.out.iterdir():  # of an earlier run with other options
-        if old.name not in (".work", ".lock"):
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    shutil.copytree(checkpoint, found.out / CHECKPOINT, ignore=shutil.ignore_patterns("inputs.json"))
+def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path, *, file_name: str | None = None,
+                 pages: Mapping[str, Path] | None = None) -> None:  # fmt: skip
+    """Put checkpoint, exported file, engine, recipe, page, card and result into the folder.
+
+    They are put together in `.work` and moved when they are whole. Of an earlier run what it wrote is removed, and
+    nothing else.
+    Args:
+        file_name: of the exported file there; None: its own.
+        pages: name there → file; a `report.html` among them is the page.
+    """
+    new, written = found.out / WORK / "folder", found.out / WORK / WRITTEN
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    shutil.copytree(checkpoint, new / CHECKPOINT, ignore=shutil.ignore_patterns("inputs.json"))
     for source in (*with_companions(file), *with_companions(engine)):
-        shutil.copy2(source, found.out / source.name)
-    write_recipe(recipe_from_dict(read_description(checkpoint)["recipe"]), found.out / RECIPE, "what was calibrated")
-    (found.out / CARD).write_text(card(found, file.name), encoding="utf-8")
-    (found.out / PAGE).write_text(render_page(document(found, file.name), {}), encoding="utf-8")
-    (found.out / RESULT).write_text(json.dumps(found.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        shutil.copy2(source, new / source.name)
+    if file_name is not None:
+        (new / file.name).rename(new / file_name)
+    name = file_name or file.name
+    write_recipe(recipe_from_dict(read_description(checkpoint)["recipe"]), new / RECIPE, "what was calibrated")
+    staged = replace(found, out=new)  # where the checkpoint is that they describe
+    (new / CARD).write_text(card(staged, name), encoding="utf-8")
+    (new / PAGE).write_text(render_page(document(staged, name), {}), encoding="utf-8")
+    (new / RESULT).write_text(json.dumps(found.to_dict(), indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for page, path in (pages or {}).items():
+        shutil.copy2(path, new / page)
+    names = sorted(each.name for each in new.iterdir())
+    before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else []
+    written.write_text(json.dumps(sorted({*before, *names})), encoding="utf-8")  # a kill from here on loses no track
+    for old in before:
+        path = found.out / old
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for each in names:
+        (new / each).replace(found.out / each)
+    written.write_text(json.dumps(names), encoding="utf-8")
 
 
 def card(found: Quantized, file: str) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from calib.sample_batches import longest_input
 from engine.backend import get_backend
@@ -25,6 +29,7 @@ from int8kit.result import FLOAT, INT8, Line, Quantized, Steps
 from quant.models.pretrained import load_float_model
 from quant.recipe import load_recipe
 
+T = TypeVar("T")
 REFERENCE = "onnxruntime-fastest"
 SEARCH_PAGE = "search.html"
 USUAL_LENGTH = 128  # tokens, as published results of such tasks have it
@@ -54,7 +59,7 @@ def score(
     run, searched = (out / ".work" / f"{kind}-{asked_for}" for kind in ("sweep", "search"))
     words = f"int8kit quantize {model} --task {task}"
     with steps.step(f"calibrate, export, build for {backend}, score on {task}"):
-        run_sweep(options, run, words)
+        _anew_if_other(run, partial(run_sweep, options, run, words, retry_failed=True))
     data_of = read_run(run)
     system = next(each for each in data_of.systems if each.recipe is not None)
     notes, page = [why], None
@@ -62,7 +67,8 @@ def score(
     if lost is not None and lost > max_loss:
         with steps.step(f"{recipe} loses {lost:.4f}, more than {max_loss:g}: search"):
             searched = searched.with_name(f"{searched.name}-{max_loss:g}")
-            found = run_search(SearchOptions(options, max_loss, None), searched, words, None)
+            asked = SearchOptions(options, max_loss, None)
+            found = _anew_if_other(searched, partial(run_search, asked, searched, words))
             page = write_page(found, searched)
         notes.append(found.answer)
         if found.chosen is not None and found.proof is not None:
@@ -70,14 +76,20 @@ def score(
     result = _result(data_of, system, out, model, backend, task, num_samples, notes)
     workshop = Workshop(data_of.options, ArtifactStore(RunFolder(run).artifacts))
     file, shape = workshop.onnx(system), primary_shape(data_of.options)
-    write_folder(result, workshop.checkpoint(system), file, workshop.engine(system, shape))
-    if get_backend(backend).target() == "inductor":  # the sweep calls every exported file model.onnx
-        (out / file.name).rename(out / PROGRAM)
-    report = write_report(run, max_loss=max_loss)
-    (out / PAGE).write_bytes(report.read_bytes())
-    if page is not None:
-        (out / SEARCH_PAGE).write_bytes(page.read_bytes())
+    is_program = get_backend(backend).target() == "inductor"  # the sweep calls every exported file model.onnx
+    pages = {PAGE: write_report(run, max_loss=max_loss), **({} if page is None else {SEARCH_PAGE: page})}
+    write_folder(result, workshop.checkpoint(system), file, workshop.engine(system, shape),
+                 file_name=PROGRAM if is_program else None, pages=pages)  # fmt: skip
     return result
+
+
+def _anew_if_other(folder: Path, make: Callable[[], T]) -> T:
+    """Return what `make` leaves in a folder of the cache; one of other weights, data or versions goes first."""
+    try:
+        return make()
+    except FileExistsError:
+        shutil.rmtree(folder)
+        return make()
 
 
 def _usual_length(model: str) -> int:
@@ -87,6 +99,9 @@ def _usual_length(model: str) -> int:
 
 def _result(data: RunData, system: System, out: Path, model: str, backend: str, task: str, num_samples: int,
             notes: list[str]) -> Quantized:  # fmt: skip
+    if not data.float_systems:
+        reason = next((row.row.error for row in data.rows if row.row.error), "it was not measured")
+        raise RuntimeError(f"the float model did not run, so nothing can be compared: {reason}")
     rival = min(data.float_systems, key=lambda each: float("inf") if (t := time_at(data, each)) is None else t.value)
     lines, speedup = [], {}
     common = [shape for shape in data.shapes if time_at(data, rival, shape) and time_at(data, system, shape)]
@@ -94,8 +109,8 @@ def _result(data: RunData, system: System, out: Path, model: str, backend: str, 
         row = data.ok(each)
         if row is None:
             failed = data.row(each)
-            reason = failed.row.error if failed is not None else "it was not measured"
-            raise RuntimeError(f"{each.name} did not run: {reason}")
+            reason = (failed.row.error if failed is not None else None) or "it was not measured"
+            raise RuntimeError(f"{each.name} did not run: {reason}. The same command tries again")
         ms = {shape.name: time.value for shape in common if (time := time_at(data, each, shape))}
         size = None if row.row.size_bytes is None else row.row.size_bytes / 1e6
         lines.append(Line(name, size, ms, row.row.metric, row.row.error_abs_mean if name == INT8 else None))

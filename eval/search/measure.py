@@ -38,6 +38,7 @@ class Measured:
         methods: unit → its calibrator, where another than the recipe's is better on both halves of the samples.
         tried: unit → calibrator → error alone on (first, second half).
         together: with all units on, recipe as it is. fixed: with the chosen calibrators.
+        num_shared: how many of the samples also calibrated, because there are no others.
     """
 
     units: tuple[Unit, ...]
@@ -48,6 +49,7 @@ class Measured:
     together: Errors
     fixed: Errors
     num_samples: int
+    num_shared: int = 0
 
     @property
     def prediction(self) -> Prediction:
@@ -64,18 +66,19 @@ def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
 
 
 def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool) -> Measured:
-    """Return what quantizing each unit does, on samples of another draw than the calibration's.
+    """Return what quantizing each unit does, on samples that did not calibrate, as far as there are others.
 
     Args: with_fixes: also every calibrator for every unit.
     """
-    samples = workshop.draw(workshop.options.seed + 1)
+    samples = workshop.draw(workshop.options.seed, after=workshop.options.num_calibration)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
               "calibration": workshop.samples.digest, "seed": workshop.options.seed, "fixes": with_fixes}  # fmt: skip
 
     def compute() -> dict[str, Any]:
         return _sensitivity(workshop, recipe, batch_of(samples, workshop.loaded.model), with_fixes)
 
-    return _measured(workshop.store.make_json("sensitivity", inputs, compute, "sensitivity of each unit"))
+    num_shared = samples.num_shared_with(workshop.samples)
+    return _measured(num_shared, workshop.store.make_json("sensitivity", inputs, compute, "sensitivity of each unit"))
 
 
 def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with_fixes: bool) -> dict[str, Any]:
@@ -140,13 +143,13 @@ def _dicts(errors: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
     return {name: each.to_dict() for name, each in errors.items()}
 
 
-def _measured(values: dict[str, Any]) -> Measured:
+def _measured(num_shared: int, values: dict[str, Any]) -> Measured:
     units = tuple(Unit(**{**each, "sites": tuple(each["sites"]), "layers": tuple(each["layers"])})
                   for each in values["units"])  # fmt: skip
     alone, without = ({name: Errors(**each) for name, each in values[key].items()} for key in ("alone", "without"))
     tried = {name: {m: (x[0], x[1]) for m, x in each.items()} for name, each in values["tried"].items()}
     return Measured(units, alone, without, values["methods"], tried, Errors(**values["together"]),
-                    Errors(**values["fixed"]), values["num_samples"])  # fmt: skip
+                    Errors(**values["fixed"]), values["num_samples"], num_shared)  # fmt: skip
 
 
 def measure_costs(

@@ -14,6 +14,8 @@ from eval.report.plots import Plot
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, time_at
 from eval.report.writing import Texts, count, milliseconds, percent, ratio, small
+from eval.search.cost import Costs
+from eval.search.measure import Measured
 from eval.search.plots import draw_all
 from eval.search.result import SearchResult, pays
 
@@ -99,7 +101,7 @@ def _units(result: SearchResult) -> Section:
     measured, costs = result.measured, result.costs
     text = (
         f"Each unit (an activation and the weights of the layers that read it) alone in INT8, on "
-        f"{measured.num_samples} samples that are neither scored nor calibrated on. All together move the outputs by "
+        f"{measured.num_samples} samples {_which(measured)}. All together move the outputs by "
         f"{small(measured.together.output)} on average"
         + (f", with the calibrators below by {small(measured.fixed.output)}." if measured.methods else ".")
     )
@@ -121,18 +123,31 @@ def _units(result: SearchResult) -> Section:
         Table(headers, tuple(rows)), *([more] if len(worst) > MOST_ROWS else [])))  # fmt: skip
 
 
+def _which(measured: Measured) -> str:
+    if not measured.num_shared:
+        return "that are neither scored nor calibrated on"
+    return f"that are not scored; {measured.num_shared} of them also calibrated, as there are no others"
+
+
 def _costs(result: SearchResult) -> Section:
     costs = result.costs
     assert costs is not None
-    parts: dict[str, list[float]] = {}
+    parts: dict[str, list[str]] = {}
     for unit in result.measured.units:
-        parts.setdefault(unit.part, []).append(costs.gains[unit.name])
-    rows = tuple((Cell(part), cell(count, len(gains)), Cell(f"{sum(gains):.3f}", sum(gains)),
-                  Cell("" if sum(gains) > 0 else "slower in INT8: stays float"))
-                 for part, gains in sorted(parts.items(), key=lambda each: -sum(each[1])))  # fmt: skip
+        parts.setdefault(costs.part_of[unit.name], []).append(unit.name)
+    rows = tuple((Cell(part), cell(count, len(names)), Cell(f"{saved:.3f}", saved), Cell(_remark(costs, names, saved)))
+                 for saved, part, names in sorted(((sum(costs.gains[name] for name in names), part, names)
+                                                   for part, names in parts.items()), reverse=True))  # fmt: skip
     checks = "; ".join(f"{milliseconds(m)} measured, {milliseconds(p)} predicted" for m, p in costs.checks)
     text = (f"Engines of {result.options.backend} at {costs.shape}, timed in turn: the float one takes "
             f"{milliseconds(costs.float_ms)} ms. Two engines that the fit has not seen: {checks}.")  # fmt: skip
     return Section(
         "costs", "What each part saves", (Prose(text), Table(("part", "blocks", "saves, ms", "remark"), rows))
     )
+
+
+def _remark(costs: Costs, names: list[str], saved: float) -> str:
+    """Return what a choice makes of a part that saves nothing."""
+    if saved > 0:
+        return ""
+    return "no sure loss: may come in" if costs.worth[names[0]] > 0 else "slower in INT8: stays float"

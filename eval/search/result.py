@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,13 +105,10 @@ def answer_of(result: SearchResult) -> str:
         return f"{x:.4f}" if metric is None else f"{metric.scaled(x):.2f}{metric.unit}"
 
     if result.chosen is None:
-        closest = advice.closest or next(iter(advice.within), None)
-        lost = None if closest is None else data.loss(closest)
-        near = "" if closest is None or lost is None else f"; the closest, {label(closest)}, loses {scale(lost)}"
-        limit = "" if options.max_error is None else f" and an error of {options.max_error:g}"
-        train = f"python train_qat.py --model {options.sweep.model} --task {options.sweep.task} --out RUN"
-        return (f"INT8 does not pay here, because no plan keeps a loss of {scale(options.max_loss)}{limit}{near}. "
-                f"Train: {train}")  # fmt: skip
+        asked = options.sweep
+        words = ["python train_qat.py", f"--model {asked.model}", f"--task {asked.task}", "--out RUN"]
+        train = " ".join(words[:3] + ([f"--data {asked.data}"] if asked.data else []) + words[3:])
+        return f"INT8 does not pay here, because {_unkept(data, advice, options, scale)}. Train: {train}"
     speed, rival = mean_speedup(data, result.chosen), advice.rival
     over = None if rival is None else mean_speedup(data, rival)
     row = data.ok(result.chosen)
@@ -127,8 +125,23 @@ def answer_of(result: SearchResult) -> str:
         facts += f"; {result.num_left} points of the proof are not measured yet"
     if pays(data, result.chosen, advice):
         return f"INT8 pays here: {ratio:.2f} times as fast as {label(rival)}, the fastest without INT8 ({facts})"
-    return (f"INT8 does not pay here, because the fastest plan within the loss is {ratio:.2f} times as fast as "
+    return (f"INT8 does not pay here, because the best plan within the loss is {ratio:.2f} times as fast as "
             f"{label(rival)}, which is no sure gain ({facts})")  # fmt: skip
+
+
+def _unkept(data: RunData, advice: Advice, options: SearchOptions, scale: Callable[[float], str]) -> str:
+    """Return which limit no plan keeps, and how near the closest comes."""
+    within = [each for each in advice.within if each.recipe is not None]
+    if within:  # the loss is kept, so the error is not
+        closest = min(within, key=lambda each: error_of(data, each))
+        return (f"no plan within a loss of {scale(options.max_loss)} keeps an error of {options.max_error:g}; the "
+                f"closest, {label(closest)}, has {error_of(data, closest):.4f}")  # fmt: skip
+    losses = [(lost, each) for each in data.int8_systems if each.recipe and (lost := data.loss(each)) is not None]
+    near = ""
+    if losses:
+        lost, closest = min(losses, key=lambda each: each[0])
+        near = f"; the closest, {label(closest)}, loses {scale(lost)}"
+    return f"no plan keeps a loss of {scale(options.max_loss)}{near}"
 
 
 def samples_needed(num_samples: int, loss: float, loss_high: float, max_loss: float) -> int | None:
@@ -167,6 +180,7 @@ def summary_of(result: SearchResult) -> dict[str, Any]:
         "verdict": result.answer, "seconds": round(result.seconds, 1), "units": rows,
         "together": measured.together.to_dict(), "fixed": measured.fixed.to_dict(),
         "bend": measured.prediction.bend, "num_samples": measured.num_samples,
+        "num_shared": measured.num_shared,
         "costs": None if costs is None else {**costs.to_dict(), "error": costs.error},
         "plans": [{**asdict(plan), "units": sorted(plan.units)} for plan in result.plans],
         "chosen": None if result.chosen is None else result.chosen.name,

@@ -114,7 +114,8 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     logger.info("float %.3f ms at %s, all in INT8 %.3f; engines that were not fitted are off by %.1f %% at most",
                 costs.float_ms, shape.name, costs.time(frozenset(costs.gains)), 100 * costs.error)  # fmt: skip
     plans = []
-    (out / PLANS).mkdir(exist_ok=True)
+    _remove_delivered(out)
+    (out / PLANS).mkdir()
     for number, units in enumerate(plans_for(measured, costs, options.max_error), 1):
         path = out / PLANS / f"plan{number}.yaml"
         planned = plan_recipe(sites, recipe, measured.units, units, measured.methods, path.stem)
@@ -135,6 +136,14 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     if chosen is not None:
         _deliver(found, bench, out)
     return found
+
+
+def _remove_delivered(out: Path) -> None:
+    """Remove plans and what was delivered before: costs or a proof that goes on may choose otherwise, or nothing."""
+    for folder in (PLANS, CHECKPOINT):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    for file in (out / RECIPE_FILE, *out.glob(ENGINE), *out.glob(f"{ENGINE}.*")):
+        file.unlink(missing_ok=True)
 
 
 def _drop_other_proof(folder: Path, wanted: SweepOptions) -> None:
@@ -170,7 +179,6 @@ def _deliver(result: SearchResult, bench: Bench, out: Path) -> None:
     assert system is not None and system.recipe is not None
     recipe = bench.workshop.recipe(system)
     write_recipe(recipe, out / RECIPE_FILE, result.answer)
-    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
     shutil.copytree(bench.workshop.checkpoint(system), out / CHECKPOINT)
     shape = primary_shape(result.options.sweep)
     engine = bench.workshop.engine(system, shape)

@@ -66,4 +66,5 @@ def _measured(saved: dict[str, Any]) -> Measured:
         methods={each["unit"]: each["method"] for each in units if each["method"]},
         tried={each["unit"]: {name: tuple(pair) for name, pair in each["tried"].items()} for each in units},
         together=Errors(**saved["together"]), fixed=Errors(**saved["fixed"]), num_samples=saved["num_samples"],
+        num_shared=saved.get("num_shared", 0),
     )  # fmt: skip

@@ -116,8 +116,7 @@ def add_arguments(parser: CommandParser) -> None:
     how.add_argument("--seed", type=int, default=0, help="of the draws")
     what.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
                         help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))}", **lists)  # fmt: skip
-    what.add_argument("--recipes", default=[DEFAULT_RECIPE, "int8_linear"], help="recipe names or .yaml files; "
-                        f"default {DEFAULT_RECIPE} (calibration's own default) and int8_linear", **lists)  # fmt: skip
+    what.add_argument("--recipes", default=[DEFAULT_RECIPE, "int8_linear"], help="recipe names or .yaml files", **lists)
     what.add_argument("--backends", default=["onnxruntime"], help=f"of {', '.join(backend_names())}", **lists)
     what.add_argument("--references", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)}, or none", **lists)
     what.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)

@@ -72,12 +72,12 @@ class Workshop:
         """The calibration samples."""
         return self.draw(self.options.seed)
 
-    def draw(self, seed: int) -> Samples:
-        """Return calibration samples of another draw."""
+    def draw(self, seed: int, after: int = 0) -> Samples:
+        """Return calibration samples of another draw; `after`: behind so many of this seed's."""
         lengths = [n for n in self.options.seq_lengths if n is not None]
         task, columns, length = get_task(self.options.task), self.options.columns, max(lengths) if lengths else None
         return load_samples(
-            self.options.samples, self.loaded, columns=columns, seed=seed,
+            self.options.samples, self.loaded, columns=columns, seed=seed, after=after,
             num_samples=self.options.num_calibration, max_length=length,
             reader=task_reader(task, self.options.samples, self.loaded.processor, columns, length),
         )  # fmt: skip
