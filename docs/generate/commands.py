@@ -23,9 +23,10 @@ MORE = {
     "engine.inspect.cupti": ("engine.inspect.cupti", "a kernel trace of one command, by CUDA's profiling interface"),
 }
 RULES = (
-    "Every command has `--help` with its defaults, prints its result on stdout (most take `--json` for machines) and its",
-    "log on stderr, and writes what it makes whole or not at all. A file or checkpoint named by `--out` is not overwritten",
-    "without `--force`; run folders are gone on with, or refused. Exit code 0 is done, 1 failed, 2 wrong usage.",
+    "Every command has `--help` with its defaults, prints its result on stdout (most take `--json` for machines) and",
+    "its log on stderr, and writes what it makes whole or not at all. A file or checkpoint named by `--out` is not",
+    "overwritten without `--force`; run folders are gone on with, or refused. Exit code 0 is done, 1 failed, 2 wrong",
+    "usage.",
 )
 MADE = "<!-- made by python -m docs.generate.commands -->"
 
