@@ -45,7 +45,7 @@ def table(rows: list[Row]) -> list[str]:
     failed = [f"- {row['title']}: {row['reason']}" for row in last if row["status"] != "ok"]
     if failed:
         lines += ["Not run here:", "", *failed, ""]
-    lines += ["First in each column, of those whose file multiplies in INT8 here (the numbers are compared as printed):", ""]
+    lines += ["First in each column, of those whose file multiplies in INT8 here (numbers as they are printed):", ""]
     rivals = [row for row in tools if row["num_int8_products"]]
     for name, (number, is_less_better) in CONTESTS.items():
         best = (min if is_less_better else max)(number(row) for row in rivals)
@@ -95,8 +95,9 @@ def _conditions(rows: list[Row]) -> list[str]:
         "The CPU has no VNNI: INT8 products gain little over float there, and OpenVINO's INT8 kernels and ONNX "
         "Runtime's uint8 x int8 ones add pairs of products in 16 bits, which can saturate."
     )
+    days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return [
-        f"{devices}; load average while measured {loads[0]:g} to {loads[-1]:g}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.",
+        f"{devices}; load average while measured {loads[0]:g} to {loads[-1]:g}; {days}.",
         *([] if vnni else [words]),
         f"Run in {' and '.join(sorted(files))}; {', '.join(found)}.",
     ]
