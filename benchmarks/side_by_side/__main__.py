@@ -11,6 +11,7 @@ files are judged here, in the same runtimes: on the 872 sentences of DATA/valida
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from dataclasses import asdict
@@ -114,17 +115,22 @@ def run(options: argparse.Namespace) -> None:
     if options.model is None or options.data is None:
         raise UsageError("--model and --data are needed to measure; --table alone writes the tables")
     read_pythons(options.python)  # a wrong one is said before minutes of work
-    started = int(time.time())
+    started, loads = int(time.time()), [_load()]
     with TemporaryDirectory() as temporary:
         folder = Path(options.keep or temporary).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         rows, artifacts = prepare(options, folder)
+        loads.append(_load())
         evaluate(options, folder, load_float(options.model), rows, artifacts)
     shared = {"num_samples": options.num_samples, "seed": options.seed, "threads": options.threads,
-              "rounds": options.rounds}  # fmt: skip
+              "rounds": options.rounds, "loads": loads}  # fmt: skip
     for key in (FLOAT, *options.tools):
         append_row(path, "side_by_side", run=started, tool=key, **rows[key], **shared)
     print(f"{path}: {len(rows)} rows in {time.time() - started:.0f} s; --table writes the tables")
+
+
+def _load() -> float:
+    return round(os.getloadavg()[0], 2)
 
 
 def parser() -> CommandParser:
@@ -136,7 +142,7 @@ def parser() -> CommandParser:
                          help="the interpreter of a tool's environment; repeat for more")  # fmt: skip
     command.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS), help="only these")
     command.add_argument("--repeats", type=int, default=1, help="runs of every recipe; the table shows medians")
-    command.add_argument("--rounds", type=int, default=20, help="blocks of every file at a shape")
+    command.add_argument("--rounds", type=int, default=15, help="blocks of every file at a shape")
     command.add_argument("--threads", type=int, default=2, help="threads of every runtime while it is judged")
     command.add_argument("--num-samples", type=int, default=256, help="calibration sentences")
     command.add_argument("--seed", type=int, default=0, help="of the draw of sentences and the order of blocks")

@@ -28,8 +28,6 @@ CONTESTS: dict[str, tuple[Callable[[Row], float], bool]] = {
     "smallest logit change": (lambda row: round(row["mean_abs_logit_change"], 4), True),
     "fewest flips": (lambda row: row["num_flips"], True),
     "smallest file": (lambda row: round(row["size_bytes"] / 1e6, 1), True),
-    **{f"fastest at {shape}": (lambda row, shape=shape: round(row["speed"][shape]["ratio"], 2), False)
-       for shape in SHAPES},
 }  # fmt: skip
 
 
@@ -47,10 +45,13 @@ def table(rows: list[Row]) -> list[str]:
     failed = [f"- {row['title']}: {row['reason']}" for row in last if row["status"] != "ok"]
     if failed:
         lines += ["Not run here:", "", *failed, ""]
-    lines += ["First in each column (of the numbers as they are printed):", ""]
+    lines += ["First in each column, of those whose file multiplies in INT8 here (numbers as they are printed):", ""]
+    rivals = [row for row in tools if row["num_int8_products"]]
     for name, (number, is_less_better) in CONTESTS.items():
-        best = (min if is_less_better else max)(number(row) for row in tools)
-        lines.append(f"- {name}: {' and '.join(row['title'] for row in tools if number(row) == best)}")
+        best = (min if is_less_better else max)(number(row) for row in rivals)
+        lines.append(f"- {name}: {' and '.join(row['title'] for row in rivals if number(row) == best)}")
+    for shape in SHAPES:
+        lines.append(f"- fastest at {shape}: {_fastest(rivals, shape)}")
     return [*lines, "", *_conditions(last)]
 
 
@@ -75,18 +76,28 @@ def _cells(row: Row) -> list[str]:
     ]  # fmt: skip
 
 
+def _fastest(rows: list[Row], shape: str) -> str:
+    """Return the tool of the highest ratio, and those whose intervals reach into its own."""
+    first, *others = sorted(rows, key=lambda row: row["speed"][shape]["ratio"], reverse=True)
+    low = first["speed"][shape]["ratio_low"]
+    near = [row["title"] for row in others if row["speed"][shape]["ratio_high"] >= low]
+    return first["title"] + (f"; not told apart from it: {', '.join(near)}" if near else "")
+
+
 def _conditions(rows: list[Row]) -> list[str]:
     devices = "; ".join(sorted({row["device"] for row in rows}))
     vnni = any("vnni" in flag or flag == "amx_int8" for row in rows for flag in row["cpu_flags"])
-    found = {name: version for row in rows for name, version in row["tool_versions"].items()}
-    loads, dates = sorted(row["load"] for row in rows), sorted(row["date"][:10] for row in rows)
+    found = sorted({f"{name} {version}" for row in rows for name, version in row["tool_versions"].items()})
+    loads = sorted(load for row in rows for load in (*row.get("loads", ()), row["load"]))
+    dates = sorted(row["date"][:10] for row in rows)
     files = {row["runtime"] for row in rows if row["status"] == "ok"}
     words = (
         "The CPU has no VNNI: INT8 products gain little over float there, and OpenVINO's INT8 kernels and ONNX "
         "Runtime's uint8 x int8 ones add pairs of products in 16 bits, which can saturate."
     )
+    days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     return [
-        f"{devices}; load average {loads[0]:g} to {loads[-1]:g}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}.",
+        f"{devices}; load average while measured {loads[0]:g} to {loads[-1]:g}; {days}.",
         *([] if vnni else [words]),
-        f"Run in {' and '.join(sorted(files))}; " + ", ".join(f"{n} {v}" for n, v in sorted(found.items())) + ".",
+        f"Run in {' and '.join(sorted(files))}; {', '.join(found)}.",
     ]

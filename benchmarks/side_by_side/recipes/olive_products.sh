@@ -1,4 +1,4 @@
-# Olive's workflow for BERT on a CPU as its example has it, but that matrix products alone are quantized, per channel.
+# Olive's workflow for BERT on a CPU as its example has it, but for matrix products alone, per channel, of uint8 inputs.
 MODEL=$1 SAMPLES=$2 OUT=$3  # job
 cat > "$OUT/olive.json" <<END
 {
@@ -24,6 +24,7 @@ cat > "$OUT/olive.json" <<END
             "type": "OnnxQuantization",
             "data_config": "samples",
             "per_channel": true,
+            "activation_type": "uint8",
             "op_types_to_quantize": ["MatMul", "Gemm"]
         }
     },

@@ -1,13 +1,14 @@
-"""ONNX Runtime's tool, static: Q/DQ, per channel, matrix products alone.
+"""ONNX Runtime's tool, static: Q/DQ, per channel, matrix products alone, uint8 activations.
 
-With its own choice of operators it also quantizes the sum with the attention mask, which costs most of the accuracy.
+With its own choice of operators it also quantizes the sum with the attention mask, which costs most of the accuracy;
+of its own choice of int8 activations fewer products run in INT8 on a CPU, and they are slower.
 """
 
 import sys  # job
 
 import pandas
 import torch
-from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -31,6 +32,11 @@ class Reader(CalibrationDataReader):
         return next(self.samples, None)
 
 
-operators = ["MatMul", "Gemm"]
-files = f"{OUT}/prepared.onnx", f"{OUT}/model.onnx"
-quantize_static(*files, Reader(), per_channel=True, op_types_to_quantize=operators)
+quantize_static(
+    f"{OUT}/prepared.onnx",
+    f"{OUT}/model.onnx",
+    Reader(),
+    per_channel=True,
+    activation_type=QuantType.QUInt8,
+    op_types_to_quantize=["MatMul", "Gemm"],
+)
