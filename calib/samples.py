@@ -209,8 +209,8 @@ def _train_only(files: list[Path], root: Path) -> list[Path]:
 def _split_of(file: Path, root: Path) -> str:
     """Return the split that a file is of: by its folder under the root, of a table or text by its name."""
     folder, *below = file.relative_to(root).parts
-    by_folder = folder.lower() if below else ""
-    if by_folder == TRAIN or by_folder in SCORED or file.suffix.lower() not in (*TABLE_SUFFIXES, *TEXT_SUFFIXES):
+    is_named = file.suffix.lower() in (*TABLE_SUFFIXES, *TEXT_SUFFIXES)
+    if (by_folder := folder.lower() if below else "") in (TRAIN, *SCORED) or not is_named:
         return by_folder
     return file.stem.split("-")[0].lower()
 
@@ -238,8 +238,7 @@ def _draw(
     """Return the drawn (reader, row) pairs in the source's order, and the digest of what they hold."""
     starts = [0, *accumulate(len(reader) for reader in readers)]
     total = starts[-1]
-    seed, after = seed_and_after
-    order = np.roll(np.random.default_rng(seed).permutation(total), -min(after, total))
+    order = np.roll(np.random.default_rng(seed_and_after[0]).permutation(total), -min(seed_and_after[1], total))
     asked = total if num_samples is None else num_samples
     good: dict[int, bytes] = {}
     bad: list[str] = []

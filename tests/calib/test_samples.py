@@ -77,6 +77,28 @@ def test_train_split_alone_calibrates(tmp_path: Path, text_model: LoadedModel) -
     assert all_ids(samples) == [[2, 6, 3]] * 5
 
 
+@pytest.mark.parametrize("scored", ["validation", "val", "test"])
+def test_a_folder_of_scored_images_or_a_scored_text_does_not_calibrate(tmp_path, image_model, text_model, scored):
+    for split, value in (("train", 255), (scored, 0)):
+        (tmp_path / "images" / split / "cats").mkdir(parents=True)
+        Image.new("L", (8, 8), value).save(tmp_path / "images" / split / "cats" / "test.png")
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{split}.txt").write_text("good\n" if split == "train" else "bad\n")
+    samples = load_samples(tmp_path / "images", image_model, num_samples=None)
+    assert samples.num_samples == 1 and load_samples(tmp_path / "texts", text_model, num_samples=None).num_samples == 1
+    (batch,) = samples
+    assert float(batch["pixel_values"].max()) > 0
+
+
+def test_a_draw_behind_another_shares_none_of_its_samples_while_there_are_others(tmp_path, text_model):
+    (tmp_path / "a.txt").write_text("\n".join(["good", "bad", "film"] * 4) + "\n")
+    first = load_samples(tmp_path, text_model, num_samples=8, seed=3)
+    behind = load_samples(tmp_path, text_model, num_samples=4, seed=3, after=8)
+    assert behind.num_shared_with(first) == 0 and behind.num_samples == 4
+    more = load_samples(tmp_path, text_model, num_samples=6, seed=3, after=8)
+    assert more.num_shared_with(first) == 2  # twelve there are
+
+
 def test_raw_ids_mask_their_padding(tmp_path: Path, text_model: LoadedModel) -> None:
     ids = np.array([[2, 6, 3, 0], [2, 6, 8, 3]])
     np.save(tmp_path / "a.npy", ids)
