@@ -3,6 +3,8 @@
 The value comes from scikit-learn, SciPy or (SQuAD) torchmetrics; the interval needs thousands of resamples, so the same
 formulas stand here once more over a matrix of example weights. A test holds the two against each other. Ranges and
 directions are those of `metrics.types`.
+
+scipy.stats and scikit-learn are imported where they are called: they take a second, and `--help` needs neither.
 """
 
 from __future__ import annotations
@@ -11,9 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import binomtest, norm, pearsonr, rankdata
-from sklearn.metrics import accuracy_score, f1_score
 
 from eval.metrics.types import Metric, get_metric
 
@@ -54,6 +53,7 @@ class MetricValue:
 
 def accuracy(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> MetricValue:
     """Return the share of equal elements of two label vectors, shape (num_examples,)."""
+    from sklearn.metrics import accuracy_score
     _check_lengths("accuracy", predictions, references)
     hits = (predictions == references).astype(np.float64)
     return measured(
@@ -93,6 +93,7 @@ def f1(predictions: np.ndarray, references: np.ndarray, num_labels: int, seed: i
     Present is what occurs among references or predictions, as in scikit-learn; of label 1 that is neither there nor
     predicted F1 is 1: no error was made. Perfect predictions have 1.
     """
+    from sklearn.metrics import f1_score
     _check_lengths("f1", predictions, references)
     labels = [1] if num_labels <= 2 else sorted({*predictions.tolist(), *references.tolist()})
     value = f1_score(references, predictions, labels=labels, average="macro", zero_division=1)
@@ -110,6 +111,7 @@ def f1(predictions: np.ndarray, references: np.ndarray, num_labels: int, seed: i
 
 def pearson(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> MetricValue:
     """Return Pearson's correlation, -1 to 1; 0 where it is undefined because one side is constant."""
+    from scipy.stats import pearsonr
     _check_lengths("pearson", predictions, references)
     x, y = predictions.astype(np.float64), references.astype(np.float64)
     value = float(pearsonr(x, y).statistic) if len(x) > 1 and np.ptp(x) > 0 and np.ptp(y) > 0 else 0.0
@@ -119,6 +121,7 @@ def pearson(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> M
 
 def spearman(predictions: np.ndarray, references: np.ndarray, seed: int = 0) -> MetricValue:
     """Return Spearman's rank correlation (average ranks for ties), -1 to 1; 0 where it is undefined."""
+    from scipy.stats import pearsonr, rankdata
     _check_lengths("spearman", predictions, references)
     x_ranks, y_ranks = rankdata(predictions), rankdata(references)
     is_defined = len(x_ranks) > 1 and np.ptp(x_ranks) > 0 and np.ptp(y_ranks) > 0
@@ -203,6 +206,8 @@ def paired_difference_interval(only_first: int, only_second: int, num_examples: 
     Source: Tango 1998, Equivalence test and confidence interval for the difference in proportions for the paired-sample
         design, Statistics in Medicine 17, 891-908.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
     b, c, n, z = only_first, only_second, num_examples, float(norm.ppf(0.5 + CONFIDENCE / 2))
 
     def score(delta: float) -> float:
@@ -233,6 +238,7 @@ def mcnemar_p_value(is_correct: np.ndarray, is_reference_correct: np.ndarray) ->
         is_correct, is_reference_correct: booleans of the same examples, shape (num_examples,).
     Source: McNemar 1947; the exact form is a binomial test on the examples where only one of the two is right.
     """
+    from scipy.stats import binomtest
     _check_lengths("mcnemar", is_correct, is_reference_correct)
     only_first = int(np.count_nonzero(is_correct & ~is_reference_correct))
     only_second = int(np.count_nonzero(~is_correct & is_reference_correct))

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from eval.metrics.scores import CONFIDENCE
 
@@ -75,6 +74,8 @@ def interval_of_means(terms: Sequence[Term], confidence: float = CONFIDENCE) -> 
         middle = middle + term.weight * mean
         variance, shrink = variance + own, shrink + own**2 / (kept - 1)
     freedom = np.divide(variance**2, shrink, out=np.ones_like(variance), where=np.asarray(shrink) > 0)
+    from scipy.stats import t as student  # imported here: scipy.stats takes a second, and --help needs none
+
     half = student.ppf(0.5 + confidence / 2, freedom) * np.sqrt(variance)
     return middle, middle - half, middle + half
 
