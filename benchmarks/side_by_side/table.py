@@ -96,7 +96,10 @@ def _conditions(rows: list[Row]) -> list[str]:
         "Runtime's uint8 x int8 ones add pairs of products in 16 bits, which can saturate."
     )
     days = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    runs = {row["run"] for row in rows}
+    later = [row["title"] for row in rows if row["run"] == max(runs)]
     return [
+        *([f"Timed in a later run than the rest: {', '.join(later)}."] if len(runs) > 1 else []),
         f"{devices}; load average while measured {loads[0]:g} to {loads[-1]:g}; {days}.",
         *([] if vnni else [words]),
         f"Run in {' and '.join(sorted(files))}; {', '.join(found)}.",
