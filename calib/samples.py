@@ -119,7 +119,7 @@ def load_samples(
     kind = readers[0].kind
     if kind != "raw" and loaded.processor is None:
         raise ValueError(f"{loaded.name} has no tokenizer or processor, so {kind} does not fit it; give .npy or .npz")
-    drawn, digest = _draw(readers, num_samples, (seed, after), str(source), loaded, limit, skip_bad)
+    drawn, digest = _draw(readers, num_samples, seed, after, str(source), loaded, limit, skip_bad)
     cut = max_length or limit
     if kind == "text":
         drawn = sort_by_length(readers, drawn, loaded, cut)
@@ -200,19 +200,18 @@ def _train_only(files: list[Path], root: Path) -> list[Path]:
     splits = {file: _split_of(file, root) for file in files}
     if TRAIN not in splits.values() or not set(SCORED) & set(splits.values()):
         return files
-    left_out = [file for file, split in splits.items() if split in SCORED]
-    names = dict.fromkeys(file.relative_to(root).parts[0] for file in left_out)
-    logger.info("samples come from the train split; left out: %s", _listed(list(names)))
+    left_out = [file for file, split in splits.items()
+                if split in SCORED or (split != TRAIN and file.suffix.lower() in TABLE_SUFFIXES)]  # fmt: skip
+    names = list(dict.fromkeys(file.relative_to(root).parts[0] for file in left_out))
+    logger.info("samples come from the train split; left out: %s", _listed(names))
     return [file for file in files if file not in left_out]
 
 
 def _split_of(file: Path, root: Path) -> str:
     """Return the split that a file is of: by its folder under the root, of a table or text by its name."""
-    folder, *below = file.relative_to(root).parts
+    folder = file.relative_to(root).parts[0].lower()  # of a file at the root its own name, which is no split
     is_named = file.suffix.lower() in (*TABLE_SUFFIXES, *TEXT_SUFFIXES)
-    if (by_folder := folder.lower() if below else "") in (TRAIN, *SCORED) or not is_named:
-        return by_folder
-    return file.stem.split("-")[0].lower()
+    return file.stem.split("-")[0].lower() if is_named and folder not in (TRAIN, *SCORED) else folder
 
 
 def _split_by_fit(files: list[Path], wanted: str) -> tuple[list[Path], list[Path]]:
@@ -229,7 +228,8 @@ def _split_by_fit(files: list[Path], wanted: str) -> tuple[list[Path], list[Path
 def _draw(
     readers: list[Reader],
     num_samples: int | None,
-    seed_and_after: tuple[int, int],
+    seed: int,
+    after: int,
     source: str,
     loaded: LoadedModel,
     limit: int | None,
@@ -238,7 +238,7 @@ def _draw(
     """Return the drawn (reader, row) pairs in the source's order, and the digest of what they hold."""
     starts = [0, *accumulate(len(reader) for reader in readers)]
     total = starts[-1]
-    order = np.roll(np.random.default_rng(seed_and_after[0]).permutation(total), -min(seed_and_after[1], total))
+    order = np.roll(np.random.default_rng(seed).permutation(total), -min(after, total))
     asked = total if num_samples is None else num_samples
     good: dict[int, bytes] = {}
     bad: list[str] = []

@@ -10,6 +10,7 @@ from eval.arguments import check_task_argument
 from quant.recipe import load_recipe
 
 AUTO = "auto"
+MAX_LOSS = 0.005  # of the task's metric: half a point of accuracy
 
 
 def check_quantize(

@@ -9,7 +9,7 @@ import warnings
 
 from engine.backend import BACKENDS
 from engine.cli import CommandParser, print_result, run_command
-from int8kit.checks import AUTO, check_quantize
+from int8kit.checks import AUTO, MAX_LOSS, check_quantize
 from quant.recipe import DEFAULT_RECIPE
 
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--task", help="score it too: sst2, stsb, squad, text-classification, ... or my_task.py")
     parser.add_argument("--data", help="data of --task: hub id or folder with SPLIT.parquet")
     parser.add_argument("--max-loss", type=float, help="of the task's metric; a search follows where the recipe loses "
-                        "more (default: 0.005)")  # fmt: skip
+                        f"more (default: {MAX_LOSS:g})")  # fmt: skip
     parser.add_argument("--backend", default=AUTO, help=f"{AUTO} takes what is fastest here; or {', '.join(BACKENDS)}")
     parser.add_argument("--recipe", default=DEFAULT_RECIPE, help="a shipped recipe or a .yaml file")
     parser.add_argument("--num-samples", type=int, default=256, help="samples drawn for calibration")

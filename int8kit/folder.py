@@ -59,8 +59,9 @@ def write_folder(found: Quantized, checkpoint: Path, file: Path, engine: Path, *
         shutil.copy2(path, new / page)
     names = sorted(each.name for each in new.iterdir())
     before = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else []
-    written.write_text(json.dumps(sorted({*before, *names})), encoding="utf-8")  # a kill from here on loses no track
-    for old in before:
+    old_and_new = sorted({*before, *names})
+    written.write_text(json.dumps(old_and_new), encoding="utf-8")  # a kill from here on loses no track
+    for old in old_and_new:
         path = found.out / old
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for each in names:

@@ -9,14 +9,12 @@ import torch
 
 from engine.backend import get_backend, outlook
 from eval.sweep.run_folder import RunFolder
-from int8kit.checks import AUTO, check_quantize
+from int8kit.checks import AUTO, MAX_LOSS, check_quantize
 from int8kit.choose import choose_backend
 from int8kit.compared import compare_with_float
 from int8kit.result import Quantized
 from int8kit.scored import score
 from quant.recipe import DEFAULT_RECIPE
-
-MAX_LOSS = 0.005  # of the task's metric: half a point of accuracy
 
 
 def quantize(

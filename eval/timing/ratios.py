@@ -60,6 +60,8 @@ def interval_of_means(terms: Sequence[Term], confidence: float = CONFIDENCE) -> 
     Source: Wilcox 2012, Introduction to Robust Estimation and Hypothesis Testing, 4.3 (Tukey and McLaughlin) and 5.9.5
         (Yuen's method for dependent samples); Welch 1947 and Satterthwaite 1946 for the degrees of freedom of a sum.
     """
+    from scipy.stats import t as student  # imported here: scipy.stats takes a second, and --help needs none
+
     middle, variance, shrink = (np.asarray(0.0) for _ in range(3))
     for term in terms:
         rounds = term.samples.shape[-1]
@@ -74,8 +76,6 @@ def interval_of_means(terms: Sequence[Term], confidence: float = CONFIDENCE) -> 
         middle = middle + term.weight * mean
         variance, shrink = variance + own, shrink + own**2 / (kept - 1)
     freedom = np.divide(variance**2, shrink, out=np.ones_like(variance), where=np.asarray(shrink) > 0)
-    from scipy.stats import t as student  # imported here: scipy.stats takes a second, and --help needs none
-
     half = student.ppf(0.5 + confidence / 2, freedom) * np.sqrt(variance)
     return middle, middle - half, middle + half
 

@@ -73,6 +73,7 @@ def test_pairs_are_found_by_name_or_by_columns(tmp_path: Path, text_model: Loade
 def test_train_split_alone_calibrates(tmp_path: Path, text_model: LoadedModel) -> None:
     for split, word in (("train", "good"), ("validation", "bad")):
         pd.DataFrame({"sentence": [word] * 5}).to_parquet(tmp_path / f"{split}.parquet")
+    pd.DataFrame({"sentence": ["bad"] * 5}).to_parquet(tmp_path / "validation_mismatched.parquet")
     samples = load_samples(tmp_path, text_model, num_samples=None)
     assert all_ids(samples) == [[2, 6, 3]] * 5
 
