@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from engine.cli import CommandParser, UsageError, check_free, run_command
-from engine.passes.targets import ALL_TARGETS, check_dtype
+from engine.cli import CommandParser, UsageError, check_free, did_you_mean, run_command
+
+TARGETS = ("onnxruntime", "openvino", "tensorrt", "tensorrt8", "inductor")  # `engine.passes.targets.ALL_TARGETS`
 
 
 def export(arguments: argparse.Namespace) -> None:
     """Check the flags, then export."""
     check_free(arguments.out, arguments.force)
-    if arguments.target not in ALL_TARGETS:
-        raise UsageError(f"unknown target {arguments.target!r}; known: {', '.join(ALL_TARGETS)}")
+    if arguments.target not in TARGETS:
+        hint = did_you_mean(arguments.target, TARGETS)
+        raise UsageError(f"unknown target {arguments.target!r}; known: {', '.join(TARGETS)}{hint}")
+    from engine.passes.targets import check_dtype  # onnx_ir: a flag's help does not wait for it
+
     try:
         dtype = check_dtype(arguments.target, arguments.dtype)
     except ValueError as error:
@@ -28,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", required=True, help="checkpoint folder, or a float model (id, folder, 'digits')"
     )
-    parser.add_argument("--target", required=True, help=f"who will read the file: {', '.join(ALL_TARGETS)}")
+    parser.add_argument("--target", required=True, help=f"who will read the file: {', '.join(TARGETS)}")
     parser.add_argument(
         "--dtype", help="of targets tensorrt and inductor: type of all that is not INT8, fp16 or bf16 (default: fp16)"
     )

@@ -18,7 +18,6 @@ import onnx
 
 from engine.backends.onnxruntime.backend import plain_session
 from engine.cli import CommandParser, UsageError, check_free, print_result, run_command, whole_output
-from engine.passes.float_graph import activation_scales, without_quantization
 from engine.run import read_feeds
 from engine.shapes import graph_inputs
 from engine.source import read_onnx
@@ -142,6 +141,8 @@ def run(arguments: argparse.Namespace) -> None:
     version = version_number(arguments.trt_version)
     for path in filter(None, (arguments.out, arguments.float_onnx)):
         check_free(path, arguments.force)
+    from engine.passes.float_graph import activation_scales, without_quantization  # onnx_ir: no help waits for it
+
     model = read_onnx(arguments.onnx)
     scales = activation_scales(model)
     if not scales:

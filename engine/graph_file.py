@@ -5,11 +5,13 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnx_ir as ir
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+
+if TYPE_CHECKING:  # it brings sympy, half a second that every --help would wait for
+    import onnx_ir as ir
 
 # protobuf ends at 2 GiB, and one file is built in memory twice before it is written: far below that, weights are
 # streamed into a file of their own.
@@ -28,6 +30,8 @@ def save_graph(model: ir.Model, path: str | Path, *, full_check: bool = False, l
         full_check: infer the types of every node too.
     Raises: onnx.checker.ValidationError: an invalid graph.
     """
+    import onnx_ir as ir
+
     path = Path(path)
     tensors = [value.const_value for value in model.graph.initializers.values() if value.const_value is not None]
     is_large = sum(tensor.nbytes for tensor in tensors) > limit
@@ -64,7 +68,7 @@ def load_graph(path: str | Path, limit: int) -> onnx.ModelProto:
         info = ExternalDataInfo(tensor)
         if info.location not in sizes:
             sizes[info.location] = (path.parent / info.location).stat().st_size
-        size_bytes = ir.serde.deserialize_tensor(tensor).nbytes
+        size_bytes = _tensor_bytes(tensor)
         if sizes[info.location] < (end := (info.offset or 0) + size_bytes):
             raise ValueError(
                 f"{info.location} has {sizes[info.location]} bytes, and weight {tensor.name} ends at byte {end}"
@@ -86,7 +90,13 @@ def weight_files(path: str | Path) -> list[Path]:
 
 def weight_bytes(model: onnx.ModelProto) -> int:
     """Return the bytes of all weights of a model, wherever they stand."""
-    return sum(ir.serde.deserialize_tensor(tensor).nbytes for tensor in model.graph.initializer)
+    return sum(_tensor_bytes(tensor) for tensor in model.graph.initializer)
+
+
+def _tensor_bytes(tensor: onnx.TensorProto) -> int:
+    from onnx_ir.serde import deserialize_tensor
+
+    return deserialize_tensor(tensor).nbytes
 
 
 def _external(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from engine.graph import label, users
+from engine.manifest import Products
 from engine.operands import Operand, float_type, integers_of, operand_of, weight_behind
 
 MICROSOFT = "com.microsoft"
@@ -102,26 +103,6 @@ class Product:
             return False
         codes = x.dequantize.inputs[0]
         return codes is not None and sum(len(users(each.outputs[0])) for each in users(codes)) > 1
-
-
-@dataclass(frozen=True)
-class Products:
-    """Names of the products a consumer runs in INT8 and those it left float, linears and attention apart."""
-
-    int8: tuple[str, ...] = ()
-    float: tuple[str, ...] = ()
-    attention_int8: tuple[str, ...] = ()
-    attention_float: tuple[str, ...] = ()
-
-    def summary(self) -> str:
-        """Return one line such as "36 of 38 linears and 0 of 12 attention products in INT8; float: classifier"."""
-        linears, attention = len(self.int8) + len(self.float), len(self.attention_int8) + len(self.attention_float)
-        line = f"{len(self.int8)} of {linears} linears and {len(self.attention_int8)} of {attention} attention products"
-        line += " in INT8"
-        if self.int8 and self.float:
-            shown = ", ".join(self.float[:5])
-            line += f"; float: {shown}" + (f" and {len(self.float) - 5} more" if len(self.float) > 5 else "")
-        return line
 
 
 def find_products(model: onnx.ModelProto) -> list[Product]:

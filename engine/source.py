@@ -16,8 +16,7 @@ from engine.backend import Backend, BuildOptions, EngineFile, installed_version,
 from engine.cli import check_free, whole_output
 from engine.graph_file import data_path, load_graph, onnx_bytes
 from engine.hardware import cpu_flags, cpu_name
-from engine.manifest import Manifest, manifest_path, read_manifest, sha256_of, weights_digest, write_manifest
-from engine.products import Products
+from engine.manifest import Manifest, Products, manifest_path, read_manifest, sha256_of, weights_digest, write_manifest
 from engine.shapes import spread
 
 

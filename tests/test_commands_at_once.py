@@ -1,4 +1,5 @@
-"""Every command answers --help and wrong usage without importing torch or transformers, which take ten seconds."""
+"""Every command answers --help and wrong usage without importing torch or transformers, which take ten seconds, and
+--help without sympy, which comes with onnx_ir and takes half a second."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets")
+HEAVY_FOR_HELP = (*HEAVY, "sympy")
 COMMANDS = [
     "train_qat.py", "export.py", "build_engine.py", "calib", "eval", "eval.feeds", "eval.load", "eval.sweep",
-    "eval.report", "eval.reproduce", "eval.demo", "engine.lint", "engine.inspect", "engine.run", "engine.bug_report",
-    "engine.calibration_cache", "engine.inspect.cupti",
+    "eval.report", "eval.search", "eval.reproduce", "eval.demo", "engine.lint", "engine.inspect", "engine.run",
+    "engine.bug_report", "engine.calibration_cache", "engine.inspect.cupti",
 ]  # fmt: skip
 TRAIN = ["--model", "m", "--task", "sst2", "--out", "no/o"]
 # What cannot be right, and a part of the one line that says so.
@@ -65,16 +67,17 @@ print(json.dumps(answers))
 """
 
 
-def answers_to(cases: list[list[str]]) -> list[tuple[int | None, str, list[str]]]:
-    """Return exit code, output and heavy packages that are imported by then, of commands run in one fresh process."""
-    words = [sys.executable, "-W", "ignore", "-c", RUN, json.dumps(HEAVY), json.dumps(cases)]
+def answers_to(cases: list[list[str]], packages: tuple[str, ...] = HEAVY) -> list[tuple[int | None, str, list[str]]]:
+    """Return exit code, output and those `packages` that are imported by then, of commands run in one fresh process."""
+    words = [sys.executable, "-W", "ignore", "-c", RUN, json.dumps(packages), json.dumps(cases)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     return [tuple(each) for each in json.loads(done.stdout.splitlines()[-1])]
 
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, tuple[int | None, str, list[str]]]:
-    return dict(zip(COMMANDS, answers_to([[name, "--help"] for name in COMMANDS]), strict=True))
+    answers = answers_to([[name, "--help"] for name in COMMANDS], HEAVY_FOR_HELP)
+    return dict(zip(COMMANDS, answers, strict=True))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -21,7 +21,7 @@ from benchmarks.lint.consumers import CONSUMERS, Consumers, Seen
 from benchmarks.lint.table import table
 from benchmarks.rows import provenance
 from engine.hardware import VNNI, cpu_flags
-from engine.lint.findings import FLOAT, NUMBERS, REFUSED, UNSEEN
+from engine.lint.claims import FLOAT, NUMBERS, REFUSED, UNSEEN
 from engine.lint.report import judge_model
 from engine.products import Product
 

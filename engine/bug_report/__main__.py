@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from engine.backend import BACKENDS
-from engine.bug_report.report import write_report
 from engine.cli import CommandParser, UsageError, check_free, did_you_mean, print_result, run_command, whole_output
 
 
@@ -17,6 +16,8 @@ def run(arguments: argparse.Namespace) -> None:
     if bool(arguments.outputs) != bool(arguments.reference):
         raise UsageError("--outputs and --reference belong together: what came out, and what was expected")
     check_free(arguments.out, arguments.force)
+    from engine.bug_report.report import write_report  # the linter's graph: a flag's help does not wait for it
+
     text, rows, failure = write_report(arguments)
     with whole_output(arguments.out, arguments.force) as partial:
         partial.write_text(text, encoding="utf-8")

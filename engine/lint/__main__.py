@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.cli import (
     EXIT_FAILED,
@@ -18,9 +19,10 @@ from engine.cli import (
     run_command,
     wrapped,
 )
-from engine.lint.findings import CONSUMERS, LEVELS
-from engine.lint.report import RULES, LintReport, lint
-from engine.source import read_onnx
+from engine.lint.claims import CONSUMERS, LEVELS
+
+if TYPE_CHECKING:
+    from engine.lint.report import LintReport
 
 SHOWN_NAMES = 3
 
@@ -50,6 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.consumer is not None and arguments.consumer not in CONSUMERS:
         hint = did_you_mean(arguments.consumer, CONSUMERS)
         raise UsageError(f"--for {arguments.consumer!r} is none of {', '.join(CONSUMERS)}{hint}")
+    from engine.lint.report import RULES, lint  # onnx_ir: a flag's help does not wait for it
+    from engine.source import read_onnx
+
     if arguments.explain:
         width = max(map(len, RULES))
         for rule in RULES.values():

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from engine.graph import constant_shape, int_attribute, shape_of
-from engine.lint.findings import NUMBERS, REFUSED, Hit
+from engine.lint.claims import NUMBERS, REFUSED
+from engine.lint.findings import Hit
 from engine.lint.graph import LintGraph
 from engine.operands import Operand
 from engine.products import Product

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.lint.findings import CONSUMERS, COST, FLOAT, TENSORRT, Hit, Rule
+from engine.lint.claims import CONSUMERS, COST, FLOAT, TENSORRT
+from engine.lint.findings import Hit, Rule
 from engine.lint.graph import LintGraph
 
 

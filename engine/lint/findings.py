@@ -9,20 +9,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from engine.graph import label
+from engine.lint.claims import CONSUMERS, FLOAT, LEVELS, REFUSED, TENSORRT
 from engine.lint.graph import LintGraph
 from engine.operands import Q_DQ
 from engine.products import Product
 
-LEVELS = ("error", "warning", "note")
-CONSUMERS = ("tensorrt", "tensorrt8", "onnxruntime", "openvino")
-TENSORRT = ("tensorrt", "tensorrt8")
-# What a rule says of the consumer, which `benchmarks/lint/agreement.py` compares with what it does.
-REFUSED = "refused"  # it does not load, build or run the file
-FLOAT = "float"  # the product does not run in INT8
-NUMBERS = "numbers"  # it runs, and gives other numbers than were meant
-UNSEEN = "unseen"  # nobody can say what runs there
-COST = "cost"  # it runs as it is written, and that costs time: no word of refusal or of float
-CLAIMS = (REFUSED, FLOAT, NUMBERS, UNSEEN, COST)
 # What a scale's own name carries at its end, after the name of the quantizer that it belongs to.
 SCALE_SUFFIXES = (".export_scale", "_scale", "/scale")
 

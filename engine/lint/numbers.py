@@ -10,7 +10,8 @@ import onnx_ir as ir
 from engine.graph import constant, constant_tensor
 from engine.integers import symmetric_zero
 from engine.lint.axes import activation_axis, block_size, weight_axis
-from engine.lint.findings import CONSUMERS, FLOAT, NUMBERS, REFUSED, TENSORRT, Hit, Rule, is_int8_for
+from engine.lint.claims import CONSUMERS, FLOAT, NUMBERS, REFUSED, TENSORRT
+from engine.lint.findings import Hit, Rule, is_int8_for
 from engine.lint.graph import LintGraph, is_quantized_next
 from engine.operands import Q_DQ, Operand, integer_type
 from engine.products import Product

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from engine.graph import constant, shape_of, users
-from engine.lint.findings import COST, FLOAT, REFUSED, TENSORRT, UNSEEN, Hit, Rule
+from engine.lint.claims import COST, FLOAT, REFUSED, TENSORRT, UNSEEN
+from engine.lint.findings import Hit, Rule
 from engine.lint.graph import LintGraph
 from engine.operands import FLOAT_TYPES, float_type, operand_of
 from engine.products import INTEGER_PRODUCTS, MICROSOFT, Product, hides_products

@@ -9,7 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from engine.graph import MOVES, constant, constant_tensor, shape_of, users
-from engine.lint.findings import CONSUMERS, COST, FLOAT, REFUSED, Hit, Rule
+from engine.lint.claims import CONSUMERS, COST, FLOAT, REFUSED
+from engine.lint.findings import Hit, Rule
 from engine.lint.graph import LintGraph
 from engine.lint.operators import INTEGER_OPS
 from engine.operands import Q_DQ, THROUGH, Operand, operand_of, weight_behind

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import onnx
 
 from engine.lint.blocks import BLOCK_RULES
-from engine.lint.findings import CONSUMERS, LEVELS, Finding, Judgement, Rule, judge
+from engine.lint.claims import CONSUMERS, LEVELS
+from engine.lint.findings import Finding, Judgement, Rule, judge
 from engine.lint.graph import LintGraph
 from engine.lint.numbers import NUMBER_RULES
 from engine.lint.operators import OPERATOR_RULES

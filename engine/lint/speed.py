@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from engine.graph import int_attribute, shape_of
-from engine.lint.findings import COST, REFUSED, TENSORRT, Hit, Rule
+from engine.lint.claims import COST, REFUSED, TENSORRT
+from engine.lint.findings import Hit, Rule
 from engine.lint.graph import LintGraph
 from engine.operands import Operand
 from engine.products import Product

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from engine.products import Products
+from engine.manifest import Products
 
 
 @dataclass(frozen=True)

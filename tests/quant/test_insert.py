@@ -57,6 +57,17 @@ def test_q_k_and_v_share_one_quantizer_and_the_head_is_off(bert):
     assert "classifier" in off["classifier.input_quantizer"] and "pooler" in off["bert.pooler.dense.weight_quantizer"]
 
 
+def test_compact_quantizes_tables_of_words_and_leaves_positions(bert, llama):
+    tables = {site.name.split(".weight_quantizer")[0]: site.enabled
+              for site in insert_quantizers(bert, load_recipe("int8_compact")) if site.kind == "embedding"}  # fmt: skip
+    embeddings = "bert.embeddings."
+    assert tables == {f"{embeddings}word_embeddings": True, f"{embeddings}token_type_embeddings": True,
+                      f"{embeddings}position_embeddings": False}  # fmt: skip
+    assert [site.consumers for site in on(insert_quantizers(llama, load_recipe("int8_compact")), "embedding")] == [
+        ("model.embed_tokens",)
+    ]
+
+
 def test_gate_and_up_share_one_quantizer(llama):
     insert_quantizers(llama, load_recipe("int8_linear"))
     mlp = llama.model.layers[0].mlp

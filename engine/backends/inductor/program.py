@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from engine.cli import UsageError, did_you_mean
-from engine.products import Products
+from engine.manifest import Products
 from engine.shapes import ShapeRange
 
 DESCRIPTION = "int8kit.json"  # in a .pt2 archive, under its folder of extra files

@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from engine.backend import Backend, BuildOptions, EngineFile, check_precision, require, saturation_of
 from engine.backends.info import BackendInfo
-from engine.backends.onnxruntime.fusion import fuse_integer_products, own_constants
 from engine.backends.runner import Runner
 from engine.bug_report.reproduction import FaultCase, Reproduction, script_against_plain
-from engine.graph import sweep
 from engine.graph_file import MAX_FILE_BYTES, SMALL_BYTES, data_path, weight_bytes
 from engine.inspect.layers import Inspection, InspectRequest
-from engine.manifest import check_loadable, read_manifest
-from engine.products import Products, find_products, sort_products
+from engine.manifest import Products, check_loadable, read_manifest
 from engine.shapes import ShapeRange, check_shapes, set_static_sizes, spread
 from engine.source import engine_output, place, read_onnx
 
@@ -76,12 +72,15 @@ class OrtBackend(Backend):
         options = check_precision(self, options)
         import onnxruntime
 
+        from engine.backends.onnxruntime.fusion import prepared_model  # onnx_ir: a flag's help does not wait for it
+        from engine.products import find_products
+
         model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(model, options.shapes)
         products = find_products(model)
         is_avoiding = saturation_of(self, options) == "avoided"
         with engine_output(out, options.force) as partial:
-            prepared, *_ = _prepare(model, is_avoiding)
+            prepared, *_ = prepared_model(model, is_avoiding)
             set_static_sizes(prepared, spread(model, options.shapes))
             session_options = make_session_options(options.threads)
             session_options.optimized_model_filepath = str(partial)
@@ -136,8 +135,10 @@ class OrtBackend(Backend):
 
     def reproduction(self, case: FaultCase) -> Reproduction:
         """Return a script with the session options that an engine is built with here, and what is done to its graph."""
+        from engine.backends.onnxruntime.fusion import prepared_model
+
         is_avoiding = saturation_of(self, BuildOptions()) == "avoided"
-        _, fused, copied = _prepare(read_onnx(case.onnx_path, limit=MAX_FILE_BYTES), is_avoiding)
+        _, fused, copied = prepared_model(read_onnx(case.onnx_path, limit=MAX_FILE_BYTES), is_avoiding)
         lines = []
         if fused:
             lines.append(
@@ -186,17 +187,10 @@ def plain_session(model: str | bytes) -> Any:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _prepare(model: onnx.ModelProto, is_avoiding: bool) -> tuple[onnx.ModelProto, int, int]:
-    """Return the graph that a session optimizes, how many products are fused in it and how many constants copied."""
-    graph_model = ir.from_proto(model)
-    fused = fuse_integer_products(graph_model, is_avoiding)
-    sweep(graph_model)
-    copied = own_constants(graph_model) if is_avoiding else 0
-    return ir.to_proto(graph_model), fused, copied
-
-
 def int8_products(optimized: str | Path, products: list) -> Products:
     """Return which of a model's products the optimized file runs in INT8, in the bodies of If, Loop and Scan too."""
+    from engine.products import sort_products
+
     names = set()
     for node in _all_nodes(onnx.load(str(optimized), load_external_data=False).graph):
         if node.op_type in INT8_OPS:

@@ -7,6 +7,7 @@ Attention as one MultiHeadAttention was tried and did not pay (MiniLM, 8 x 64: 2
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from engine.graph import (
@@ -20,9 +21,19 @@ from engine.graph import (
     only_user,
     operand,
     replace,
+    sweep,
 )
 
 MICROSOFT = "com.microsoft"
+
+
+def prepared_model(model: onnx.ModelProto, is_avoiding: bool) -> tuple[onnx.ModelProto, int, int]:
+    """Return the model that a session optimizes, how many products are fused in it and how many constants copied."""
+    graph_model = ir.from_proto(model)
+    fused = fuse_integer_products(graph_model, is_avoiding)
+    sweep(graph_model)
+    copied = own_constants(graph_model) if is_avoiding else 0
+    return ir.to_proto(graph_model), fused, copied
 
 
 def fuse_integer_products(model: ir.Model, is_avoiding: bool = False) -> int:

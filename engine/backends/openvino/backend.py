@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from engine.backends.runner import Runner
 from engine.bug_report.reproduction import FaultCase, Reproduction, script_against_plain
 from engine.graph_file import MAX_FILE_BYTES
 from engine.inspect.layers import Inspection, InspectRequest
-from engine.manifest import check_loadable, read_manifest
-from engine.products import Product, Products, find_products, sort_products
+from engine.manifest import Products, check_loadable, read_manifest
 from engine.shapes import ShapeRange, check_shapes, spread
 from engine.source import engine_output, place, read_onnx
+
+if TYPE_CHECKING:
+    from engine.products import Product
 
 # Always said: else a CPU with bf16 or AMX silently computes everything that is not INT8 in bf16.
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -50,6 +52,8 @@ class OpenVinoBackend(Backend):
         require(self.check_build(), "build for openvino")
         options = check_precision(self, options)
         import openvino
+
+        from engine.products import find_products  # onnx_ir: a flag's help does not wait for it
 
         onnx_model = read_onnx(onnx_path, limit=MAX_FILE_BYTES)
         check_shapes(onnx_model, options.shapes)
@@ -153,6 +157,8 @@ def int8_products(compiled: Any, products: list[Product]) -> Products:
 
     A layer's own precision is that of its weight, also where it multiplies that with floats: what it reads decides.
     """
+    from engine.products import sort_products
+
     names: dict[bool, set[str]] = {True: set(), False: set()}
     fused: set[str] = set()
     for node in compiled.get_runtime_model().get_ops():

@@ -20,10 +20,10 @@ from engine import manifest as manifest_module
 from engine import source as source_module
 from engine.backend import BuildOptions, get_backend
 from engine.hardware import cpu_flags, saturates
-from engine.manifest import manifest_path, read_manifest
+from engine.manifest import Products, manifest_path, read_manifest
 from engine.operands import Operand
 from engine.passes.qdq import prepare_for_target
-from engine.products import Product, Products, find_products, sort_products
+from engine.products import Product, find_products, sort_products
 from engine.shapes import parse_shapes
 from tests.engine.graphs import WIDTH, linear_model, run_plain, samples
 

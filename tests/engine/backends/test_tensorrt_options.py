@@ -21,9 +21,8 @@ from engine.backends.tensorrt import backend as trt_module
 from engine.backends.tensorrt import builder as trt_builder
 from engine.backends.tensorrt import runner as trt_runner
 from engine.backends.tensorrt.options import TensorRTOptions, trtexec_command
-from engine.manifest import Manifest, manifest_path, sha256_of, write_manifest
+from engine.manifest import Manifest, Products, manifest_path, sha256_of, write_manifest
 from engine.passes.qdq import prepare_for_target
-from engine.products import Products
 from engine.shapes import parse_shapes
 from tests.engine.backends.test_tensorrt import ROOT, command, options
 from tests.engine.graphs import make_model, run_plain

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from engine.products import Products
+from engine.manifest import Products
 from eval.report.advice import advise, dominated_recipes, has_fp8, smallest
 from eval.report.context import Context
 from eval.report.document.markdown import block_lines
