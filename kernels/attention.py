@@ -18,8 +18,6 @@ from kernels.tiles import CUDNN_ATTENTION, TORCHS, AttentionTile, pick_tile
 
 MAX_KEYS = 4096  # tested so far; the sums of codes stay exact far beyond
 HEAD_DIMS = range(1, 129)
-# cuDNN's where it takes the views and the mask of a call (they need not be those it was timed with), else another of torch's.
-CUDNN_FIRST = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
 
 
 class NoKernelError(RuntimeError):
@@ -68,7 +66,7 @@ def attention(
     q, k, v = (each if each.stride(-1) == 1 else each.contiguous() for each in (q, k, v))
     tile = pick_tile(tiles, k.shape[1], AttentionTile)
     if is_torchs(q, k, tile):
-        with sdpa_kernel(CUDNN_FIRST, set_priority=True) if tile == CUDNN_ATTENTION else nullcontext():
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION) if tile == CUDNN_ATTENTION else nullcontext():
             return _torch_attention(q, k, v, mask, score_scale, value_scale, out_dtype, out_scale, causal, factor)
     from kernels.attention_kernel import launch_attention
 

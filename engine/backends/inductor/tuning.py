@@ -47,7 +47,8 @@ def tune_program(module: GraphModule, feeds: Sequence[Tensor], say: Callable[[st
             groups.setdefault(_signature(node, *recorder.calls[node]), []).append(node)
         plans: dict[str, list[int]] = {}
         work = [(nodes, candidates(nodes[0], *recorder.calls[nodes[0]])) for nodes in groups.values()]
-        _compile_ahead([(recorder.calls[nodes[0]], nodes[0], tile) for nodes, tiles in work for tile in tiles])
+        _compile_ahead([(recorder.calls[nodes[0]], nodes[0], tile) for nodes, tiles in work for tile in tiles
+                        if tile not in TORCHS])  # fmt: skip
         for nodes, tiles in work:
             calls = [recorder.calls[node] for node in nodes[:MAX_TIMED]]
 
@@ -86,7 +87,11 @@ def _signature(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _compile_ahead(jobs: Sequence[tuple[Any, Node, Tile]]) -> None:
-    """Compile every candidate, several at a time; what cannot run is told when it is timed."""
+    """Compile every candidate of ours, several at a time; what cannot run is told when it is timed.
+
+    None of torch's own: they have nothing to compile, and which part of torch may compute attention is a setting of the
+    process, not of the thread: two threads that ask for cuDNN's would leave it as the only one.
+    """
     stream = torch.cuda.current_stream()
 
     def compile_one(job: tuple[Any, Node, Tile]) -> None:
