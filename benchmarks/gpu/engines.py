@@ -13,6 +13,7 @@ torchao's INT8 configurations in the same rounds; --profile puts the kernels of 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import re
 import statistics
@@ -42,6 +43,7 @@ from engine.backends.inductor.program import PLANS
 from engine.backends.inductor.runner import InductorRunner
 from engine.inspect.layers import InspectRequest
 from engine.shapes import parse_shapes
+from eval.report.run_data import short_recipe
 from kernels.tune import capture, time_in_turn
 from quant.insert import insert_quantizers
 from quant.int8_program.export import export_program, save_program
@@ -84,7 +86,7 @@ def export_one(name: str, recipe: str, path: Path, checkpoints: dict[str, str]) 
 
 def program_path(folder: Path, name: str, recipe: str, checkpoints: dict[str, str]) -> Path:
     """Return where a program stands: real weights and random ones are never taken for each other."""
-    return folder / f"{name}{'-real' if name in checkpoints else ''}.{recipe}.pt2"
+    return folder / f"{name}{'-real' if name in checkpoints else ''}.{short_recipe(recipe)}.pt2"
 
 
 def feeds_of(model: Any, batch: int, length: int, is_masked: bool) -> dict[str, torch.Tensor]:
@@ -132,7 +134,7 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
             log("PEER FAILED", peer, type(error).__name__, str(error)[:300])
     for recipe in (FLOAT, *args.recipes):
         torch._dynamo.reset()
-        path = folder / f"{name}.{recipe}.engine"
+        path = folder / f"{name}.{short_recipe(recipe)}.engine"
         first = next(iter(feeds))
         shapes = parse_shapes([f"{first}:{'x'.join(map(str, feeds[first].shape))}"])
         start = time.perf_counter()
@@ -140,6 +142,7 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         get_backend("inductor").build(source, path, BuildOptions(shapes, force=True))
         built = time.perf_counter() - start
         torch._dynamo.reset()
+        gc.collect()  # what the build leaves would be freed while the engine loads, and taken off its peak
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -168,7 +171,7 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         ratios = [a / b for a, b in zip(times[fastest], times[recipe], strict=True)]
         row = append_row(
             args.out, "gpu_engine", model=name, weights="real" if name in args.checkpoint else "random", batch=batch,
-            length=length, recipe=recipe, masked=shape.is_masked, int8_ms=statistics.median(times[recipe]),
+            length=length, recipe=short_recipe(recipe), masked=shape.is_masked, int8_ms=statistics.median(times[recipe]),
             fp16_ms={label: statistics.median(times[label]) for label in floats}, fastest_fp16=fastest,
             fp16_attention=backend, fp16_attention_ms=alone, ratio=statistics.median(ratios), ratio_min=min(ratios),
             ratio_max=max(ratios), peers_ms={peer: statistics.median(times[peer]) for peer in found_peers},
@@ -202,7 +205,7 @@ def log(*words: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stack", nargs="+", metavar="MODEL:BxS", default=[f"{n}:{b}x{s}" for n, b, s in STACKS])
-    parser.add_argument("--recipes", nargs="+", default=["int8_smoothquant", "int8_full"])
+    parser.add_argument("--recipes", nargs="+", default=["int8_smoothquant", "int8_full"], help="names or files")
     parser.add_argument("--modes", nargs="+", default=["default"], help="of torch.compile")
     parser.add_argument("--peers", action="store_true", help="also torchao, compiled in the last of --modes")
     parser.add_argument("--profile", action="store_true", help="put the kernels of a call into the row")

@@ -51,7 +51,7 @@ class BackendInfo:
         precisions: what everything that is not INT8 may be computed in, the default first.
         saturation_mend: what "avoid" does on a CPU without VNNI; None where sums cannot saturate.
         uses_gpu: its engines are bound to a GPU (or none) and not to the processor; files for it are judged as written,
-            and bug reports do not run them.
+            bug reports do not run them, and a build times kernels, so that no other goes on beside it.
         is_thread_safe: one runner serves many threads; of others each client gets its own.
         wants_static_shapes: an engine for each shape is faster or must be; else one serves all shapes.
         are_products_measured: an engine tells which products it runs in INT8; else the file's plan is all there is.

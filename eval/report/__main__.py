@@ -12,10 +12,10 @@ from pathlib import Path
 from engine.cli import CommandParser, UsageError, print_result, run_command
 from eval.report.context import Context
 from eval.report.document.markdown import to_markdown
-from eval.report.document.page import render_page, without_plots, write_whole
+from eval.report.document.page import read_plot, render_page, without_plots, write_whole
 from eval.report.hackathon import hackathon_report, read_notes
 from eval.report.plots import Plot, draw_all
-from eval.report.run_data import RunData, read_run
+from eval.report.run_data import SEARCH, RunData, read_run
 from eval.report.sections import plain_report
 from eval.report.writing import LANGUAGES, Texts
 
@@ -43,6 +43,8 @@ def write_report(run: str | Path, template: str = "plain", lang: str = "en", max
     run = Path(run)
     data = read_run(run)
     plots = draw_all(data, max_loss)
+    if data.search and (map_of_search := read_plot(run / SEARCH / PLOTS_FOLDER / "map")) is not None:
+        plots["search"] = map_of_search
     text, page = build(data, plots, template, lang, max_loss)
     (run / PLOTS_FOLDER).mkdir(exist_ok=True)
     for old in (run / PLOTS_FOLDER).glob("*.png"):

@@ -27,6 +27,7 @@ from eval.sweep.grid import (
 from eval.sweep.run_folder import ANALYSIS, LOAD, RunFolder, SweepRow
 from eval.sweep.store import TIMELINE_FILE
 
+SEARCH = "search"  # the folder in a run's own that may hold a search of the same model
 NAMES = {
     ("fp32", PYTORCH): "PyTorch eager",
     (COMPILED, PYTORCH): "PyTorch compiled",
@@ -134,6 +135,14 @@ class RunData:
     @cached_property
     def load(self) -> dict[str, Any]:
         return self.run.read_json(LOAD) or {}
+
+    @cached_property
+    def search(self) -> dict[str, Any]:
+        """What a search in the run's folder `search` says; empty where there is none of this model and data."""
+        folder, own = RunFolder(self.run.path / SEARCH), self.manifest.get("identity", {})
+        asked = folder.read_json("search_manifest.json") or {}
+        is_same = all(asked.get(key) == own.get(key) for key in ("model_digest", "data_digest"))
+        return (folder.read_json("search.json") or {}) if asked and is_same else {}
 
     @cached_property
     def timeline(self) -> list[dict[str, Any]]:

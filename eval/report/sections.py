@@ -9,7 +9,7 @@ from eval.report.advice import dominated_recipes, has_fp8, never_faster, shapes_
 from eval.report.cards import cards
 from eval.report.context import Context
 from eval.report.document.blocks import Block, Code, Document, Figure, Items, Prose, Section
-from eval.report.run_data import label
+from eval.report.run_data import SEARCH, label, runtime_title
 from eval.report.speeds import mean_speedup, middle, time_at
 from eval.report.summary_section import machine, summary
 from eval.report.writing import NOTHING, milliseconds, ratio
@@ -20,7 +20,7 @@ def plain_report(c: Context) -> Document:
     data = c.data
     title = c.t("title", model=Path(data.options.model).name, task=data.task)
     found = [summary(c), where_not(c), at_primary(c), over_shapes(c), errors(c), sizes(c), under_load(c),
-             not_measured(c), provenance(c), row_list(c)]  # fmt: skip
+             searched(c), not_measured(c), provenance(c), row_list(c)]  # fmt: skip
     sections = tuple(each for each in found if each is not None)
     return Document(title, tuple(machine(c)), sections, tuple(cards(c)), c.t.lang, c.t("contents"))
 
@@ -98,6 +98,18 @@ def under_load(c: Context) -> Section | None:
     shape = next((shape for shape in c.data.shapes if shape.name == measured), None)
     note = c.t("load_note", shape=c.shape(shape) if shape else NOTHING)
     return Section("load", c.t("load"), (Prose(note), *figure(c, "load", "plot_load"), *found))
+
+
+def searched(c: Context) -> Section | None:
+    """Return the answer and the map of a search that stands in the run's folder; None where there is none."""
+    found, page = c.data.search, f"{SEARCH}/search.html"
+    if not found:
+        return None
+    words = [f"**{found['verdict']}.**"] if found["plans"] else []  # else only the sensitivity was asked for
+    words += [c.t("searched_more", page=page)] if (c.data.run.path / page).is_file() else []
+    shown = figure(c, "search", "plot_search", num_samples=found["num_samples"])
+    title = c.t("searched", runtime=runtime_title(found["options"]["backends"][0]))
+    return Section("search", title, (*([Prose(" ".join(words))] if words else []), *shown))
 
 
 def not_measured(c: Context) -> Section:

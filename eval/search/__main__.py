@@ -53,8 +53,11 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options. Raises: UsageError: unknown names, numbers that mean nothing."""
     check_task_argument(arguments.task)
     backends = check_names("--backend", [arguments.backend], [name for name in backend_names() if name != PYTORCH])
-    for recipe in (arguments.recipe, *arguments.against):
-        load_recipe(recipe)
+    own = load_recipe(arguments.recipe).calibrator.method
+    for recipe in arguments.against:
+        if (method := load_recipe(recipe).calibrator.method) != own:
+            raise UsageError(f"--against {recipe} calibrates by {method}, and a search measures every recipe by "
+                             f"--recipe's {own}; write {method} into its rules (method: {method})")  # fmt: skip
     if arguments.max_loss < 0 or (arguments.max_error is not None and arguments.max_error <= 0):
         raise UsageError("--max-loss is 0 or more, --max-error above 0")
     low = {"--num-calibration": arguments.num_calibration, "--rounds": arguments.rounds - 1,
@@ -71,16 +74,17 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     samples = arguments.samples or arguments.data or task.default_data
     if samples is None:
         raise UsageError(f"task {task.name} has no default data set; give --data")
-    own = (PYTORCH, "pytorch-compiled")  # a CPU's other references are no measure of a GPU
-    references = own if get_backend(backends[0]).info.uses_gpu else tuple(REFERENCES)
+    uses_gpu = get_backend(backends[0]).info.uses_gpu
+    references = (PYTORCH, "pytorch-compiled") if uses_gpu else tuple(REFERENCES)  # both on a GPU, or all on a CPU
     return SweepOptions(
         model=arguments.model, task=task_path(arguments.task), data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,
         samples=samples, num_calibration=arguments.num_calibration, num_samples=arguments.num_samples,
-        seed=arguments.seed, methods=(load_recipe(arguments.recipe).calibrator.method,),
+        seed=arguments.seed, methods=(own,),
         recipes=tuple(dict.fromkeys((arguments.recipe, *arguments.against))), backends=backends, references=references,
         batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,), shapes="auto",
-        threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds, device=arguments.device,
+        threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
+        device=arguments.device or ("cuda" if uses_gpu else "cpu"),
         qat_arguments="", load_clients=(), load_seconds=2.0, max_rounds=max(arguments.rounds, 16),
     )  # fmt: skip
 
@@ -100,12 +104,12 @@ def add_arguments(parser: CommandParser) -> None:
     how.add_argument("--sensitivity-only", action="store_true", help="stop after measuring what each unit does")
     how.add_argument("--no-fixes", action="store_true", help="keep the recipe's calibrator for every unit")
     how.add_argument("--budget", type=float, help="minutes after which the proof begins no new shape")
-    how.add_argument("--parallel", type=int, default=1, help="processes that prepare the proof's engines")
+    how.add_argument("--parallel", type=int, default=1, help="processes that prepare the engines")
     how.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
     how.add_argument("--seed", type=int, default=0, help="of the draws")
     how.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every engine at a shape, from 2")
     how.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
-    how.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
+    how.add_argument("--device", help="of PyTorch: cpu or cuda (default: cuda for a backend that runs on a GPU)")
     how.add_argument("--out", required=True, help="run folder; an interrupted search goes on there")
     how.add_argument("--json", action="store_true", help="print the result as one JSON line")
 

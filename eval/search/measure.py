@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +13,14 @@ from tqdm import tqdm
 from calib.apply import apply_statistics
 from calib.bias_correction import batch_of
 from calib.statistics import Statistics
+from engine.gpu import find_gpu
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
+from eval.search.cut import cut_graphs
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
 from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, System
+from eval.sweep.parallel import Point
 from eval.sweep.timing import time_systems
 from eval.sweep.workshop import STATISTICS_FILE, Workshop
 from eval.timing.ratios import time_of
@@ -154,13 +157,14 @@ def _measured(num_shared: int, values: dict[str, Any]) -> Measured:
 
 def measure_costs(
     bench: Bench, recipe: Recipe, sites: list[Site], units: tuple[Unit, ...], system: Callable[[str], System],
-    shape: Shape, folder: Path,
+    shape: Shape, folder: Path, prepare: Callable[[Sequence[Point]], None] | None = None,
 ) -> Costs:  # fmt: skip
     """Return what each unit saves in the runtime itself; see `eval.search.cost`.
 
     Args:
         system: from a recipe's file, the system of the backend that is searched for; from "" the float one.
         folder: for the recipes of the engines that are timed.
+        prepare: make what these points need for a GPU beforehand, in several processes; None: one after the other.
     """
     options = bench.options
     plans, checks = plans_to_time(units, options.seed)
@@ -176,8 +180,18 @@ def measure_costs(
               "plans": {name: sorted(plan) for name, plan in plans.items()}, "backend": backend.name,
               "version": backend.version(), "threads": options.threads, "rounds": options.rounds,
               "device": bench.origin["device"]}  # fmt: skip
+    if backend.info.uses_gpu:
+        inputs["gpu"] = str(find_gpu())
 
     def compute() -> dict[str, Any]:
+        if not backend.info.uses_gpu:
+            unit_of = {site: unit.name for unit in units for site in unit.sites}
+            cut_graphs(bench.workshop, systems["all"], [
+                (systems[name], [site for site in sites if site.name in unit_of and unit_of[site.name] not in plan])
+                for name, plan in plans.items()
+            ])  # fmt: skip
+        elif prepare is not None:  # a program for a GPU is made for its plan
+            prepare([(each, shape) for each in systems.values()])
         with ExitStack() as stack:
             runners = {}
             for name, each in tqdm(systems.items(), desc="engines to time", unit="engine", disable=None):

@@ -9,7 +9,7 @@ from eval.report.cards import cards
 from eval.report.context import Context
 from eval.report.document.blocks import Block, Card, Cell, Document, Figure, Prose, Section, Table, cell
 from eval.report.document.markdown import to_markdown
-from eval.report.document.page import render_page, write_whole
+from eval.report.document.page import render_page, write_plot, write_whole
 from eval.report.plots import Plot
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, time_at
@@ -29,7 +29,7 @@ def write_page(result: SearchResult, out: str | Path) -> Path:
     plots = draw_all(result)
     (out / PLOTS_FOLDER).mkdir(exist_ok=True)
     for name, plot in plots.items():
-        write_whole(out / PLOTS_FOLDER / f"{name}.png", plot.png)
+        write_plot(plot, out / PLOTS_FOLDER / name)
     text, page = build(result, plots)
     write_whole(out / MARKDOWN, text.encode())
     write_whole(out / PAGE, page.encode())
@@ -125,8 +125,8 @@ def _units(result: SearchResult) -> Section:
 
 def _which(measured: Measured) -> str:
     if not measured.num_shared:
-        return "that are neither scored nor calibrated on"
-    return f"that are not scored; {measured.num_shared} of them also calibrated, as there are no others"
+        return "that did not calibrate"
+    return f"of which {measured.num_shared} also calibrated, as there are no others"
 
 
 def _costs(result: SearchResult) -> Section:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from engine.backend import get_backend
 from engine.manifest import with_companions
 from eval.report.advice import advise
 from eval.report.run_data import read_run
+from eval.results import package_versions
 from eval.search.cost import Costs
 from eval.search.measure import Measured, measure_costs, measure_sensitivity
 from eval.search.plans import plan_recipe, write_recipe
@@ -20,8 +21,9 @@ from eval.search.result import Plan, SearchOptions, SearchResult, chosen_of, sum
 from eval.search.solve import distinct, fastest_within
 from eval.sweep.bench import Bench
 from eval.sweep.grid import SweepOptions, System, primary_shape
+from eval.sweep.parallel import Point, prepare_in_parallel
 from eval.sweep.run import SweepResult, run_sweep
-from eval.sweep.run_folder import RunFolder, differences, recipe_digests
+from eval.sweep.run_folder import RunFolder, differences, machine_of, recipe_digests
 from eval.sweep.store import ArtifactStore
 from eval.sweep.workshop import Workshop
 from quant.insert import insert_quantizers
@@ -33,7 +35,7 @@ SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the error of all units in INT8: where
 MOST_PLANS = 5
 MANIFEST, RESULT, RECIPE_FILE, PLANS, PROOF = (
     "search_manifest.json", "search.json", "RECIPE.yaml", "plans", "proof")  # fmt: skip
-CHECKPOINT, ENGINE = "checkpoint", "engine"
+CHECKPOINT, ENGINE, DELIVERY = "checkpoint", "engine", ".delivery"
 
 
 def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: float | None = None,
@@ -43,7 +45,7 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
 
     Args:
         budget_s: the proof begins no new shape after so many seconds from the start; all else is measured whole.
-        num_processes: prepare the proof's engines in so many processes.
+        num_processes: prepare the engines in so many processes.
         ray: prepare them on the Ray cluster at this address.
     Raises: FileExistsError: `out` holds another search. RuntimeError: in use, or an engine that does not run.
     """
@@ -55,7 +57,7 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
     out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).locked():
         bench = Bench(Workshop(options.sweep, ArtifactStore(out / "artifacts")), command)
-        _claim(options, out, bench, command)
+        _claim(options, out, bench, command, sensitivity_only)
         bench.check_lengths()
         if is_encoder_decoder(bench.workshop.loaded.model):
             raise ValueError(f"{options.sweep.model} is an encoder-decoder, exported as two files, and a search takes "
@@ -75,22 +77,31 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
                 return run_sweep(plans, out / PROOF, command, budget_s=rest, num_processes=num_processes, ray=ray,
                                  artifacts=out / "artifacts")  # fmt: skip
 
-            result = _choose(result, bench, recipe, out, prove)
+            def prepare(points: Sequence[Point]) -> None:
+                prepare_in_parallel(RunFolder(out), options.sweep, command, points, num_processes, ray,
+                                    with_scores=False)  # fmt: skip
+
+            is_parallel = num_processes > 1 or ray is not None
+            result = _choose(result, bench, recipe, out, prove, prepare if is_parallel else None)
         result = replace(result, seconds=time.monotonic() - start)
         RunFolder(out).write_json(RESULT, summary_of(result))
     return result
 
 
-def _claim(options: SearchOptions, out: Path, bench: Bench, command: str) -> None:
+def _claim(options: SearchOptions, out: Path, bench: Bench, command: str, sensitivity_only: bool) -> None:
     """Take the folder for this search. Raises: FileExistsError: another one's."""
     run = RunFolder(out)
     wanted = {**options.sweep.as_dict(), "max_loss": options.max_loss, "max_error": options.max_error,
               "with_fixes": options.with_fixes,
               "recipe_contents": {each: load_recipe(each).digest for each in options.sweep.recipes},
-              "model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest}  # fmt: skip
+              "model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
+              "samples_digest": bench.workshop.samples.digest, "versions": package_versions(),
+              **machine_of(options.sweep)}  # fmt: skip
     if (found := run.read_json(MANIFEST)) is not None:
         if wrong := list(differences(wanted, {key: found.get(key) for key in wanted})):
             raise FileExistsError(f"{out} holds another search: {'; '.join(wrong[:3])}. Choose another --out")
+        if sensitivity_only and (run.read_json(RESULT) or {}).get("plans"):
+            raise FileExistsError(f"{out} holds a whole search, whose {RESULT} has the sensitivity too")
         return
     if any(each.name not in (".lock", "artifacts") for each in out.iterdir()):
         raise FileExistsError(f"{out} exists and is no run folder of a search; choose another --out")
@@ -98,7 +109,8 @@ def _claim(options: SearchOptions, out: Path, bench: Bench, command: str) -> Non
 
 
 def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
-            prove: Callable[[SweepOptions], SweepResult]) -> SearchResult:  # fmt: skip
+            prove: Callable[[SweepOptions], SweepResult], prepare: Callable[[Sequence[Point]], None] | None
+            ) -> SearchResult:  # fmt: skip
     options, measured = result.options, result.measured
     sites = insert_quantizers(bench.workshop.fresh_model().model, recipe)
     method = recipe.calibrator.method
@@ -110,12 +122,11 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
         return System("fp16" if uses_gpu else "fp32", None, options.backend)
 
     shape = primary_shape(options.sweep)
-    costs = measure_costs(bench, recipe, sites, measured.units, system, shape, out / "costs")
+    costs = measure_costs(bench, recipe, sites, measured.units, system, shape, out / "costs", prepare)
     logger.info("float %.3f ms at %s, all in INT8 %.3f; engines that were not fitted are off by %.1f %% at most",
                 costs.float_ms, shape.name, costs.time(frozenset(costs.gains)), 100 * costs.error)  # fmt: skip
     plans = []
-    _remove_delivered(out)
-    (out / PLANS).mkdir()
+    (out / PLANS).mkdir(exist_ok=True)
     for number, units in enumerate(plans_for(measured, costs, options.max_error), 1):
         path = out / PLANS / f"plan{number}.yaml"
         planned = plan_recipe(sites, recipe, measured.units, units, measured.methods, path.stem)
@@ -133,24 +144,15 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     chosen = chosen_of(data, advice, options)
     found = replace(result, costs=costs, plans=tuple(plans), proof=data, chosen=chosen, advice=advice,
                     num_left=swept.num_left)  # fmt: skip
-    if chosen is not None:
-        _deliver(found, bench, out)
+    _deliver(found, bench, out)
     return found
-
-
-def _remove_delivered(out: Path) -> None:
-    """Remove plans and what was delivered before: costs or a proof that goes on may choose otherwise, or nothing."""
-    for folder in (PLANS, CHECKPOINT):
-        shutil.rmtree(out / folder, ignore_errors=True)
-    for file in (out / RECIPE_FILE, *out.glob(ENGINE), *out.glob(f"{ENGINE}.*")):
-        file.unlink(missing_ok=True)
 
 
 def _drop_other_proof(folder: Path, wanted: SweepOptions) -> None:
     """Remove the proof of other plans (costs measured anew may lead to others); what it made stays in the store."""
     run = RunFolder(folder)
     try:
-        is_same = run.options() == wanted and run.manifest().get("recipes") == recipe_digests(wanted.recipes)
+        is_same = run.options() == wanted and run.manifest().get("recipes", {}) == recipe_digests(wanted.recipes)
     except FileNotFoundError:
         return
     if not is_same:
@@ -174,13 +176,25 @@ def plans_for(measured: Measured, costs: Costs, max_error: float | None) -> list
 
 
 def _deliver(result: SearchResult, bench: Bench, out: Path) -> None:
-    """Put the chosen recipe, its checkpoint and its engine of the primary shape into the folder."""
-    system = result.chosen
-    assert system is not None and system.recipe is not None
-    recipe = bench.workshop.recipe(system)
-    write_recipe(recipe, out / RECIPE_FILE, result.answer)
-    shutil.copytree(bench.workshop.checkpoint(system), out / CHECKPOINT)
-    shape = primary_shape(result.options.sweep)
-    engine = bench.workshop.engine(system, shape)
-    for part in with_companions(engine):
-        shutil.copy2(part, out / f"{ENGINE}{part.name.removeprefix(engine.name)}")
+    """Put the chosen recipe, its checkpoint and its engine of the primary shape into the folder, in the place of what
+    stood there; where nothing was chosen, nothing stands there any more."""
+    new, system = out / DELIVERY, result.chosen
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir()
+    if system is not None:
+        recipe = bench.workshop.recipe(system)
+        write_recipe(recipe, new / RECIPE_FILE, result.answer)
+        shutil.copytree(bench.workshop.checkpoint(system), new / CHECKPOINT)
+        engine = bench.workshop.engine(system, primary_shape(result.options.sweep))
+        for part in with_companions(engine):
+            shutil.copy2(part, new / f"{ENGINE}{part.name.removeprefix(engine.name)}")
+    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
+    for file in (out / RECIPE_FILE, *out.glob(ENGINE), *out.glob(f"{ENGINE}.*")):
+        file.unlink(missing_ok=True)
+    kept = {Path(plan.path) for plan in result.plans}
+    for file in (out / PLANS).glob("*.yaml"):
+        if file not in kept:
+            file.unlink()
+    for each in new.iterdir():
+        each.rename(out / each.name)
+    new.rmdir()

@@ -17,8 +17,9 @@ from calib.statistics import Statistics
 from eval.sweep.bench import Bench
 from eval.sweep.grid import QAT, System, systems_of
 from eval.sweep.run_folder import ANALYSIS, RunFolder
+from eval.sweep.scripts import ROOT
 from eval.sweep.store import check_disk
-from eval.sweep.workshop import ROOT, STATISTICS_FILE, Workshop
+from eval.sweep.workshop import STATISTICS_FILE, Workshop
 from quant.formats import get_format
 from quant.recipe import CalibratorOptions, load_recipe
 from quant.sites.plan import plan_sites

@@ -14,7 +14,7 @@ from eval.sweep.bench import Bench
 from eval.sweep.conduct import PREPARE_SHARE, Conductor
 from eval.sweep.grid import SweepOptions
 from eval.sweep.load_step import measure_load
-from eval.sweep.parallel import prepare_in_parallel
+from eval.sweep.parallel import pending_points, prepare_in_parallel
 from eval.sweep.run_folder import RunFolder, claim
 from eval.sweep.store import ArtifactStore, check_disk
 from eval.sweep.workshop import Workshop
@@ -101,7 +101,7 @@ def _run(
     try:
         if num_processes > 1 or ray:
             share = None if budget_s is None else PREPARE_SHARE * budget_s
-            prepare_in_parallel(run, options, command, num_processes, ray, share)
+            prepare_in_parallel(run, options, command, pending_points(run, options), num_processes, ray, share)
         num_left = conductor.conduct()
         if num_left == 0:
             analyse(run, bench)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.backend import BACKENDS, get_backend
+from engine.gpu import find_gpu
 from eval.results import ResultRow, device_name, package_versions, parse_row
 from eval.sweep.grid import SweepOptions, options_from_dict
 from eval.timing.point_details import NO_DETAILS, Details, details_from_dict
@@ -183,6 +185,14 @@ def recipe_digests(recipes: Iterable[str]) -> dict[str, str]:
     return {each: load_recipe(each).digest for each in recipes if each.endswith((".yaml", ".yml"))}
 
 
+def machine_of(options: SweepOptions) -> dict[str, str]:
+    """Return what the timings of a run are bound to: the device of PyTorch, and the GPU of a backend that uses one."""
+    machine = {"device": device_name("cuda" if options.device != "cpu" else "cpu")}
+    if any(name in BACKENDS and get_backend(name).info.uses_gpu for name in options.backends):
+        machine["gpu"] = str(find_gpu())
+    return machine
+
+
 def claim(path: str | Path, options: SweepOptions, identity: dict[str, Any], command: str) -> tuple[RunFolder, bool]:
     """Return the run folder for this sweep, and whether it goes on with an earlier run.
 
@@ -190,9 +200,8 @@ def claim(path: str | Path, options: SweepOptions, identity: dict[str, Any], com
     Raises: FileExistsError: the folder holds another sweep, or something else.
     """
     run = RunFolder(Path(path))
-    device = device_name("cuda" if options.device != "cpu" else "cpu")
     wanted = {"schema": SWEEP_SCHEMA, "options": options.as_dict(), "identity": identity,
-              "versions": package_versions(), "device": device}  # fmt: skip
+              "versions": package_versions(), **machine_of(options)}  # fmt: skip
     if contents := recipe_digests(options.recipes):
         wanted["recipes"] = contents
     if (run.path / MANIFEST).is_file():

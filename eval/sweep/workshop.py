@@ -6,10 +6,8 @@ import copy
 import dataclasses
 import hashlib
 import importlib.metadata
-import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,14 @@ from calib.statistics import FORMAT, Statistics
 from engine.backend import Backend, BuildOptions, get_backend, saturation_of
 from engine.backends.info import OwnOptions
 from engine.backends.own_options import own_from_words
+from engine.gpu import find_gpu
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
 from engine.passes.qdq import prepare_for_target
 from engine.passes.targets import takes_dtype
 from engine.shapes import ShapeRange
 from eval.sweep.grid import BUILD_ARGUMENTS, FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
+from eval.sweep.scripts import from_anywhere, run_script, training_words
 from eval.sweep.store import ArtifactStore, digest_of
 from eval.tasks import get_task
 from eval.tasks.parts.samples import task_reader
@@ -43,8 +43,20 @@ from quant.recipe import Recipe, SmoothQuantOptions, load_recipe
 from quant.sites.plan import plan_sites
 from quant.sites.stored import identity
 
-ROOT = Path(__file__).parents[2]
 STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnGraph:
+    """Another way to a system's graph than its export.
+
+    Attributes:
+        inputs: what it is made from, beside the system's own source.
+        build: writes the ONNX file; returns False where it cannot, and the system is exported.
+    """
+
+    inputs: dict[str, Any]
+    build: Callable[[Path], bool]
 
 
 class Workshop:
@@ -52,6 +64,7 @@ class Workshop:
 
     def __init__(self, options: SweepOptions, store: ArtifactStore) -> None:
         self.options, self.store = options, store
+        self.graphs: dict[System, OwnGraph] = {}
         torch.set_num_threads(options.threads)
 
     @cached_property
@@ -149,7 +162,7 @@ class Workshop:
 
         def build(folder: Path) -> None:
             work = self.store.folder / f".qat-{digest_of(inputs)}.run"  # stays after a kill, so that training resumes
-            run_script("train_qat.py", *words, "--out", str(work))
+            run_script("train_qat.py", *from_anywhere(words), "--out", str(work.resolve()))
             for path in work.iterdir():
                 if path.is_file():
                     shutil.copy2(path, folder / path.name)
@@ -179,6 +192,8 @@ class Workshop:
             return self.store.make("onnx", inputs, lambda folder: self._run_export(system, target, folder), _label(
                 system, f"ONNX for {target}")) / ONNX_FILE  # fmt: skip
         exported = self._exported(system)
+        if (own := self.graphs.get(system)) is not None:
+            inputs |= own.inputs
 
         def build(folder: Path) -> None:
             metadata = {"int8kit.source": Path(self.options.model).name}
@@ -193,8 +208,12 @@ class Workshop:
     def _exported(self, system: System) -> Path:
         """Return the exporter's own graph, from which every backend's file is made."""
         inputs = {"source": self.source_digest(system), "torch": torch.__version__}
+        if (own := self.graphs.get(system)) is not None:
+            inputs |= own.inputs
 
         def build(folder: Path) -> None:
+            if own is not None and own.build(folder / ONNX_FILE):
+                return
             loaded = self.model_of(system)
             export_onnx(loaded.model, folder / ONNX_FILE, processor=loaded.processor)
 
@@ -203,10 +222,9 @@ class Workshop:
 
     def _run_export(self, system: System, target: str, folder: Path) -> None:
         source = str(self.checkpoint(system)) if system.recipe else self.options.model
-        source = str(Path(source).resolve()) if Path(source).exists() else source  # the script runs in another folder
         words = ["--checkpoint", source, "--target", target, "--out", str((folder / ONNX_FILE).resolve())]
         dtype = system.method if system.method in FLOAT_METHODS else "fp16"
-        run_script("export.py", *words, *(["--dtype", dtype] if takes_dtype(target) else []))
+        run_script("export.py", *from_anywhere(words), *(["--dtype", dtype] if takes_dtype(target) else []))
 
     def engine(self, system: System, shape: Shape, onnx_path: Path | None = None) -> Path:
         """Return the engine of a system; one for all shapes, or a static one for this shape (see --shapes)."""
@@ -231,6 +249,8 @@ class Workshop:
                   "versions": versions, "cpu_flags": list(cpu_flags())}  # fmt: skip
         if (saturation := saturation_of(backend, BuildOptions())) == "avoided":  # older engines of such a CPU saturate
             inputs["saturation"] = saturation
+        if backend.info.uses_gpu and (gpu := find_gpu()) is not None:  # which an engine is bound to
+            inputs["gpu"] = str(gpu)
         own = self._own_options(system.backend)
         if own is not None and own != type(own)():
             inputs["options"] = dataclasses.asdict(own)
@@ -265,27 +285,6 @@ def precision_of(system: System, backend: Backend) -> str:
     if system.method in FLOAT_METHODS:
         return system.method
     return "fp16" if backend.info.uses_gpu and "fp16" in precisions else precisions[0]
-
-
-def training_words(options: SweepOptions, system: System) -> list[str]:
-    """Return the words with which train_qat.py trains a system."""
-    words = ["--model", options.model, "--task", options.task, "--recipe", str(system.recipe)]
-    words += ["--data", options.data] if options.data else []
-    words += ["--seed", str(options.seed)]
-    own = shlex.split(options.qat_arguments)
-    if not any(word.split("=")[0] == "--init" for word in own):  # which has its calibration behind it
-        words += ["--num_samples", str(options.num_calibration)]
-    return words + own
-
-
-def run_script(script: str, *words: str) -> None:
-    """Run one of the project's scripts. Raises: RuntimeError: its last line, where it fails."""
-    done = subprocess.run([sys.executable, str(ROOT / script), *words], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode < 0:
-        raise RuntimeError(f"{script} was killed by signal {-done.returncode}")
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.strip() and "it/s]" not in line]
-        raise RuntimeError(lines[-1] if lines else f"{script} ended with exit code {done.returncode}")
 
 
 def _label(system: System, what: str) -> str:

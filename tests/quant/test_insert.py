@@ -20,6 +20,7 @@ from quant.sites.plan import plan_sites
 from quant.sites.site import quantization_of
 from quant.sites.summary import summarize_sites
 from quant.tensor_quantizer import quantizers_disabled
+from tests.test_house import ROOT
 from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2, tiny_vit
 
 OFF = {"match": "*", "enable": False}
@@ -57,15 +58,16 @@ def test_q_k_and_v_share_one_quantizer_and_the_head_is_off(bert):
     assert "classifier" in off["classifier.input_quantizer"] and "pooler" in off["bert.pooler.dense.weight_quantizer"]
 
 
+def tables_of(model):
+    recipe = load_recipe(ROOT / "benchmarks" / "recipes" / "int8_compact.yaml")
+    return {site.consumers[0].rpartition(".")[2]: site.enabled
+            for site in insert_quantizers(model, recipe) if site.kind == "embedding"}  # fmt: skip
+
+
 def test_compact_quantizes_tables_of_words_and_leaves_positions(bert, llama):
-    tables = {site.name.split(".weight_quantizer")[0]: site.enabled
-              for site in insert_quantizers(bert, load_recipe("int8_compact")) if site.kind == "embedding"}  # fmt: skip
-    embeddings = "bert.embeddings."
-    assert tables == {f"{embeddings}word_embeddings": True, f"{embeddings}token_type_embeddings": True,
-                      f"{embeddings}position_embeddings": False}  # fmt: skip
-    assert [site.consumers for site in on(insert_quantizers(llama, load_recipe("int8_compact")), "embedding")] == [
-        ("model.embed_tokens",)
-    ]
+    assert tables_of(bert) == {"word_embeddings": True, "token_type_embeddings": True, "position_embeddings": False}
+    assert tables_of(llama) == {"embed_tokens": True}
+    assert tables_of(tiny_gpt2()) == {"wte": True, "wpe": False}
 
 
 def test_gate_and_up_share_one_quantizer(llama):

@@ -26,10 +26,9 @@ def test_extends_appends_rules_and_replaces_options():
     assert attention.rules[: len(linear.rules)] == linear.rules and attention.rules[-1].kind == "softmax"
 
 
-# As 0.1.0 computed them (int8_compact is younger): checkpoints, engines and rows bear them.
+# As 0.1.0 computed them: checkpoints, engines and rows bear them.
 DIGESTS = {
     "int8_attention": "c69daf87560a616b",
-    "int8_compact": "6993398934fa3510",
     "int8_full": "765f6c5a7bfaf46e",
     "int8_linear": "d1d0ee27728e9e8f",
     "int8_smoothquant": "435c2f42ea8ef7cf",

@@ -104,3 +104,17 @@ def write_whole(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     os.replace(partial, path)
+
+
+def write_plot(plot: Plot, path: Path) -> None:
+    """Write a plot as `path` with .png, .svg and .narrow.svg appended: a page of another folder can show it too."""
+    for suffix, content in (("png", plot.png), ("svg", plot.svg.encode()), ("narrow.svg", plot.narrow_svg.encode())):
+        write_whole(path.with_name(f"{path.name}.{suffix}"), content)
+
+
+def read_plot(path: Path) -> Plot | None:
+    """Return what `write_plot` wrote; None where it is not whole."""
+    png, svg, narrow = (path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg", "narrow.svg"))
+    if not all(each.is_file() for each in (png, svg, narrow)):
+        return None
+    return Plot(svg.read_text(encoding="utf-8"), png.read_bytes(), narrow.read_text(encoding="utf-8"))

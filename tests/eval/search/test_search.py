@@ -8,7 +8,9 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
+from engine.cli import EXIT_INTERRUPTED
 from engine.inspect.__main__ import main as inspect_main
+from eval.report.__main__ import check, write_report
 from eval.search.__main__ import main
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Sensitivity, measure_units, units_of
@@ -121,7 +123,35 @@ def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_da
     assert "holds another search: max_loss is 0.5 there, 0.1 here" in capsys.readouterr().err
     engine = json.loads((out / "engine.json").read_text())
     assert engine["recipe_digest"]
-    shutil.rmtree(out / "checkpoint")
+    # asked for less in the folder of a whole one, or stopped in its proof: nothing that was delivered is lost
+    assert run(model_and_data, out, "--max-loss", "0.5", "--against", "int8_linear", "--sensitivity-only") == 1
+    assert "holds a whole search" in capsys.readouterr().err
+    monkeypatch.setattr("eval.search.run.run_sweep", stopped)
+    assert run(model_and_data, out, "--max-loss", "0.5", "--against", "int8_linear") == EXIT_INTERRUPTED
+    assert all((out / name).exists() for name in ("RECIPE.yaml", "checkpoint", "engine", "plans"))
+    a_run_shows_the_search_in_its_folder(out)
+
+
+def stopped(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+def a_run_shows_the_search_in_its_folder(out):
+    """The proof is a run of the same model and data, so a copy of the search in its folder is one of them."""
+    within = out / "proof" / "search"
+    within.mkdir()
+    for name in ("search.json", "search_manifest.json", "search.html"):
+        shutil.copy(out / name, within)
+    shutil.copytree(out / "plots", within / "plots")
+    verdict = json.loads((out / "search.json").read_text())["verdict"]
+    text = write_report(out / "proof").with_suffix(".md").read_text()
+    assert "a search for ONNX Runtime" in text and verdict in text and "(search/search.html)" in text
+    assert "plots/search.png" in text
+    check(out / "proof")
+    asked = json.loads((within / "search_manifest.json").read_text())
+    (within / "search_manifest.json").write_text(json.dumps({**asked, "model_digest": "another"}))
+    text = write_report(out / "proof").with_suffix(".md").read_text()
+    assert "a search for" not in text and not (out / "proof" / "plots" / "search.png").exists()
 
 
 def test_no_plan_keeps_an_impossible_error_and_the_training_command_is_named(model_and_data, tmp_path, capsys):
@@ -153,3 +183,10 @@ def test_wrong_words(model_and_data, tmp_path, capsys, more, code, message):
     assert run(model_and_data, tmp_path / "run", *more) == code
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_with_a_calibrator_of_its_own_is_not_measured_by_another(model_and_data, tmp_path, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: int8_linear\ncalibrator: {method: mse}\n")
+    assert run(model_and_data, tmp_path / "run", "--against", str(own)) == 2
+    assert "calibrates by mse, and a search measures every recipe by --recipe's max" in capsys.readouterr().err

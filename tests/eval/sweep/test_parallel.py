@@ -1,9 +1,13 @@
 """Preparing in processes: the most telling shapes first, and no longer than a budget allows."""
 
 import time
+from types import SimpleNamespace
 
+import pytest
+
+from engine.backend import BACKENDS
 from eval.sweep import parallel
-from eval.sweep.grid import COMPILED, FASTEST, shapes_of
+from eval.sweep.grid import COMPILED, FASTEST, Shape, System, shapes_of
 from eval.sweep.run_folder import claim
 from tests.eval.sweep.sweeps import COMMAND, sweep_options
 
@@ -25,19 +29,47 @@ def prepared(monkeypatch, tmp_path, seconds, budget_s):
     monkeypatch.setattr(parallel, "_process_jobs", jobs)
     options = sweep_options("m", "d", methods=("fp32", "max", "mse"), batch_sizes=(1, 8, 32), seq_lengths=(8, 16))
     run, _ = claim(tmp_path / "run", options, {}, COMMAND)
-    parallel.prepare_in_parallel(run, options, COMMAND, 2, None, budget_s)
+    points = parallel.pending_points(run, options)
+    parallel.prepare_in_parallel(run, options, COMMAND, points, 2, None, budget_s)
     assert closed == [True]  # what is being made is not waited for
-    return begun, planned, options
+    assert [(System(*system), Shape(*shape)) for system, shape, _ in planned] == points
+    return begun, planned, points, options
 
 
 def test_every_point_is_prepared_shape_by_shape(monkeypatch, tmp_path):
-    begun, planned, options = prepared(monkeypatch, tmp_path, 0, None)
+    begun, planned, points, options = prepared(monkeypatch, tmp_path, 0, None)
     assert begun == planned and len(planned) == len(set(planned))
-    shapes = [shape for _, shape in planned]
+    shapes = [shape for _, shape in points]
     assert list(dict.fromkeys(shapes)) == list(shapes_of(options)) and shapes == sorted(shapes, key=shapes.index)
-    assert not {system.method for system, _ in planned} & {FASTEST, COMPILED}
+    assert not {system.method for system, _ in points} & {FASTEST, COMPILED}
 
 
 def test_a_budget_ends_it(monkeypatch, tmp_path):
-    begun, planned, _ = prepared(monkeypatch, tmp_path, 0.05, 0.12)
+    begun, planned, *_ = prepared(monkeypatch, tmp_path, 0.05, 0.12)
     assert 1 <= len(begun) <= 4 < len(planned)
+
+
+class GpuBench:
+    """A bench whose only backend builds for a GPU, where it can; it keeps what it was asked for."""
+
+    def __init__(self, missing):
+        self.asked = []
+        self.workshop = self
+        self.info = SimpleNamespace(uses_gpu=True)
+        self.check_build = self.check_run = lambda: missing
+
+    def backend(self, name):
+        return self
+
+    def onnx(self, system):
+        self.asked.append(system)
+
+    def open(self, system, shape):
+        raise AssertionError("a build for a GPU times kernels, and others run beside this one")
+
+
+@pytest.mark.parametrize("missing", [None, "no GPU here"])
+def test_what_times_kernels_is_not_built_beside_others(missing):
+    bench, system = GpuBench(missing), System("max", "int8_full", next(iter(BACKENDS)))
+    assert parallel.prepare(bench, system, Shape(1, 8)) is None
+    assert bench.asked == ([] if missing else [system])
