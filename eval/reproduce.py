@@ -89,8 +89,8 @@ def reproduce(data: RunData, row: SweepRow) -> Reproduction:
     Raises: ValueError: the model or the data are not those of the run.
     """
     from eval.sweep.bench import Bench
-    from eval.sweep.timing import time_systems
     from eval.sweep.workshop import Workshop
+    from eval.timing.in_turn import time_systems
 
     system = data.system_named(row.system)
     shape = next(shape for shape in data.shapes if shape.name == row.shape)

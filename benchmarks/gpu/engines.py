@@ -171,7 +171,8 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         ratios = [a / b for a, b in zip(times[fastest], times[recipe], strict=True)]
         row = append_row(
             args.out, "gpu_engine", model=name, weights="real" if name in args.checkpoint else "random", batch=batch,
-            length=length, recipe=short_recipe(recipe), masked=shape.is_masked, int8_ms=statistics.median(times[recipe]),
+            length=length, recipe=short_recipe(recipe), masked=shape.is_masked,
+            int8_ms=statistics.median(times[recipe]),
             fp16_ms={label: statistics.median(times[label]) for label in floats}, fastest_fp16=fastest,
             fp16_attention=backend, fp16_attention_ms=alone, ratio=statistics.median(ratios), ratio_min=min(ratios),
             ratio_max=max(ratios), peers_ms={peer: statistics.median(times[peer]) for peer in found_peers},

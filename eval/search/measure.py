@@ -21,8 +21,8 @@ from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measu
 from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, System
 from eval.sweep.parallel import Point
-from eval.sweep.timing import time_systems
 from eval.sweep.workshop import STATISTICS_FILE, Workshop
+from eval.timing.in_turn import time_systems
 from eval.timing.ratios import time_of
 from quant.insert import insert_quantizers
 from quant.recipe import METHODS, Recipe

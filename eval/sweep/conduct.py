@@ -21,7 +21,7 @@ from eval.sweep.load_step import planned_seconds
 from eval.sweep.progress import Progress
 from eval.sweep.run_folder import TIMINGS, RunFolder, SweepRow
 from eval.sweep.store import check_disk
-from eval.sweep.timing import ShapeTiming, time_systems
+from eval.timing.in_turn import ShapeTiming, time_systems
 from eval.timing.point_details import NO_DETAILS, Details
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from quant.sites.plan import plan_sites
 from quant.sites.site import quantization_of
 from quant.sites.summary import summarize_sites
 from quant.tensor_quantizer import quantizers_disabled
-from tests.test_house import ROOT
 from tests.conftest import batch_for, text_batch, tiny_bert, tiny_gpt2, tiny_vit
+from tests.test_house import ROOT
 
 OFF = {"match": "*", "enable": False}
 

@@ -23,7 +23,7 @@ from eval.report.writing import TEXTS, Texts, interval, milliseconds, small, tab
 from eval.reproduce import Reproduction
 from eval.results import ResultRow
 from eval.sweep.run_folder import RunFolder, SweepRow
-from eval.sweep.timing import time_systems
+from eval.timing.in_turn import time_systems
 from eval.timing.point_details import Details
 from tests.eval.sweep.sweeps import sweep_options
 

@@ -6,7 +6,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from eval.sweep.same_graph import graph_digest
-from eval.sweep.timing import ShapeTiming
+from eval.timing.in_turn import ShapeTiming
 
 
 def write(path, seed=0, prefix="", zero_point=128, size=4, shape=(2, 2), op="Relu", epsilon=0.1, names=("x", "y")):
