@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import export
+from engine.passes.targets import ALL_TARGETS
 from quant.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -128,6 +130,10 @@ def test_every_import_is_required() -> None:
 
 def test_torch_pin_is_the_documented_one() -> None:
     assert requirements("requirements.txt")["torch"].startswith("torch==2.13.0 ")
+
+
+def test_export_names_every_target() -> None:
+    assert export.TARGETS == ALL_TARGETS
 
 
 def test_shipped_recipes_load() -> None:

@@ -154,7 +154,7 @@ def test_products_that_share_a_weight_or_zero_point_build(tmp_path, monkeypatch,
         for y, ref in zip(runner(samples(64)).values(), expected, strict=True):
             np.testing.assert_allclose(y, ref, rtol=1e-5, atol=1e-4)
     if saturates(cpu_flags()):
-        monkeypatch.setattr("engine.backends.onnxruntime.backend.own_constants", lambda model: 0)
+        monkeypatch.setattr("engine.backends.onnxruntime.fusion.own_constants", lambda model: 0)
         with pytest.raises(RuntimeError, match="AddInitializerWithOrtValue"):
             backend.build(tmp_path / "m.onnx", tmp_path / "engine", BuildOptions(threads=1, force=True))
 

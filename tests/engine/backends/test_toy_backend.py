@@ -36,6 +36,7 @@ NAMED = {
     "engine/passes/qdq.py": "export targets",
     "engine/passes/targets.py": "export targets",
     "engine/lint": "consumers: export targets, and what is known of them",
+    "export.py": "export targets, for its help",
     "eval/demo.py": "a default",
     "eval/parity/check.py": "a default",
     "eval/parity/layers.py": "a default",
