@@ -12,6 +12,7 @@ import io
 import json
 import sys
 import zipfile
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,17 +95,18 @@ class InductorBackend(Backend):
         with engine_output(out, options.force) as partial:
             module = load_module(onnx_path)
             found: list[dict[str, Any]] = []
-            for bucket in buckets:
-                print(f"tune {bucket_name(bucket)} ...", file=sys.stderr, flush=True)
-                try:
-                    feeds = example_feeds(program, bucket)
-                    plans = tune_program(module, feeds, lambda line: print(f"  {line}", file=sys.stderr, flush=True))
-                    Captured(with_plans(module, plans), feeds)  # what it compiles goes into the engine
-                except torch.cuda.OutOfMemoryError:
-                    raise RuntimeError(f"out of GPU memory while tuning {bucket_name(bucket)}; build with smaller "
-                                       "--shapes, or free the GPU") from None  # fmt: skip
-                found.append({"bucket": bucket, "plans": plans})
-            compiled = torch.compiler.save_cache_artifacts()
+            with own_artifacts():
+                for bucket in buckets:
+                    _say(f"tune {bucket_name(bucket)} ...")
+                    try:
+                        feeds = example_feeds(program, bucket)
+                        plans = tune_program(module, feeds, lambda line: _say(f"  {line}"))
+                        Captured(with_plans(module, plans), feeds)  # what it compiles goes into the engine
+                    except torch.cuda.OutOfMemoryError:
+                        raise RuntimeError(f"out of GPU memory while tuning {bucket_name(bucket)}; build with smaller "
+                                           "--shapes, or free the GPU") from None  # fmt: skip
+                    found.append({"bucket": bucket, "plans": plans})
+                compiled = torch.compiler.save_cache_artifacts()
             with zipfile.ZipFile(partial, "w") as archive:
                 archive.write(onnx_path, PROGRAM)
                 archive.writestr(PLANS, json.dumps(found))
@@ -159,6 +161,20 @@ class InductorBackend(Backend):
         """Return a script that compares the compiled program with the same program run op by op on the CPU."""
         text = SCRIPT.format(feeds=case.feeds_code, name=case.name)
         return Reproduction("python", text)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def own_artifacts() -> AbstractContextManager[None]:
+    """Let `torch.compiler.save_cache_artifacts` give what is compiled within alone.
+
+    torch keeps one list for the process: an engine that is built after others would hold their code too.
+    """
+    from torch.compiler._cache import CacheArtifactManager
+
+    return CacheArtifactManager.with_fresh_cache()
 
 
 @cache
