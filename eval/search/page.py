@@ -29,7 +29,8 @@ def write_page(result: SearchResult, out: str | Path) -> Path:
     plots = draw_all(result)
     (out / PLOTS_FOLDER).mkdir(exist_ok=True)
     for name, plot in plots.items():
-        write_plot(plot, out / PLOTS_FOLDER / name)
+        write_whole(out / PLOTS_FOLDER / f"{name}.png", plot.png)
+    write_plot(plots["map"], out / PLOTS_FOLDER / "map")  # which a run's report shows too
     text, page = build(result, plots)
     write_whole(out / MARKDOWN, text.encode())
     write_whole(out / PAGE, page.encode())
