@@ -119,13 +119,14 @@ def demo(arguments: argparse.Namespace) -> None:
     say(f"one sweep on the digits: float, calibrators and QAT, on ONNX Runtime and OpenVINO, into {run}")
     try:
         run_sweep(OPTIONS, run, "python -m eval.demo")
-        write_report(run)  # what is there already, should the search be stopped
         data = read_run(run)
         say(f"a search for a plan with half of the error of {OPTIONS.recipes[0]}")
-        search = search_in(run, data)
+        try:
+            search = search_in(run, data)
+        finally:  # should the search be stopped, the sweep's report is there all the same
+            path = write_report(run)
     except Interrupted as interrupted:
         raise KeyboardInterrupt from interrupted
-    path = write_report(run)
     print("\n".join([*about_this_cpu, "", table(data, search)]))
     say(f"done in {time.perf_counter() - started:.0f} s")
     print(f"\nreport: {path.resolve()}")

@@ -9,7 +9,7 @@ from eval.report.cards import cards
 from eval.report.context import Context
 from eval.report.document.blocks import Block, Card, Cell, Document, Figure, Prose, Section, Table, cell
 from eval.report.document.markdown import to_markdown
-from eval.report.document.page import render_page, write_plot, write_whole
+from eval.report.document.page import render_page, write_svgs, write_whole
 from eval.report.plots import Plot
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, time_at
@@ -30,7 +30,7 @@ def write_page(result: SearchResult, out: str | Path) -> Path:
     (out / PLOTS_FOLDER).mkdir(exist_ok=True)
     for name, plot in plots.items():
         write_whole(out / PLOTS_FOLDER / f"{name}.png", plot.png)
-    write_plot(plots["map"], out / PLOTS_FOLDER / "map")  # which a run's report shows too
+    write_svgs(plots["map"], out / PLOTS_FOLDER / "map")  # which a run's report shows too
     text, page = build(result, plots)
     write_whole(out / MARKDOWN, text.encode())
     write_whole(out / PAGE, page.encode())

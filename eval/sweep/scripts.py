@@ -39,7 +39,7 @@ def from_anywhere(words: Iterable[str]) -> list[str]:
         flag, is_joined, value = word.partition("=") if word.startswith("--") else (before, "", word)
         if (flag in PATH_FLAGS or value.endswith(FILES)) and value and Path(value).exists():
             value = str(Path(value).resolve())
-        found.append(f"{flag}={value}" if is_joined else word if word.startswith("--") else value)
+        found.append(f"{flag}={value}" if is_joined else value or word)
         before = word
     return found
 

@@ -182,18 +182,21 @@ class Workshop:
         sites = [identity(site) for site in description["sites"]]
         return digest_of({"files": description["digests"], "sites": sites})
 
+    def _graph_inputs(self, system: System) -> dict[str, Any]:
+        """Return what a system's graph is made from."""
+        own = self.graphs.get(system)
+        return {"source": self.source_digest(system), **(own.inputs if own is not None else {})}
+
     def onnx(self, system: System) -> Path:
         """Return the ONNX file of a system, made for its backend."""
         backend = self.backend(system.backend)
         target = backend.target()
-        inputs = {"source": self.source_digest(system), "target": target, "onnx": onnx.__version__}
+        inputs = {**self._graph_inputs(system), "target": target, "onnx": onnx.__version__}
         if backend.info.uses_gpu:  # export.py decides opset, type and mask; files for CPUs are made here in memory
             inputs["dtype"] = system.method if system.method in FLOAT_METHODS else "fp16"
             return self.store.make("onnx", inputs, lambda folder: self._run_export(system, target, folder), _label(
                 system, f"ONNX for {target}")) / ONNX_FILE  # fmt: skip
         exported = self._exported(system)
-        if (own := self.graphs.get(system)) is not None:
-            inputs |= own.inputs
 
         def build(folder: Path) -> None:
             metadata = {"int8kit.source": Path(self.options.model).name}
@@ -207,9 +210,7 @@ class Workshop:
 
     def _exported(self, system: System) -> Path:
         """Return the exporter's own graph, from which every backend's file is made."""
-        inputs = {"source": self.source_digest(system), "torch": torch.__version__}
-        if (own := self.graphs.get(system)) is not None:
-            inputs |= own.inputs
+        inputs, own = {**self._graph_inputs(system), "torch": torch.__version__}, self.graphs.get(system)
 
         def build(folder: Path) -> None:
             if own is not None and own.build(folder / ONNX_FILE):

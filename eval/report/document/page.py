@@ -106,14 +106,14 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def write_plot(plot: Plot, path: Path) -> None:
-    """Write a plot as `path` with .png, .svg and .narrow.svg appended: a page of another folder can show it too."""
-    for suffix, content in (("png", plot.png), ("svg", plot.svg.encode()), ("narrow.svg", plot.narrow_svg.encode())):
-        write_whole(path.with_name(f"{path.name}.{suffix}"), content)
+def write_svgs(plot: Plot, path: Path) -> None:
+    """Write a plot's SVGs beside its PNG, `path` with .svg and .narrow.svg: another folder's page can show it too."""
+    for suffix, svg in (("svg", plot.svg), ("narrow.svg", plot.narrow_svg)):
+        write_whole(path.with_name(f"{path.name}.{suffix}"), svg.encode())
 
 
 def read_plot(path: Path) -> Plot | None:
-    """Return what `write_plot` wrote; None where it is not whole."""
+    """Return the plot whose PNG and SVGs stand at `path`; None where they are not all there."""
     png, svg, narrow = (path.with_name(f"{path.name}.{suffix}") for suffix in ("png", "svg", "narrow.svg"))
     if not all(each.is_file() for each in (png, svg, narrow)):
         return None
