@@ -83,13 +83,13 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=["int8_linear"])
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--share", type=float, default=0.9, help="of the linear arithmetic that stays in INT8")
-    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="a draw of samples for each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     errors: dict[tuple[object, object], list[float]] = {}
-    for draw in range(args.draws):
+    for draw in args.seeds:
         options = SweepOptions(
             model=args.model, task=args.task, data=args.data, split="validation", columns=tuple(args.column),
             label_column=None, samples=args.data, num_calibration=256, num_samples=None, seed=draw,

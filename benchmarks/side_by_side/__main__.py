@@ -2,6 +2,7 @@
 
     python -m benchmarks.side_by_side --model MODEL --data DATA --python nncf=VENV/bin/python --python olive=...
     python -m benchmarks.side_by_side --table
+    python -m benchmarks.side_by_side --tools search-int8kit search-nncf ... --num-samples 512 --limit-s 1800 --out ROWS
 
 The job: the classifier in MODEL to INT8 for a CPU, from 256 sentences of DATA/train.parquet, the same for every tool.
 Each recipe in recipes/ runs in its tool's own environment (requirements-KEY.txt); int8kit runs in this one. Then all
@@ -28,7 +29,7 @@ from benchmarks.side_by_side.judge import FLOAT, judge, read_validation, time_al
 from benchmarks.side_by_side.lines import counted_lines
 from benchmarks.side_by_side.run import Job, run_recipe, versions_of
 from benchmarks.side_by_side.table import FLOAT_TITLE, SHAPES, write_tables
-from benchmarks.side_by_side.tools import TOOLS, get_tool
+from benchmarks.side_by_side.tools import SEARCHES, TOOLS, get_tool
 from benchmarks.speed import float_sessions
 from engine.cli import CommandParser, UsageError, run_command
 
@@ -109,8 +110,9 @@ def run(options: argparse.Namespace) -> None:
     """Measure all tools and append a row for each, or write the tables of the rows."""
     path = Path(options.out)
     if options.table:
-        write_tables(read_rows(path), path.with_suffix(".md"), PAGE)
-        print(f"{path.with_suffix('.md')} and {PAGE.relative_to(ROOT)} are those of {path}")
+        page = PAGE if path.resolve() == ROWS else None
+        write_tables(read_rows(path), path.with_suffix(".md"), page)
+        print(f"{path.with_suffix('.md')}{f' and {PAGE.relative_to(ROOT)}' if page else ''}: the rows of {path}")
         return
     if options.model is None or options.data is None:
         raise UsageError("--model and --data are needed to measure; --table alone writes the tables")
@@ -140,7 +142,7 @@ def parser() -> CommandParser:
     command.add_argument("--data", help="folder with train.parquet and validation.parquet")
     command.add_argument("--python", action="append", default=[], metavar="KEY=PATH",
                          help="the interpreter of a tool's environment; repeat for more")  # fmt: skip
-    command.add_argument("--tools", nargs="+", choices=list(TOOLS), default=list(TOOLS), help="only these")
+    command.add_argument("--tools", nargs="+", choices=[*TOOLS, *SEARCHES], default=list(TOOLS), help="only these")
     command.add_argument("--repeats", type=int, default=1, help="runs of every recipe; the table shows medians")
     command.add_argument("--rounds", type=int, default=15, help="blocks of every file at a shape")
     command.add_argument("--threads", type=int, default=2, help="threads of every runtime while it is judged")

@@ -55,12 +55,13 @@ def table(rows: list[Row]) -> list[str]:
     return [*lines, "", *_conditions(last)]
 
 
-def write_tables(rows: list[Row], results: Path, page: Path) -> None:
-    """Write the table as the file `results` and between its markers in `page`."""
+def write_tables(rows: list[Row], results: Path, page: Path | None) -> None:
+    """Write the table as the file `results` and, where a page is named, between its markers there."""
     lines = table(rows)
     head = ["# Side by side", "", "Made by `python -m benchmarks.side_by_side --table` from the rows beside this file."]
     results.write_text("\n".join([*head, "", *lines]) + "\n", encoding="utf-8")
-    write_between(page, lines, BEGIN, END)
+    if page is not None:
+        write_between(page, lines, BEGIN, END)
 
 
 def _cells(row: Row) -> list[str]:

@@ -57,9 +57,20 @@ TOOLS = {
                         "model.onnx"),
 }  # fmt: skip
 
+# Searches for what to quantize: a row file of their own, from twice the sentences.
+SEARCHES = {
+    "search-int8kit": Tool("int8kit search", "search_int8kit.sh", "int8kit", ("onnxruntime",), "engine"),
+    "search-int8kit-openvino": Tool("int8kit search, OpenVINO", "search_int8kit_openvino.sh", "int8kit", ("openvino",),
+                                    "engine"),
+    "search-nncf": Tool("NNCF, accuracy control", "search_nncf.py", "nncf", ("nncf", "openvino"), "model.xml"),
+    "search-modelopt": Tool("ModelOpt, auto_quantize", "search_modelopt.py", "modelopt", ("nvidia-modelopt",),
+                            "model.onnx"),
+}  # fmt: skip
+
 
 def get_tool(key: str) -> Tool:
     """Return the tool registered under `key`. Raises: ValueError: naming those there are."""
-    if key not in TOOLS:
-        raise ValueError(f"no tool {key!r}; choose from {', '.join(TOOLS)}")
-    return TOOLS[key]
+    known = TOOLS | SEARCHES
+    if key not in known:
+        raise ValueError(f"no tool {key!r}; choose from {', '.join(known)}")
+    return known[key]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Generator, Sequence
@@ -16,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from engine.backend import BACKENDS
@@ -72,7 +74,8 @@ def _process_jobs(
     num_processes: int, settings: tuple[dict[str, Any], str, str], pending: Sequence[Words]
 ) -> Generator[str | None, None, None]:
     context = multiprocessing.get_context("spawn")  # torch's and onnxruntime's threads do not survive a fork
-    with ProcessPoolExecutor(num_processes, context, _start, settings) as pool:
+    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    with ProcessPoolExecutor(num_processes, context, _start, (*settings, threads)) as pool:
         futures = [pool.submit(_prepare, *point) for point in pending]
         try:
             for future in as_completed(futures):
@@ -85,12 +88,17 @@ def _process_jobs(
             raise
 
 
-def _start(options: dict[str, Any], path: str, command: str) -> None:
-    """Load model and samples once in each process, and let it end with its parent, however that ends."""
+def _start(options: dict[str, Any], path: str, command: str, threads: int) -> None:
+    """Load model and samples once in each process, and let it end with its parent, however that ends.
+
+    Args: threads: of PyTorch, here and in the scripts it runs: with all cores each, they would wait for each other.
+    """
     global _bench
     die_with_parent()
     logging.disable(logging.WARNING)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     _bench = make_bench(options, path, command)
+    torch.set_num_threads(min(threads, _bench.options.threads))
 
 
 def _prepare(system: tuple[Any, ...], shape: tuple[Any, ...], with_scores: bool) -> str | None:

@@ -19,6 +19,7 @@ from kernels.tiles import ANY_SIZE, TORCHS, Tile, attention_tiles, row_tiles, st
 from kernels.tune import CANNOT_RUN, tune
 
 MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
+_chosen: dict[Any, Tile] = {}  # what this process timed: the engines of one search hold the same calls again and again
 
 
 class Recorder(Interpreter):
@@ -37,6 +38,8 @@ class Recorder(Interpreter):
 def tune_program(module: GraphModule, feeds: Sequence[Tensor], say: Callable[[str], None]) -> dict[str, list[int]]:
     """Return each op's plan of tiles for inputs of these shapes: the fastest candidate, timed under CUDA graphs.
 
+    What this process has timed before, as often in a program and on the same kind of GPU, is not timed again.
+
     Raises: RuntimeError: an op for which no candidate runs. torch.cuda.OutOfMemoryError: as torch says it.
     """
     recorder = Recorder(module)
@@ -45,20 +48,22 @@ def tune_program(module: GraphModule, feeds: Sequence[Tensor], say: Callable[[st
         groups: dict[Any, list[Node]] = {}
         for node in tuned_nodes(module):
             groups.setdefault(_signature(node, *recorder.calls[node]), []).append(node)
-        plans: dict[str, list[int]] = {}
-        work = [(nodes, candidates(nodes[0], *recorder.calls[nodes[0]])) for nodes in groups.values()]
-        _compile_ahead([(recorder.calls[nodes[0]], nodes[0], tile) for nodes, tiles in work for tile in tiles
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        known = {(gpu, min(len(nodes), MAX_TIMED), call): nodes for call, nodes in groups.items()}
+        work = [(key, nodes, candidates(nodes[0], *recorder.calls[nodes[0]]))
+                for key, nodes in known.items() if key not in _chosen]  # fmt: skip
+        _compile_ahead([(recorder.calls[nodes[0]], nodes[0], tile) for _, nodes, tiles in work for tile in tiles
                         if tile not in TORCHS])  # fmt: skip
-        for nodes, tiles in work:
+        for key, nodes, tiles in work:
             calls = [recorder.calls[node] for node in nodes[:MAX_TIMED]]
 
             def with_tile(tile: Tile, calls: Any = calls, target: Any = nodes[0].target) -> list[Callable[[], Any]]:
                 return [partial(target, *args, **{**kw, "tiles": store_plan({ANY_SIZE: tile})}) for args, kw in calls]
 
-            best, medians = tune(tiles, with_tile)
-            say(f"{len(nodes)} x {TUNED_OPS[nodes[0].target]}: {medians[best] * 1e3:.1f} us, {best}")  # type: ignore[index]
-            plans |= {node.name: store_plan({ANY_SIZE: best}) for node in nodes}
-    return plans
+            _chosen[key], medians = tune(tiles, with_tile)
+            best = medians[_chosen[key]] * 1e3
+            say(f"{len(nodes)} x {TUNED_OPS[nodes[0].target]}: {best:.1f} us, {_chosen[key]}")  # type: ignore[index]
+    return {node.name: store_plan({ANY_SIZE: _chosen[key]}) for key, nodes in known.items() for node in nodes}
 
 
 def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -1,9 +1,12 @@
 """Preparing in processes: the most telling shapes first, and no longer than a budget allows."""
 
+import logging
+import os
 import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from engine.backend import BACKENDS
 from eval.sweep import parallel
@@ -47,6 +50,21 @@ def test_every_point_is_prepared_shape_by_shape(monkeypatch, tmp_path):
 def test_a_budget_ends_it(monkeypatch, tmp_path):
     begun, planned, *_ = prepared(monkeypatch, tmp_path, 0.05, 0.12)
     assert 1 <= len(begun) <= 4 < len(planned)
+
+
+def test_processes_share_the_cores(monkeypatch):
+    """Eight processes with sixteen threads each on sixteen cores wait for each other: minutes where seconds do."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(parallel, "die_with_parent", lambda: None)
+    monkeypatch.setattr(parallel, "make_bench", lambda *_: SimpleNamespace(options=SimpleNamespace(threads=8)))
+    monkeypatch.setattr(parallel, "_bench", None)
+    try:
+        parallel._start({}, "run", COMMAND, threads=2)
+        assert torch.get_num_threads() == 2 and os.environ["OMP_NUM_THREADS"] == "2"  # here, and in what it starts
+    finally:
+        torch.set_num_threads(before)
+        logging.disable(logging.NOTSET)
 
 
 class GpuBench:
