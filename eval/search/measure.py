@@ -16,6 +16,7 @@ from calib.statistics import Statistics
 from engine.gpu import find_gpu
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
 from eval.search.cut import cut_graphs
+from eval.search.fixes import fixable, fixes_for, worth_fixing
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
 from eval.sweep.bench import Bench
@@ -25,11 +26,12 @@ from eval.sweep.workshop import STATISTICS_FILE, Workshop
 from eval.timing.in_turn import time_systems
 from eval.timing.ratios import time_of
 from quant.insert import insert_quantizers
-from quant.recipe import METHODS, Recipe
+from quant.recipe import Recipe
 from quant.sites.site import Site, quantization_of
 
-SCHEMA = 1
-WORTH = 0.95  # an error with another calibrator must be so much smaller, on both halves of the samples
+SCHEMA = 2
+WORTH = 0.95  # an error with a fix must be so much smaller, on both halves of the samples
+AS_IT_IS = "recipe"  # among what was tried: the unit as the recipe calibrates it
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,17 @@ class Measured:
     """What the samples say.
 
     Attributes:
-        alone: unit → its error alone, by the calibrator chosen for it. without: unit → the model's with it off.
-        methods: unit → its calibrator, where another than the recipe's is better on both halves of the samples.
-        tried: unit → calibrator → error alone on (first, second half).
-        together: with all units on, recipe as it is. fixed: with the chosen calibrators.
+        alone: unit → its error alone, with the fix chosen for it. without: unit → the model's with it off.
+        fixes: unit → its fix, where one is better than the recipe on both halves of the samples.
+        tried: unit → fix, or "recipe" → error alone on (first, second half).
+        together: with all units on, recipe as it is. fixed: with the chosen fixes.
         num_shared: how many of the samples also calibrated, because there are no others.
     """
 
     units: tuple[Unit, ...]
     alone: dict[str, Errors]
     without: dict[str, Errors]
-    methods: dict[str, str]
+    fixes: dict[str, str]
     tried: dict[str, dict[str, tuple[float, float]]]
     together: Errors
     fixed: Errors
@@ -71,7 +73,7 @@ def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
 def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool) -> Measured:
     """Return what quantizing each unit does, on samples that did not calibrate, as far as there are others.
 
-    Args: with_fixes: also every calibrator for every unit.
+    Args: with_fixes: also every fix for every unit that it is worth for.
     """
     samples = workshop.draw(workshop.options.seed, after=workshop.options.num_calibration)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
@@ -88,53 +90,49 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
     if len(next(iter(batch.values()))) < 2:
         raise ValueError("one sample cannot be halved; a search takes at least 2 samples, better 256")
     model = calibrated(workshop, recipe)
-    halves = [Sensitivity(model, {name: x[start::2] for name, x in batch.items()}) for start in (0, 1)]
-    units = halves[0].units
-    own = recipe.calibrator.method
-    others = [method for method in METHODS if method != own] if with_fixes else []
-    reading = [unit for unit in units if _reads_samples(model, unit)]
-    steps = len(halves) * (1 + 2 * len(units) + len(others) * len(reading))
-    with tqdm(total=steps, desc="sensitivity", unit="unit", disable=None) as bar:
-        (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in halves)
-        together, alone, without = _mean([all_first, all_second]), {}, {}
-        by: dict[str, dict[str, tuple[Errors, Errors]]] = {}
-        for a, b in zip(first, second, strict=True):
-            name = a.unit.name
-            alone[name], without[name] = _mean([a.alone, b.alone]), _mean([a.without, b.without])
-            by[name] = {own: (a.alone, b.alone)}
-        statistics = Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE)
-        for method in others:
-            apply_statistics(model, statistics, method)
-            for unit in reading:
-                by[unit.name][method] = (halves[0].measure([unit]), halves[1].measure([unit]))
-                bar.update(len(halves))
-    tried = {name: {m: (a.output, b.output) for m, (a, b) in each.items()} for name, each in by.items()}
-    methods = {name: best for name, each in tried.items() if (best := best_method(each, own)) != own}
+    sites = quantization_of(model).sites
+    halves = [{name: x[start::2] for name, x in batch.items()} for start in (0, 1)]
+    plain = [Sensitivity(model, half) for half in halves]
+    units = plain[0].units
+    with tqdm(total=2 * (1 + 2 * len(units)), desc="sensitivity", unit="unit", disable=None) as bar:
+        (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in plain)
+    together, alone, without = _mean([all_first, all_second]), {}, {}
+    by: dict[str, dict[str, tuple[Errors, Errors]]] = {}
+    for a, b in zip(first, second, strict=True):
+        name = a.unit.name
+        alone[name], without[name] = _mean([a.alone, b.alone]), _mean([a.without, b.without])
+        by[name] = {AS_IT_IS: (a.alone, b.alone)}
+    everything = frozenset(unit.name for unit in units)
+    worth = worth_fixing({name: errors.output**2 for name, errors in alone.items()}) if with_fixes else frozenset()
+    for fix in tqdm(fixes_for(recipe) if worth else [], desc="fixes", unit="fix", disable=None):
+        of = fixable([unit for unit in units if unit.name in worth], fix, sites, recipe)
+        if not of:
+            continue
+        planned = plan_recipe(sites, recipe, units, everything, {unit.name: fix for unit in of}, f"{recipe.name}_tried")
+        fixed_model = calibrated(workshop, planned)
+        found = [Sensitivity(fixed_model, half) for half in halves]
+        for unit in of:
+            by[unit.name][fix] = (found[0].measure([unit]), found[1].measure([unit]))
+    tried = {name: {fix: (a.output, b.output) for fix, (a, b) in each.items()} for name, each in by.items()}
+    fixes = {name: best for name, each in tried.items() if (best := best_of(each)) != AS_IT_IS}
     fixed = together
-    if methods:
-        sites = quantization_of(model).sites
-        everything = frozenset(unit.name for unit in units)
-        planned = plan_recipe(sites, recipe, units, everything, methods, f"{recipe.name}_fixed")
-        found = Sensitivity(calibrated(workshop, planned), batch)
-        fixed = found.measure(found.units)
+    if fixes:
+        planned = plan_recipe(sites, recipe, units, everything, fixes, f"{recipe.name}_fixed")
+        whole = Sensitivity(calibrated(workshop, planned), batch)
+        fixed = whole.measure(whole.units)
         if fixed.output < together.output:
-            alone |= {name: _mean(list(by[name][method])) for name, method in methods.items()}
+            alone |= {name: _mean(list(by[name][fix])) for name, fix in fixes.items()}
         else:  # each helped alone, together they do not
-            methods, fixed = {}, together
+            fixes, fixed = {}, together
     return {"units": [asdict(unit) for unit in units], "alone": _dicts(alone), "without": _dicts(without),
-            "methods": methods, "tried": tried, "together": together.to_dict(), "fixed": fixed.to_dict(),
+            "fixes": fixes, "tried": tried, "together": together.to_dict(), "fixed": fixed.to_dict(),
             "num_samples": len(next(iter(batch.values())))}  # fmt: skip
 
 
-def best_method(tried: Mapping[str, tuple[float, float]], own: str) -> str:
-    """Return the calibrator with the least error on the first half, where the second half says so too; else `own`."""
-    best = min(tried, key=lambda method: tried[method][0])
-    return best if all(tried[best][half] < WORTH * tried[own][half] for half in (0, 1)) else own
-
-
-def _reads_samples(model: Any, unit: Unit) -> bool:
-    names = set(unit.sites)
-    return any(site.name in names and site.reads_samples for site in quantization_of(model).sites)
+def best_of(tried: Mapping[str, tuple[float, float]]) -> str:
+    """Return the way with the least error on the first half, where the second half says so too; else `AS_IT_IS`."""
+    best = min(tried, key=lambda fix: tried[fix][0])
+    return best if all(tried[best][half] < WORTH * tried[AS_IT_IS][half] for half in (0, 1)) else AS_IT_IS
 
 
 def _mean(errors: list[Errors]) -> Errors:
@@ -151,7 +149,7 @@ def _measured(num_shared: int, values: dict[str, Any]) -> Measured:
                   for each in values["units"])  # fmt: skip
     alone, without = ({name: Errors(**each) for name, each in values[key].items()} for key in ("alone", "without"))
     tried = {name: {m: (x[0], x[1]) for m, x in each.items()} for name, each in values["tried"].items()}
-    return Measured(units, alone, without, values["methods"], tried, Errors(**values["together"]),
+    return Measured(units, alone, without, values["fixes"], tried, Errors(**values["together"]),
                     Errors(**values["fixed"]), values["num_samples"], num_shared)  # fmt: skip
 
 

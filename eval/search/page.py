@@ -104,7 +104,7 @@ def _units(result: SearchResult) -> Section:
         f"Each unit (an activation and the weights of the layers that read it) alone in INT8, on "
         f"{measured.num_samples} samples {_which(measured)}. All together move the outputs by "
         f"{small(measured.together.output)} on average"
-        + (f", with the calibrators below by {small(measured.fixed.output)}." if measured.methods else ".")
+        + (f", with the fixes below by {small(measured.fixed.output)}." if measured.fixes else ".")
     )
     worst = sorted(measured.units, key=lambda unit: -measured.alone[unit.name].output)
     total = sum(errors.output**2 for errors in measured.alone.values())
@@ -114,10 +114,10 @@ def _units(result: SearchResult) -> Section:
         share = 100 * alone**2 / total if total else None
         rows.append((
             Cell(unit.name), cell(small, alone), Cell("") if share is None else Cell(f"{share:.0f} %", share),
-            cell(small, measured.without[unit.name].output), Cell(measured.methods.get(unit.name, "")),
+            cell(small, measured.without[unit.name].output), Cell(measured.fixes.get(unit.name, "")),
             cell(milliseconds, costs.gains[unit.name]) if costs else Cell(""),
         ))  # fmt: skip
-    headers = ("unit", "error alone", "share of squares", "error of all others", "calibrator", "saves, ms")
+    headers = ("unit", "error alone", "share of squares", "error of all others", "fix", "saves, ms")
     more = Prose(f"{len(worst) - MOST_ROWS} more units bring less each; all are in search.json.", is_note=True)
     return Section("units", "Where the error comes from", (
         Prose(text), Figure("map", "Mean change of the outputs by each unit alone; darker is more"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from eval.search.fixes import with_fix
 from eval.search.sensitivity import Unit
 from quant.recipe import Recipe
 from quant.sites.exact import exact_recipe
@@ -16,25 +17,23 @@ from quant.sites.site import Site
 
 
 def plan_recipe(
-    sites: Iterable[Site], recipe: Recipe, units: Iterable[Unit], on: frozenset[str], methods: Mapping[str, str],
+    sites: Iterable[Site], recipe: Recipe, units: Iterable[Unit], on: frozenset[str], fixes: Mapping[str, str],
     name: str,
 ) -> Recipe:  # fmt: skip
     """Return the recipe of a plan.
 
     Args:
-        sites: of the base recipe's plan. on: names of the units that stay in INT8, of `units`. methods: unit → the
-            calibrator of its activations, where it is another than the recipe's.
+        sites: of the base recipe's plan. on: names of the units that stay in INT8, of `units`. fixes: unit → how its
+            activations are calibrated, where it is another way than the recipe's: a name of `FIXES`.
     """
     units = list(units)
     off = {site for unit in units if unit.name not in on for site in unit.sites}
-    method_of = {site: methods[unit.name] for unit in units if unit.name in methods for site in unit.sites}
+    fix_of = {site: fixes[unit.name] for unit in units if unit.name in fixes for site in unit.sites}
 
     def planned(site: Site) -> Site:
         if site.name in off:
             return dataclasses.replace(site, enabled=False)
-        if site.name in method_of and site.reads_samples:
-            return dataclasses.replace(site, method=method_of[site.name], percentile=None)
-        return site
+        return with_fix(site, fix_of[site.name], recipe) if site.name in fix_of else site
 
     found = exact_recipe([planned(site) for site in sites], recipe)
     return dataclasses.replace(found, name=name)

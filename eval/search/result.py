@@ -24,7 +24,7 @@ class SearchOptions:
         sweep: model, data, shapes and backend; its recipes are those that plans are held against, the first of them
             the one whose sites the search chooses from.
         max_loss: of the metric. max_error: mean |output - float output|; None: any.
-        with_fixes: whether calibrators are chosen for each unit.
+        with_fixes: whether other ways to calibrate are tried for each unit (`eval.search.fixes`).
     """
 
     sweep: SweepOptions
@@ -172,7 +172,7 @@ def summary_of(result: SearchResult) -> dict[str, Any]:
         rows.append({"unit": unit.name, "block": unit.block, "part": unit.part, "layers": list(unit.layers),
                      "weights": unit.weights, "alone": measured.alone[unit.name].to_dict(),
                      "without": measured.without[unit.name].to_dict(),
-                     "method": measured.methods.get(unit.name), "tried": measured.tried[unit.name],
+                     "fix": measured.fixes.get(unit.name), "tried": measured.tried[unit.name],
                      "gain_ms": None if costs is None else costs.gains[unit.name]})  # fmt: skip
     return {
         "options": {**result.options.sweep.as_dict(), "max_loss": result.options.max_loss,

@@ -65,8 +65,8 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
         recipe = load_recipe(options.sweep.recipes[0])
         measured = measure_sensitivity(bench.workshop, recipe, with_fixes=options.with_fixes and not sensitivity_only)
         logger.info(
-            "%d units; all in INT8 move the outputs by %.4f, with %d other calibrators by %.4f",
-            len(measured.units), measured.together.output, len(measured.methods), measured.fixed.output,
+            "%d units; all in INT8 move the outputs by %.4f, with %d fixes by %.4f",
+            len(measured.units), measured.together.output, len(measured.fixes), measured.fixed.output,
         )  # fmt: skip
         result = SearchResult(options, measured, None, (), None, None, None, 0.0)
         if not sensitivity_only:
@@ -129,7 +129,7 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     (out / PLANS).mkdir(exist_ok=True)
     for number, units in enumerate(plans_for(measured, costs, options.max_error), 1):
         path = out / PLANS / f"plan{number}.yaml"
-        planned = plan_recipe(sites, recipe, measured.units, units, measured.methods, path.stem)
+        planned = plan_recipe(sites, recipe, measured.units, units, measured.fixes, path.stem)
         error, ms = measured.prediction.error(units), costs.time(units)
         share = f"{len(units)} of {len(measured.units)} units in INT8"
         write_recipe(planned, path, f"{share}; predicted: error {error:.4f}, {ms:.3f} ms at {shape.name}")
@@ -171,7 +171,7 @@ def plans_for(measured: Measured, costs: Costs, max_error: float | None) -> list
     squares = prediction.squares
     found = [fastest_within(costs.worth, squares, budget * (1 + 1e-9)) for budget in budgets]
     if max_error is None or whole <= max_error:
-        found.insert(1, everything)  # with the chosen calibrators: what a user of the whole recipe would take
+        found.insert(1, everything)  # with the chosen fixes: what a user of the whole recipe would take
     return distinct(found, MOST_PLANS)
 
 

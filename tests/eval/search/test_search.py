@@ -12,6 +12,7 @@ from engine.cli import EXIT_INTERRUPTED
 from engine.inspect.__main__ import main as inspect_main
 from eval.report.__main__ import check, write_report
 from eval.search.__main__ import main
+from eval.search.fixes import FIXES, fixable, fixes_for
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Sensitivity, measure_units, units_of
 from quant.checkpoint import load_checkpoint
@@ -86,8 +87,8 @@ def test_a_plan_is_a_recipe_that_comes_back_from_its_file_and_switches_exactly_i
     model = calibrated()
     units = units_of(model)
     on = frozenset(unit.name for unit in units[::2])
-    methods = {units[2].name: "mse"}
-    planned = plan_recipe(model.quantization.sites, load_recipe("int8_full"), units, on, methods, "plan")
+    fixes = {units[2].name: "mse"}
+    planned = plan_recipe(model.quantization.sites, load_recipe("int8_full"), units, on, fixes, "plan")
     write_recipe(planned, tmp_path / "plan.yaml", "why")
     assert load_recipe(tmp_path / "plan.yaml").digest == planned.digest
     again = tiny_bert()
@@ -95,6 +96,26 @@ def test_a_plan_is_a_recipe_that_comes_back_from_its_file_and_switches_exactly_i
     wanted = {name for unit in units if unit.name in on for name in unit.sites}
     assert {site.name for site in sites if site.enabled} == wanted
     assert {site.name for site in sites if site.method == "mse"} <= set(units[2].sites)
+
+
+def test_what_the_recipe_does_already_is_no_fix():
+    smooth, plain = (set(fixes_for(load_recipe(name))) for name in ("int8_smoothquant", "int8_linear"))
+    assert smooth == set(FIXES) - {"max"}
+    assert plain == {fix for fix in smooth if "alpha" not in FIXES[fix]}
+
+
+@pytest.mark.parametrize("fix", [fix for fix in FIXES if fix != "max"])
+def test_a_fix_changes_how_its_unit_is_calibrated_and_nothing_else(fix, tmp_path):
+    recipe, model = load_recipe("int8_smoothquant"), calibrated("int8_smoothquant")
+    units, sites = units_of(model), model.quantization.sites
+    fixed, *others = fixable(units, fix, sites, recipe)
+    planned = plan_recipe(sites, recipe, units, frozenset(unit.name for unit in units), {fixed.name: fix}, "plan")
+    write_recipe(planned, tmp_path / "plan.yaml", fix)
+    again = {site.name: site for site in insert_quantizers(tiny_bert(), load_recipe(tmp_path / "plan.yaml"))}
+    reading = [(unit, again[name]) for unit in (fixed, *others) for name in unit.sites if again[name].reads_samples]
+    for unit, site in reading:
+        has_it = all(getattr(site, field) == value for field, value in FIXES[fix].items() if value is not None)
+        assert has_it == (unit is fixed), site.name
 
 
 def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_data, tmp_path, capsys, monkeypatch):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
-from eval.search.measure import best_method
+from eval.search.fixes import worth_fixing
+from eval.search.measure import AS_IT_IS, best_of
 from eval.search.result import samples_needed
 from eval.search.sensitivity import Errors, Unit, predict_from
 from eval.search.solve import distinct, fastest_within
@@ -71,10 +72,15 @@ def test_errors_add_in_squares_and_bend_to_what_the_whole_model_shows():
 
 
 @pytest.mark.parametrize(
-    ("mse", "chosen"), [((0.5, 0.5), "mse"), ((0.5, 0.99), "max"), ((0.97, 0.5), "max"), ((1.2, 0.1), "max")]
+    ("mse", "chosen"), [((0.5, 0.5), "mse"), ((0.5, 0.99), AS_IT_IS), ((0.97, 0.5), AS_IT_IS), ((1.2, 0.1), AS_IT_IS)]
 )
-def test_a_calibrator_is_taken_where_both_halves_of_the_samples_say_so(mse, chosen):
-    assert best_method({"max": (1.0, 1.0), "mse": mse}, "max") == chosen
+def test_a_fix_is_taken_where_both_halves_of_the_samples_say_so(mse, chosen):
+    assert best_of({AS_IT_IS: (1.0, 1.0), "mse": mse}) == chosen
+
+
+def test_the_fewest_units_that_hold_nearly_all_of_the_error_are_worth_a_fix():
+    assert worth_fixing({"a": 0.02, "b": 0.5, "c": 0.4, "d": 0.05, "e": 0.03}) == {"b", "c", "d"}
+    assert worth_fixing({"a": 0.0}) == frozenset() == worth_fixing({})
 
 
 def test_the_samples_that_prove_a_loss_grow_with_the_square_of_the_interval_over_the_room():

@@ -1,0 +1,55 @@
+"""Other ways to calibrate a unit's activations: what a search tries before it leaves the unit float.
+
+Bias correction is not among them: every calibration decides on it by held-out samples, once for the whole model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from eval.search.sensitivity import Unit
+from quant.recipe import METHODS, OFF, Recipe
+from quant.sites.settings import SMOOTHED_KINDS, alpha_of
+from quant.sites.site import Site
+
+FIXES: dict[str, dict[str, Any]] = {
+    **{method: {"method": method, "percentile": None} for method in METHODS},
+    **{f"percentile {value:g}": {"method": "percentile", "percentile": value} for value in (99.9, 99.99)},
+    "no SmoothQuant": {"alpha": OFF},
+    **{f"alpha {value:g}": {"alpha": value} for value in (0.5, 0.7, 0.85, 0.95)},
+}  # name → what the sites get: fields of `Site`
+MOST = 0.95  # of all squares of errors: the units that hold it are worth a fix
+
+
+def fixes_for(recipe: Recipe) -> list[str]:
+    """Return the fixes that are another thing than what the recipe gives its sites."""
+    own = recipe.calibrator.method
+    return [name for name, given in FIXES.items() if name != own and ("alpha" not in given or recipe.smoothquant.alpha)]
+
+
+def with_fix(site: Site, fix: str, recipe: Recipe) -> Site:
+    """Return a site with what a fix gives it; as it is, where the fix is not for its kind."""
+    given = FIXES[fix]
+    takes = site.enabled and site.reads_samples
+    if "alpha" in given:
+        takes = takes and site.kind in SMOOTHED_KINDS and alpha_of(site, recipe) is not None
+    return dataclasses.replace(site, **given) if takes else site
+
+
+def fixable(units: Iterable[Unit], fix: str, sites: Iterable[Site], recipe: Recipe) -> list[Unit]:
+    """Return the units that a fix changes."""
+    changed = {site.name for site in sites if with_fix(site, fix, recipe) != site}
+    return [unit for unit in units if changed & set(unit.sites)]
+
+
+def worth_fixing(squares: Mapping[str, float]) -> frozenset[str]:
+    """Return the units that together hold `MOST` of the squares of errors; the fewest."""
+    wanted, held, found = MOST * sum(squares.values()), 0.0, []
+    for name in sorted(squares, key=lambda each: -squares[each]):
+        if held >= wanted:
+            break
+        held += squares[name]
+        found.append(name)
+    return frozenset(found)
