@@ -15,7 +15,6 @@ from calib.bias_correction import batch_of
 from calib.statistics import Statistics
 from engine.gpu import find_gpu
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
-from eval.search.cut import cut_graphs
 from eval.search.fixes import fixable, fixes_for, worth_fixing
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
@@ -182,13 +181,7 @@ def measure_costs(
         inputs["gpu"] = str(find_gpu())
 
     def compute() -> dict[str, Any]:
-        if not backend.info.uses_gpu:
-            unit_of = {site: unit.name for unit in units for site in unit.sites}
-            cut_graphs(bench.workshop, systems["all"], [
-                (systems[name], [site for site in sites if site.name in unit_of and unit_of[site.name] not in plan])
-                for name, plan in plans.items()
-            ])  # fmt: skip
-        elif prepare is not None:  # a program for a GPU is made for its plan
+        if prepare is not None and backend.info.uses_gpu:  # a program for a GPU is exported for its plan
             prepare([(each, shape) for each in systems.values()])
         with ExitStack() as stack:
             runners = {}

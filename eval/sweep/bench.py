@@ -20,6 +20,7 @@ from engine.manifest import read_manifest, sha256_of
 from eval.arguments import BatchOptions
 from eval.batches import check_length
 from eval.evaluate import evaluate
+from eval.graphs.same_graph import graph_digest
 from eval.metrics.types import metric_from_dict
 from eval.pytorch_runner import PyTorchRunner
 from eval.results import ResultRow, provenance, split_method
@@ -33,7 +34,6 @@ from eval.sweep.references import (
     find_fastest,
     open_float_sessions,
 )
-from eval.sweep.same_graph import graph_digest
 from eval.sweep.store import digest_of
 from eval.sweep.workshop import Workshop
 from eval.tasks import get_task

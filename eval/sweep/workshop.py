@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from engine.manifest import sha256_of
 from engine.passes.qdq import prepare_for_target
 from engine.passes.targets import takes_dtype
 from engine.shapes import ShapeRange
+from eval.graphs.skeleton import graph_of
 from eval.sweep.grid import BUILD_ARGUMENTS, FLOAT_METHODS, QAT, SMOOTHQUANT, Shape, SweepOptions, System
 from eval.sweep.scripts import from_anywhere, run_script, training_words
 from eval.sweep.store import ArtifactStore, digest_of
@@ -46,25 +46,11 @@ from quant.sites.stored import identity
 STATISTICS_FILE, ONNX_FILE, ENGINE_FILE = "statistics.safetensors", "model.onnx", "engine"
 
 
-@dataclasses.dataclass(frozen=True)
-class OwnGraph:
-    """Another way to a system's graph than its export.
-
-    Attributes:
-        inputs: what it is made from, beside the system's own source.
-        build: writes the ONNX file; returns False where it cannot, and the system is exported.
-    """
-
-    inputs: dict[str, Any]
-    build: Callable[[Path], bool]
-
-
 class Workshop:
     """Makes artifacts of one sweep; the float model is loaded once and never changed."""
 
     def __init__(self, options: SweepOptions, store: ArtifactStore) -> None:
         self.options, self.store = options, store
-        self.graphs: dict[System, OwnGraph] = {}
         torch.set_num_threads(options.threads)
 
     @cached_property
@@ -182,16 +168,11 @@ class Workshop:
         sites = [identity(site) for site in description["sites"]]
         return digest_of({"files": description["digests"], "sites": sites})
 
-    def _graph_inputs(self, system: System) -> dict[str, Any]:
-        """Return what a system's graph is made from."""
-        own = self.graphs.get(system)
-        return {"source": self.source_digest(system), **(own.inputs if own is not None else {})}
-
     def onnx(self, system: System) -> Path:
         """Return the ONNX file of a system, made for its backend."""
         backend = self.backend(system.backend)
         target = backend.target()
-        inputs = {**self._graph_inputs(system), "target": target, "onnx": onnx.__version__}
+        inputs = {"source": self.source_digest(system), "target": target, "onnx": onnx.__version__}
         if backend.info.uses_gpu:  # export.py decides opset, type and mask; files for CPUs are made here in memory
             inputs["dtype"] = system.method if system.method in FLOAT_METHODS else "fp16"
             return self.store.make("onnx", inputs, lambda folder: self._run_export(system, target, folder), _label(
@@ -210,15 +191,16 @@ class Workshop:
 
     def _exported(self, system: System) -> Path:
         """Return the exporter's own graph, from which every backend's file is made."""
-        inputs, own = {**self._graph_inputs(system), "torch": torch.__version__}, self.graphs.get(system)
+        inputs = {"source": self.source_digest(system), "torch": torch.__version__}
 
         def build(folder: Path) -> None:
-            if own is not None and own.build(folder / ONNX_FILE):
-                return
             loaded = self.model_of(system)
-            export_onnx(loaded.model, folder / ONNX_FILE, processor=loaded.processor)
+            if system.recipe is not None and (graph := graph_of(loaded, self.model_digest, self.store)) is not None:
+                onnx.save(graph, folder / ONNX_FILE)
+            else:
+                export_onnx(loaded.model, folder / ONNX_FILE, processor=loaded.processor)
 
-        label = _label(dataclasses.replace(system, backend=""), "torch to ONNX")
+        label = _label(dataclasses.replace(system, backend=""), "exported graph")
         return self.store.make("exported", inputs, build, label) / ONNX_FILE
 
     def _run_export(self, system: System, target: str, folder: Path) -> None:

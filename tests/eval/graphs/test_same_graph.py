@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from eval.sweep.same_graph import graph_digest
+from eval.graphs.same_graph import graph_digest
 from eval.timing.in_turn import ShapeTiming
 
 
