@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,17 @@ from torch import Tensor
 
 from eval.graphs.cut import PREFIX, cut
 from eval.sweep.store import INPUTS_FILE, ArtifactStore
+from quant.formats import INT8
 from quant.models.pretrained import LoadedModel
 from quant.onnx_export import _export_mode, export_onnx
+from quant.own_attention import OwnAttention
+from quant.sites.formats import format_names
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
 
 logger = logging.getLogger(__name__)
 KIND, GRAPH_FILE, DIGESTS_FILE = "skeleton", "model.onnx", "constants.json"
+FORMATS, ZERO_POINT = "int8kit.formats", ".export_zero_point"
+FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 IN_GRAPH = ("export_scale", "export_zero_point", "pre_quant_scale")  # of a quantizer; its amax stands in the scale
 STEP = 2.0**-20  # between two quantizers, of a range: the exporter keeps equal constants once, and these are not equal
 Quantizers = dict[str, dict[str, Any]]
@@ -38,20 +44,45 @@ def graph_of(loaded: LoadedModel, model_digest: str, store: ArtifactStore) -> on
 
     Args: model_digest: of the float model, which all skeletons that it may be made from share.
     """
-    try:
-        constants, shared = constants_of(loaded.model)
-        wanted = quantizers_of(loaded.model)
-        same = {"model": model_digest, "torch": torch.__version__}
-        folder = _nearest(store, same, wanted)
-        if folder is None:
-            folder = store.make(KIND, {**same, "quantizers": wanted}, lambda out: _export(loaded, out), "torch to ONNX")
+    model = loaded.model
+    if any(each.limits() is not None for each in _of_activations(model)):
+        return None  # such limits are numbers of nodes, not constants
+    wanted = structure_of(model)
+    same = {"model": model_digest, "torch": torch.__version__}
+    if not (fitting := _fitting(store, same, wanted)):
+        fitting = [store.make(KIND, {**same, **wanted}, lambda out: _export(loaded, out), "torch to ONNX")]
+    constants, shared = constants_of(model)
+    for folder in fitting:
         graph = onnx.load(folder / GRAPH_FILE)
-        _cut_to(graph, json.loads((folder / INPUTS_FILE).read_text())["quantizers"], wanted)
-        refill(graph, constants, shared, json.loads((folder / DIGESTS_FILE).read_text()))
-    except LookupError as error:
-        logger.info("%s; the model is exported", error)
-        return None
-    return graph
+        try:
+            _cut_to(graph, json.loads((folder / INPUTS_FILE).read_text())["quantizers"], wanted["quantizers"])
+            refill(graph, constants, shared, json.loads((folder / DIGESTS_FILE).read_text()))
+        except LookupError as error:
+            logger.info("%s", error)
+            continue
+        _say_formats(graph, format_names(model))
+        return graph
+    logger.info("no graph of another calibration can be filled in; the model is exported")
+    return None
+
+
+def _of_activations(model: Any) -> list[TensorQuantizer]:
+    weights = {id(module.weight_quantizer) for module in model.modules() if hasattr(module, "weight_quantizer")}
+    return [each for _, each in named_quantizers(model) if each.is_active and id(each) not in weights]
+
+
+def _say_formats(graph: onnx.ModelProto, names: str) -> None:
+    """Note the model's formats where an export notes them, in the place of the skeleton's."""
+    for entry in [each for each in graph.metadata_props if each.key == FORMATS]:
+        graph.metadata_props.remove(entry)
+    if names != INT8.name:
+        graph.metadata_props.add(key=FORMATS, value=names)
+
+
+def structure_of(model: Any) -> dict[str, Any]:
+    """Return what decides a calibrated model's nodes, beside its float model: quantizers, and attentions of our own."""
+    own = sorted(path for path, module in model.named_modules() if isinstance(module, OwnAttention))
+    return {"quantizers": quantizers_of(model), "own_attention": own}
 
 
 def quantizers_of(model: Any) -> Quantizers:
@@ -65,15 +96,15 @@ def quantizers_of(model: Any) -> Quantizers:
             for name, quantizer in named_quantizers(model) if quantizer.is_active}  # fmt: skip
 
 
-def _nearest(store: ArtifactStore, same: dict[str, Any], wanted: Quantizers) -> Path | None:
-    """Return the skeleton with the fewest quantizers that has all that are wanted, None if there is none."""
-    fitting = []
+def _fitting(store: ArtifactStore, same: dict[str, Any], wanted: dict[str, Any]) -> list[Path]:
+    """Return the skeletons that have all quantizers that are wanted, those with the fewest others first."""
+    found = []
     for file in sorted(store.folder.glob(f"{KIND}-*/{INPUTS_FILE}")):
-        inputs = json.loads(file.read_text())
-        given = inputs.pop("quantizers")
-        if inputs == same and _fits(given, wanted):
-            fitting.append((len(given), file.parent))
-    return min(fitting)[1] if fitting else None
+        given = json.loads(file.read_text())
+        rest = {**same, "own_attention": wanted["own_attention"], "quantizers": given["quantizers"]}
+        if given == rest and _fits(given["quantizers"], wanted["quantizers"]):
+            found.append((len(given["quantizers"]), file.parent))
+    return [folder for _, folder in sorted(found)]
 
 
 def _fits(given: Quantizers, wanted: Quantizers) -> bool:
@@ -114,15 +145,10 @@ def tell_apart(model: Any) -> None:
 
 
 def constants_of(model: Any) -> tuple[dict[str, Tensor], list[frozenset[str]]]:
-    """Return a model's tensors by the names that they have in its graph, and which names are of one tensor.
-
-    Raises: LookupError: a quantizer whose numbers stand in its nodes and not in a constant: a narrow format's limits.
-    """
+    """Return a model's tensors by the names that they have in its graph, and which names are of one tensor."""
     names: dict[Any, set[str]] = {}
     found = {}
     with _export_mode(model), torch.no_grad():
-        if any(quantizer.export_limits is not None for _, quantizer in named_quantizers(model) if quantizer.enabled):
-            raise LookupError("formats with limits have numbers in their nodes")
         for path, module in model.named_modules(remove_duplicate=False):
             is_quantizer = isinstance(module, TensorQuantizer)
             for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
@@ -138,10 +164,14 @@ def refill(graph: onnx.ModelProto, constants: dict[str, Tensor], shared: list[fr
            digests: dict[str, str]) -> None:  # fmt: skip
     """Write a model's constants into the graph of another calibration, in place.
 
+    The exporter keeps equal constants once, and folds small ones: what it merged must still be equal, and what may have
+    been folded must be what it was.
+
     Args: shared: sets of names of one tensor each. digests: of the constants that the graph was exported with.
-    Raises: LookupError: a constant without a place that is another than there, or a place without a constant.
+    Raises: LookupError: a graph that cannot hold these constants.
     """
-    placed = set()
+    own = {name: _digest(x) for name, x in constants.items()}
+    placed, folded = set(), set()
     for place in graph.graph.initializer:
         if place.name in constants:
             array = constants[place.name].contiguous().numpy()
@@ -150,10 +180,20 @@ def refill(graph: onnx.ModelProto, constants: dict[str, Tensor], shared: list[fr
             place.CopyFrom(numpy_helper.from_array(array, place.name))
             placed.add(place.name)
         elif place.name.startswith(PREFIX):
-            raise LookupError(f"{place.name} is of the graph, not of the model")
+            if not place.name.endswith(ZERO_POINT):  # all are zeros, and one stands for many
+                raise LookupError(f"{place.name} is of the graph, not of the model")
+        elif place.data_type in FLOATS:
+            folded.add(math.prod(place.dims))
+    kept: dict[str | None, set[str]] = {}  # digest there → digests here, of the constants that have a place
+    for name in placed:
+        kept.setdefault(digests.get(name), set()).add(own[name])
     for names in shared:
-        if not names & placed and any(_digest(constants[name]) != digests.get(name) for name in names):
-            raise LookupError(f"{min(names)} has no place in the graph")
+        name = min(names)
+        before, now = digests.get(name), own[name]
+        if before != now and constants[name].numel() > 1 and constants[name].numel() in folded:
+            raise LookupError(f"{name} may stand in a constant that was computed from it")
+        if not names & placed and kept.get(before, {before}) != {now}:
+            raise LookupError(f"{name} has no place of its own in the graph")
 
 
 def _digest(tensor: Tensor) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.search.sensitivity import Unit
 from quant.recipe import METHODS, OFF, Recipe
-from quant.sites.settings import SMOOTHED_KINDS, alpha_of
+from quant.sites.settings import SMOOTHED_KINDS, alpha_of, calibrator_of
 from quant.sites.site import Site
 
 FIXES: dict[str, dict[str, Any]] = {
@@ -21,12 +21,6 @@ FIXES: dict[str, dict[str, Any]] = {
     **{f"alpha {value:g}": {"alpha": value} for value in (0.5, 0.7, 0.85, 0.95)},
 }  # name → what the sites get: fields of `Site`
 MOST = 0.95  # of all squares of errors: the units that hold it are worth a fix
-
-
-def fixes_for(recipe: Recipe) -> list[str]:
-    """Return the fixes that are another thing than what the recipe gives its sites."""
-    own = recipe.calibrator.method
-    return [name for name, given in FIXES.items() if name != own and ("alpha" not in given or recipe.smoothquant.alpha)]
 
 
 def with_fix(site: Site, fix: str, recipe: Recipe) -> Site:
@@ -40,8 +34,13 @@ def with_fix(site: Site, fix: str, recipe: Recipe) -> Site:
 
 def fixable(units: Iterable[Unit], fix: str, sites: Iterable[Site], recipe: Recipe) -> list[Unit]:
     """Return the units that a fix changes."""
-    changed = {site.name for site in sites if with_fix(site, fix, recipe) != site}
+    changed = {site.name for site in sites if _given(with_fix(site, fix, recipe), recipe) != _given(site, recipe)}
     return [unit for unit in units if changed & set(unit.sites)]
+
+
+def _given(site: Site, recipe: Recipe) -> tuple[Any, ...] | None:
+    """Return how a site is calibrated, whether its own rule or the recipe says so; None where it reads no samples."""
+    return (calibrator_of(site, recipe), alpha_of(site, recipe)) if site.enabled and site.reads_samples else None
 
 
 def worth_fixing(squares: Mapping[str, float]) -> frozenset[str]:

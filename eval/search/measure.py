@@ -15,7 +15,7 @@ from calib.bias_correction import batch_of
 from calib.statistics import Statistics
 from engine.gpu import find_gpu
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
-from eval.search.fixes import fixable, fixes_for, worth_fixing
+from eval.search.fixes import FIXES, MOST, fixable, worth_fixing
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
 from eval.sweep.bench import Bench
@@ -76,7 +76,8 @@ def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool)
     """
     samples = workshop.draw(workshop.options.seed, after=workshop.options.num_calibration)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
-              "calibration": workshop.samples.digest, "seed": workshop.options.seed, "fixes": with_fixes}  # fmt: skip
+              "calibration": workshop.samples.digest, "seed": workshop.options.seed,
+              "fixes": {"all": FIXES, "units": MOST, "worth": WORTH} if with_fixes else {}}  # fmt: skip
 
     def compute() -> dict[str, Any]:
         return _sensitivity(workshop, recipe, batch_of(samples, workshop.loaded.model), with_fixes)
@@ -103,7 +104,8 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
         by[name] = {AS_IT_IS: (a.alone, b.alone)}
     everything = frozenset(unit.name for unit in units)
     worth = worth_fixing({name: errors.output**2 for name, errors in alone.items()}) if with_fixes else frozenset()
-    for fix in tqdm(fixes_for(recipe) if worth else [], desc="fixes", unit="fix", disable=None):
+    del plain, model  # each holds a model and its outputs
+    for fix in tqdm(FIXES if worth else (), desc="fixes", unit="fix", disable=None):
         of = fixable([unit for unit in units if unit.name in worth], fix, sites, recipe)
         if not of:
             continue
@@ -112,6 +114,7 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
         found = [Sensitivity(fixed_model, half) for half in halves]
         for unit in of:
             by[unit.name][fix] = (found[0].measure([unit]), found[1].measure([unit]))
+        del fixed_model, found
     tried = {name: {fix: (a.output, b.output) for fix, (a, b) in each.items()} for name, each in by.items()}
     fixes = {name: best for name, each in tried.items() if (best := best_of(each)) != AS_IT_IS}
     fixed = together
@@ -120,7 +123,7 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
         whole = Sensitivity(calibrated(workshop, planned), batch)
         fixed = whole.measure(whole.units)
         if fixed.output < together.output:
-            alone |= {name: _mean(list(by[name][fix])) for name, fix in fixes.items()}
+            alone |= {unit.name: whole.measure([unit]) for unit in units if unit.name in fixes}  # as they are together
         else:  # each helped alone, together they do not
             fixes, fixed = {}, together
     return {"units": [asdict(unit) for unit in units], "alone": _dicts(alone), "without": _dicts(without),

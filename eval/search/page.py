@@ -13,7 +13,7 @@ from eval.report.document.page import render_page, write_svgs, write_whole
 from eval.report.plots import Plot
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, time_at
-from eval.report.writing import Texts, count, milliseconds, percent, ratio, small
+from eval.report.writing import Texts, count, milliseconds, ratio, small
 from eval.search.cost import Costs
 from eval.search.measure import Measured
 from eval.search.plots import draw_all
@@ -69,6 +69,7 @@ def _cards(result: SearchResult) -> list[Card]:
 def _plans(result: SearchResult) -> Section:
     data, plans = result.proof, {plan.path: plan for plan in result.plans}
     assert data is not None
+    text, loss_text = (data.metric.text, data.metric.loss_text) if data.metric else (small, small)
     rows: list[tuple[Cell, ...]] = []
     marked = set()
     for system in data.systems:
@@ -82,7 +83,7 @@ def _plans(result: SearchResult) -> Section:
         rows.append((
             Cell(f"**{label(system)}**" if is_chosen else label(system)),
             Cell(f"{len(plan.units)} of {len(result.measured.units)}", len(plan.units)) if plan else Cell(""),
-            cell(percent, row.row.metric), cell(percent, data.loss(system)), cell(small, row.row.error_abs_mean),
+            cell(text, row.row.metric), cell(loss_text, data.loss(system)), cell(small, row.row.error_abs_mean),
             cell(small, plan.error) if plan else Cell(""), cell(milliseconds, middle(time)),
             cell(milliseconds, plan.ms) if plan else Cell(""), cell(ratio, middle(mean_speedup(data, system))),
         ))  # fmt: skip

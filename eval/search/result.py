@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from eval.metrics.types import Metric
 from eval.report.advice import Advice
 from eval.report.run_data import RunData, label
 from eval.report.speeds import mean_speedup, verdict
@@ -99,10 +100,9 @@ def answer_of(result: SearchResult) -> str:
     """Return "INT8 pays here: ..." or "INT8 does not pay here, because ..."."""
     data, advice, options = result.proof, result.advice, result.options
     assert data is not None and advice is not None
-    metric = data.metric
 
     def scale(x: float) -> str:
-        return f"{x:.4f}" if metric is None else f"{metric.scaled(x):.2f}{metric.unit}"
+        return loss_in_words(data.metric, x)
 
     if result.chosen is None:
         asked = options.sweep
@@ -115,7 +115,9 @@ def answer_of(result: SearchResult) -> str:
     lost = data.loss(result.chosen)
     facts = f"{label(result.chosen)}: loss {scale(lost or 0.0)}"
     if row is not None and row.row.error_abs_mean is not None:
-        facts += f", error {row.row.error_abs_mean:.4f}, {row.row.num_flips} changed answers of {row.row.num_samples}"
+        facts += f", error {row.row.error_abs_mean:.4f}"
+        if row.row.num_flips is not None:  # of a task with answers to change
+            facts += f", {row.row.num_flips} changed answers of {row.row.num_samples}"
     if speed is None or over is None or rival is None:
         return f"INT8 keeps the loss here ({facts}); its speed was not measured"
     ratio = speed.value / over.value
@@ -127,6 +129,13 @@ def answer_of(result: SearchResult) -> str:
         return f"INT8 pays here: {ratio:.2f} times as fast as {label(rival)}, the fastest without INT8 ({facts})"
     return (f"INT8 does not pay here, because the best plan within the loss is {ratio:.2f} times as fast as "
             f"{label(rival)}, which is no sure gain ({facts})")  # fmt: skip
+
+
+def loss_in_words(metric: Metric | None, loss: float) -> str:
+    """Return a loss as a sentence says it, with its unit."""
+    if metric is None:
+        return f"{loss:.4f}"
+    return metric.loss_text(loss) + ("" if metric.loss_key == "plain" else " %")
 
 
 def _unkept(data: RunData, advice: Advice, options: SearchOptions, scale: Callable[[float], str]) -> str:

@@ -63,7 +63,7 @@ def _measured(saved: dict[str, Any]) -> Measured:
         units=found,
         alone={each["unit"]: Errors(**each["alone"]) for each in units},
         without={each["unit"]: Errors(**each["without"]) for each in units},
-        fixes={each["unit"]: each["fix"] for each in units if each["fix"]},
+        fixes={each["unit"]: fix for each in units if (fix := each.get("fix") or each.get("method"))},
         tried={each["unit"]: {name: tuple(pair) for name, pair in each["tried"].items()} for each in units},
         together=Errors(**saved["together"]), fixed=Errors(**saved["fixed"]), num_samples=saved["num_samples"],
         num_shared=saved.get("num_shared", 0),

@@ -167,4 +167,5 @@ def prepare_on_node(
     global _bench
     if _bench is None or _bench.workshop.store.folder != RunFolder(Path(settings[1])).artifacts:
         _bench = make_bench(*settings)
+        torch.set_num_threads(1)  # a task has one core of its node
     return prepare(_bench, System(*system), Shape(*shape), with_scores)

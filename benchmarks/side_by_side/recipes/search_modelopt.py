@@ -1,4 +1,5 @@
-"""ModelOpt's auto_quantize: INT8 with SmoothQuant, or nothing, for each layer; its budget is bits of a weight."""
+"""ModelOpt's auto_quantize: INT8, with SmoothQuant or without, or nothing for each layer. Its budget is bits of a weight:
+the fewest of five whose logits move by at most 0.06 on the half that did not calibrate."""
 
 import sys  # job
 
@@ -9,23 +10,40 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 MODEL, SAMPLES, OUT = sys.argv[1:]  # job
 tokenizer = AutoTokenizer.from_pretrained(MODEL)
-model = AutoModelForSequenceClassification.from_pretrained(MODEL, dtype="float32", attn_implementation="eager").eval()
 frame = pandas.read_parquet(SAMPLES)
 sentences, labels = frame["sentence"].tolist(), torch.tensor(frame["label"].tolist())
 batches = [
     {**tokenizer(sentences[i : i + 32], padding=True, return_tensors="pt"), "labels": labels[i : i + 32]}
     for i in range(0, len(sentences), 32)
 ]
-model, _ = mtq.auto_quantize(
-    model,
-    constraints={"effective_bits": 8.8},
-    quantization_formats=["INT8_SMOOTHQUANT_CFG"],
-    data_loader=batches,
-    forward_step=lambda model, batch: model(**batch),
-    loss_func=lambda output, batch: output.loss,
-    num_calib_steps=len(batches) // 2,
-    num_score_steps=len(batches),
-)
+calibrating, held_out = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+
+
+def load():
+    options = {"dtype": "float32", "attn_implementation": "eager"}
+    return AutoModelForSequenceClassification.from_pretrained(MODEL, **options).eval()
+
+
+@torch.no_grad()
+def logits(model):
+    return torch.cat([model(**batch).logits for batch in held_out])
+
+
+expected = logits(load())
+for bits in (8.0, 8.4, 8.8, 9.6, 10.4):
+    model, _ = mtq.auto_quantize(
+        load(),
+        constraints={"effective_bits": bits},
+        quantization_formats=["INT8_SMOOTHQUANT_CFG", "INT8_DEFAULT_CFG"],
+        data_loader=calibrating,
+        forward_step=lambda model, batch: model(**batch),
+        loss_func=lambda output, batch: output.loss,
+        disabled_layers=["*classifier*", "*pooler*"],
+        num_calib_steps=len(calibrating),
+        num_score_steps=len(calibrating),
+    )
+    if (logits(model.eval()) - expected).abs().mean() <= 0.06:
+        break
 names = ["input_ids", "attention_mask", "token_type_ids"]
 axes = {name: {0: "batch", 1: "tokens"} for name in names}
 options = {"input_names": names, "output_names": ["logits"], "dynamic_axes": axes, "dynamo": False}

@@ -5,10 +5,11 @@ from itertools import chain, combinations
 import numpy as np
 import pytest
 
+from eval.metrics.types import METRICS
 from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
 from eval.search.fixes import worth_fixing
 from eval.search.measure import AS_IT_IS, best_of
-from eval.search.result import samples_needed
+from eval.search.result import loss_in_words, samples_needed
 from eval.search.sensitivity import Errors, Unit, predict_from
 from eval.search.solve import distinct, fastest_within
 
@@ -81,6 +82,13 @@ def test_a_fix_is_taken_where_both_halves_of_the_samples_say_so(mse, chosen):
 def test_the_fewest_units_that_hold_nearly_all_of_the_error_are_worth_a_fix():
     assert worth_fixing({"a": 0.02, "b": 0.5, "c": 0.4, "d": 0.05, "e": 0.03}) == {"b", "c", "d"}
     assert worth_fixing({"a": 0.0}) == frozenset() == worth_fixing({})
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"), [("accuracy", "1.23 %"), ("perplexity", "1.23 %"), ("spearman", "0.0123"), (None, "0.0123")]
+)
+def test_a_loss_is_said_in_what_its_metric_counts_it(metric, said):
+    assert loss_in_words(METRICS[metric] if metric else None, 0.0123) == said
 
 
 def test_the_samples_that_prove_a_loss_grow_with_the_square_of_the_interval_over_the_room():
