@@ -1,5 +1,7 @@
-"""ModelOpt's auto_quantize: INT8, with SmoothQuant or without, or nothing for each layer. Its budget is bits of a weight:
-the fewest of five whose logits move by at most 0.06 on the half that did not calibrate."""
+"""ModelOpt's auto_quantize: for each layer INT8 with SmoothQuant, without, or nothing. Its budget is bits of a weight.
+
+Taken: the fewest of five whose logits move by at most 0.06 on the half that did not calibrate.
+"""
 
 import sys  # job
 
