@@ -40,7 +40,7 @@ class Measured:
     Attributes:
         alone: unit → its error alone, with the fix chosen for it. without: unit → the model's with it off.
         fixes: unit → its fix, where one is better than the recipe on both halves of the samples.
-        tried: unit → fix, or "recipe" → error alone on (first, second half).
+        tried: unit → fix, or "recipe" → error alone on (first, second half); None where the first was no better.
         together: with all units on, recipe as it is. fixed: with the chosen fixes.
         num_shared: how many of the samples also calibrated, because there are no others.
     """
@@ -49,7 +49,7 @@ class Measured:
     alone: dict[str, Errors]
     without: dict[str, Errors]
     fixes: dict[str, str]
-    tried: dict[str, dict[str, tuple[float, float]]]
+    tried: dict[str, dict[str, tuple[float, float | None]]]
     together: Errors
     fixed: Errors
     num_samples: int
@@ -97,11 +97,11 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
     with tqdm(total=2 * (1 + 2 * len(units)), desc="sensitivity", unit="unit", disable=None) as bar:
         (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in plain)
     together, alone, without = _mean([all_first, all_second]), {}, {}
-    by: dict[str, dict[str, tuple[Errors, Errors]]] = {}
+    tried: dict[str, dict[str, tuple[float, float | None]]] = {}
     for a, b in zip(first, second, strict=True):
         name = a.unit.name
         alone[name], without[name] = _mean([a.alone, b.alone]), _mean([a.without, b.without])
-        by[name] = {AS_IT_IS: (a.alone, b.alone)}
+        tried[name] = {AS_IT_IS: (a.alone.output, b.alone.output)}
     everything = frozenset(unit.name for unit in units)
     worth = worth_fixing({name: errors.output**2 for name, errors in alone.items()}) if with_fixes else frozenset()
     del plain, model  # each holds a model and its outputs
@@ -111,11 +111,14 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
             continue
         planned = plan_recipe(sites, recipe, units, everything, {unit.name: fix for unit in of}, f"{recipe.name}_tried")
         fixed_model = calibrated(workshop, planned)
-        found = [Sensitivity(fixed_model, half) for half in halves]
-        for unit in of:
-            by[unit.name][fix] = (found[0].measure([unit]), found[1].measure([unit]))
+        found = Sensitivity(fixed_model, halves[0])
+        errors = {unit.name: found.measure([unit]).output for unit in of}
+        better = [unit for unit in of if errors[unit.name] < WORTH * tried[unit.name][AS_IT_IS][0]]
+        found = Sensitivity(fixed_model, halves[1]) if better else found
+        seconds = {unit.name: found.measure([unit]).output for unit in better}
+        for name, error in errors.items():
+            tried[name][fix] = (error, seconds.get(name))
         del fixed_model, found
-    tried = {name: {fix: (a.output, b.output) for fix, (a, b) in each.items()} for name, each in by.items()}
     fixes = {name: best for name, each in tried.items() if (best := best_of(each)) != AS_IT_IS}
     fixed = together
     if fixes:
@@ -131,10 +134,15 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with
             "num_samples": len(next(iter(batch.values())))}  # fmt: skip
 
 
-def best_of(tried: Mapping[str, tuple[float, float]]) -> str:
-    """Return the way with the least error on the first half, where the second half says so too; else `AS_IT_IS`."""
+def best_of(tried: Mapping[str, tuple[float, float | None]]) -> str:
+    """Return the way with the least error on the first half, where the second half says so too; else `AS_IT_IS`.
+
+    A way that lost on the first half was not tried on the second.
+    """
     best = min(tried, key=lambda fix: tried[fix][0])
-    return best if all(tried[best][half] < WORTH * tried[AS_IT_IS][half] for half in (0, 1)) else AS_IT_IS
+    second, own = tried[best][1], tried[AS_IT_IS]
+    is_better = tried[best][0] < WORTH * own[0] and second is not None and second < WORTH * (own[1] or 0.0)
+    return best if is_better else AS_IT_IS
 
 
 def _mean(errors: list[Errors]) -> Errors:
