@@ -19,7 +19,7 @@ from kernels.tiles import ANY_SIZE, TORCHS, Tile, attention_tiles, row_tiles, st
 from kernels.tune import CANNOT_RUN, tune
 
 MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
-_chosen: dict[Any, Tile] = {}  # what this process timed: the engines of one search hold the same calls again and again
+_chosen: dict[Any, Any] = {}  # what this process timed: the engines of one search hold the same calls again and again
 
 
 class Recorder(Interpreter):
