@@ -15,7 +15,6 @@ from eval.report.run_data import label
 from eval.report.speeds import mean_speedup
 from eval.search.result import SearchResult
 from eval.search.saved import read_search
-from eval.sweep.run_folder import RunFolder
 
 
 def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
@@ -36,10 +35,9 @@ def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
             "speedup": speed and [round(x, 4) for x in (speed.value, speed.low, speed.high)],
         })  # fmt: skip
     options = result.options.sweep
-    saved = RunFolder(run).read_json("search.json")
     return {
         "model": Path(options.model).name, "task": options.task, "backend": result.options.backend,
-        "threads": options.threads, "shapes": [shape.name for shape in data.shapes], "seconds": saved["seconds"],
+        "threads": options.threads, "shapes": [shape.name for shape in data.shapes], "seconds": result.seconds,
         "num_units": len(measured.units), "num_samples": measured.num_samples, "num_shared": measured.num_shared,
         "together": measured.together.output, "fixed": measured.fixed.output, "fixes": measured.fixes,
         "cost_error": costs.error, "chosen": label(result.chosen) if result.chosen else None,

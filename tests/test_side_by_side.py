@@ -18,7 +18,7 @@ from benchmarks.side_by_side.judge import FLOAT, Validation
 from benchmarks.side_by_side.lines import counted_lines
 from benchmarks.side_by_side.run import COST, Job, last_error, run_recipe
 from benchmarks.side_by_side.table import BEGIN, END, table, write_tables
-from benchmarks.side_by_side.tools import TOOLS, Tool, get_tool
+from benchmarks.side_by_side.tools import SEARCHES, TOOLS, Tool, get_tool
 from benchmarks.tables import newest
 from engine.cli import UsageError
 
@@ -41,6 +41,11 @@ def test_every_tool_has_a_row_and_what_was_not_run_says_why():
 def test_the_lines_of_a_recipe_are_those_of_its_row(key):
     row = last_rows()[key]
     assert (row["recipe"], row["num_lines"]) == (TOOLS[key].recipe, len(counted_lines(TOOLS[key].path)))
+
+
+@pytest.mark.parametrize("key", SEARCHES)
+def test_the_recipe_of_a_search_is_counted_by_the_same_rule(key):
+    assert len(counted_lines(get_tool(key).path)) >= 2
 
 
 def test_table_and_page_are_those_of_the_rows():

@@ -49,7 +49,7 @@ def run_recipe(tool: Tool, python: Path, job: Job, out: Path) -> tuple[Cost, Art
     shutil.rmtree(scratch, ignore_errors=True)  # a data set's cache of the run before would make this one quicker
     scratch.mkdir()
     interpreter = [str(python)] if tool.path.suffix == ".py" else ["bash", "-eu"]
-    command = [*interpreter, str(tool.path), str(job.model), str(job.samples), str(out)]
+    command = [*interpreter, str(tool.path), str(job.model), str(job.samples), str(out), *tool.arguments]
     paths = {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "HF_HOME": str(scratch)}
     if tool.environment == "int8kit":
         paths["PYTHONPATH"] = str(ROOT)  # this project as it stands here, wherever the recipe runs

@@ -20,6 +20,7 @@ class Tool:
         environment: the KEY of `--python KEY=PATH` that runs it; "int8kit" is this project's own.
         packages: whose versions its row tells.
         made: pattern of its INT8 file in the folder that it is given.
+        arguments: words that the recipe takes after the job's.
     """
 
     title: str
@@ -27,6 +28,7 @@ class Tool:
     environment: str
     packages: tuple[str, ...]
     made: str
+    arguments: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
@@ -59,9 +61,10 @@ TOOLS = {
 
 # Searches for what to quantize: a row file of their own, from twice the sentences.
 SEARCHES = {
-    "search-int8kit": Tool("int8kit search", "search_int8kit.sh", "int8kit", ("onnxruntime",), "engine"),
-    "search-int8kit-openvino": Tool("int8kit search, OpenVINO", "search_int8kit_openvino.sh", "int8kit", ("openvino",),
-                                    "engine"),
+    "search-int8kit": Tool("int8kit search", "search_int8kit.sh", "int8kit", ("onnxruntime",), "engine",
+                           ("onnxruntime",)),
+    "search-int8kit-openvino": Tool("int8kit search, OpenVINO", "search_int8kit.sh", "int8kit", ("openvino",), "engine",
+                                    ("openvino",)),
     "search-nncf": Tool("NNCF, accuracy control", "search_nncf.py", "nncf", ("nncf", "openvino"), "model.xml"),
     "search-modelopt": Tool("ModelOpt, auto_quantize", "search_modelopt.py", "modelopt", ("nvidia-modelopt",),
                             "model.onnx"),

@@ -47,15 +47,17 @@ def graph_of(loaded: LoadedModel, model_digest: str, store: ArtifactStore) -> on
     model = loaded.model
     if any(each.limits() is not None for each in _of_activations(model)):
         return None  # such limits are numbers of nodes, not constants
-    wanted = structure_of(model)
-    same = {"model": model_digest, "torch": torch.__version__}
+    wanted = quantizers_of(model)
+    own = sorted(path for path, module in model.named_modules() if isinstance(module, OwnAttention))
+    same = {"model": model_digest, "torch": torch.__version__, "own_attention": own}
     if not (fitting := _fitting(store, same, wanted)):
-        fitting = [store.make(KIND, {**same, **wanted}, lambda out: _export(loaded, out), "torch to ONNX")]
+        inputs = {**same, "quantizers": wanted}
+        fitting = [store.make(KIND, inputs, lambda out: _export(loaded, out), "torch to ONNX")]
     constants, shared = constants_of(model)
     for folder in fitting:
         graph = onnx.load(folder / GRAPH_FILE)
         try:
-            _cut_to(graph, json.loads((folder / INPUTS_FILE).read_text())["quantizers"], wanted["quantizers"])
+            _cut_to(graph, json.loads((folder / INPUTS_FILE).read_text())["quantizers"], wanted)
             refill(graph, constants, shared, json.loads((folder / DIGESTS_FILE).read_text()))
         except LookupError as error:
             logger.info("%s", error)
@@ -79,12 +81,6 @@ def _say_formats(graph: onnx.ModelProto, names: str) -> None:
         graph.metadata_props.add(key=FORMATS, value=names)
 
 
-def structure_of(model: Any) -> dict[str, Any]:
-    """Return what decides a calibrated model's nodes, beside its float model: quantizers, and attentions of our own."""
-    own = sorted(path for path, module in model.named_modules() if isinstance(module, OwnAttention))
-    return {"quantizers": quantizers_of(model), "own_attention": own}
-
-
 def quantizers_of(model: Any) -> Quantizers:
     """Return what decides which nodes a model's active quantizers become: name → format, axis, factor, paths."""
     paths: dict[int, list[str]] = {}
@@ -96,14 +92,14 @@ def quantizers_of(model: Any) -> Quantizers:
             for name, quantizer in named_quantizers(model) if quantizer.is_active}  # fmt: skip
 
 
-def _fitting(store: ArtifactStore, same: dict[str, Any], wanted: dict[str, Any]) -> list[Path]:
+def _fitting(store: ArtifactStore, same: dict[str, Any], wanted: Quantizers) -> list[Path]:
     """Return the skeletons that have all quantizers that are wanted, those with the fewest others first."""
     found = []
     for file in sorted(store.folder.glob(f"{KIND}-*/{INPUTS_FILE}")):
-        given = json.loads(file.read_text())
-        rest = {**same, "own_attention": wanted["own_attention"], "quantizers": given["quantizers"]}
-        if given == rest and _fits(given["quantizers"], wanted["quantizers"]):
-            found.append((len(given["quantizers"]), file.parent))
+        inputs = json.loads(file.read_text())
+        given = inputs.pop("quantizers")
+        if inputs == same and _fits(given, wanted):
+            found.append((len(given), file.parent))
     return [folder for _, folder in sorted(found)]
 
 

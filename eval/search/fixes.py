@@ -11,7 +11,7 @@ from typing import Any
 
 from eval.search.sensitivity import Unit
 from quant.recipe import METHODS, OFF, Recipe
-from quant.sites.settings import SMOOTHED_KINDS, alpha_of, calibrator_of
+from quant.sites.settings import alpha_of, calibrator_of
 from quant.sites.site import Site
 
 FIXES: dict[str, dict[str, Any]] = {
@@ -26,9 +26,7 @@ MOST = 0.9  # of all squares of errors: the units that hold it are worth a fix
 def with_fix(site: Site, fix: str, recipe: Recipe) -> Site:
     """Return a site with what a fix gives it; as it is, where the fix is not for its kind."""
     given = FIXES[fix]
-    takes = site.enabled and site.reads_samples
-    if "alpha" in given:
-        takes = takes and site.kind in SMOOTHED_KINDS and alpha_of(site, recipe) is not None
+    takes = site.enabled and site.reads_samples and ("alpha" not in given or alpha_of(site, recipe) is not None)
     return dataclasses.replace(site, **given) if takes else site
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -100,20 +99,16 @@ def answer_of(result: SearchResult) -> str:
     """Return "INT8 pays here: ..." or "INT8 does not pay here, because ..."."""
     data, advice, options = result.proof, result.advice, result.options
     assert data is not None and advice is not None
-
-    def scale(x: float) -> str:
-        return loss_in_words(data.metric, x)
-
     if result.chosen is None:
         asked = options.sweep
         words = ["python train_qat.py", f"--model {asked.model}", f"--task {asked.task}", "--out RUN"]
         train = " ".join(words[:3] + ([f"--data {asked.data}"] if asked.data else []) + words[3:])
-        return f"INT8 does not pay here, because {_unkept(data, advice, options, scale)}. Train: {train}"
+        return f"INT8 does not pay here, because {_unkept(data, advice, options)}. Train: {train}"
     speed, rival = mean_speedup(data, result.chosen), advice.rival
     over = None if rival is None else mean_speedup(data, rival)
     row = data.ok(result.chosen)
     lost = data.loss(result.chosen)
-    facts = f"{label(result.chosen)}: loss {scale(lost or 0.0)}"
+    facts = f"{label(result.chosen)}: loss {loss_in_words(data.metric, lost or 0.0)}"
     if row is not None and row.row.error_abs_mean is not None:
         facts += f", error {row.row.error_abs_mean:.4f}"
         if row.row.num_flips is not None:  # of a task with answers to change
@@ -138,19 +133,20 @@ def loss_in_words(metric: Metric | None, loss: float) -> str:
     return metric.loss_text(loss) + ("" if metric.loss_key == "plain" else " %")
 
 
-def _unkept(data: RunData, advice: Advice, options: SearchOptions, scale: Callable[[float], str]) -> str:
+def _unkept(data: RunData, advice: Advice, options: SearchOptions) -> str:
     """Return which limit no plan keeps, and how near the closest comes."""
     within = [each for each in advice.within if each.recipe is not None]
+    asked = loss_in_words(data.metric, options.max_loss)
     if within:  # the loss is kept, so the error is not
         closest = min(within, key=lambda each: error_of(data, each))
-        return (f"no plan within a loss of {scale(options.max_loss)} keeps an error of {options.max_error:g}; the "
+        return (f"no plan within a loss of {asked} keeps an error of {options.max_error:g}; the "
                 f"closest, {label(closest)}, has {error_of(data, closest):.4f}")  # fmt: skip
     losses = [(lost, each) for each in data.int8_systems if each.recipe and (lost := data.loss(each)) is not None]
     near = ""
     if losses:
         lost, closest = min(losses, key=lambda each: each[0])
-        near = f"; the closest, {label(closest)}, loses {scale(lost)}"
-    return f"no plan keeps a loss of {scale(options.max_loss)}{near}"
+        near = f"; the closest, {label(closest)}, loses {loss_in_words(data.metric, lost)}"
+    return f"no plan keeps a loss of {asked}{near}"
 
 
 def samples_needed(num_samples: int, loss: float, loss_high: float, max_loss: float) -> int | None:

@@ -190,7 +190,7 @@ class Workshop:
         return self.store.make("onnx", inputs, build, _label(system, f"graph for {target}")) / ONNX_FILE
 
     def _exported(self, system: System) -> Path:
-        """Return the exporter's own graph, from which every backend's file is made."""
+        """Return the graph as the exporter gives it, from which every backend's file is made."""
         inputs = {"source": self.source_digest(system), "torch": torch.__version__}
 
         def build(folder: Path) -> None:
