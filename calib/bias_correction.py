@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calib.collect import DECODER_MASK, MASK, _mask_names
+from calib.collect import DECODER_MASK, MASK, mask_names
 from calib.samples import Samples
 from quant.dropout import evaluation_mode
 from quant.models.encoder_decoder import is_encoder_decoder, write_greedily
@@ -193,7 +193,7 @@ class _Corrector:
         self.model, self.batch = model, batch
         self.rows = len(next(iter(batch.values())))
         sites = [site for site in quantization_of(model).sites if site.enabled]
-        masks = _mask_names(model, sites)
+        masks = mask_names(model, sites)
         self.mask_of = {layer: masks[site.name] for site in sites for layer in site.consumers}
         on = {site.module for site in sites if site.is_weight}
         layers = {n: m for n, m in model.named_modules() if n in on and isinstance(m, QUANT_LAYER_TYPES)}

@@ -74,7 +74,7 @@ class _Collector:
         self.generator = torch.Generator().manual_seed(seed)
         self.masks: dict[str, Tensor | None] = {}
         self.is_paused = False
-        self.mask_of = _mask_names(model, sites)
+        self.mask_of = mask_names(model, sites)
         quantizers = dict(named_quantizers(model))
         self.targets = [(quantizers[site.name], site) for site in sites]
         self.seen: dict[str, Tensor] = {}
@@ -132,7 +132,7 @@ class _Collector:
         return x[mask.flatten()] if x.dim() == 2 and len(x) == mask.numel() else x
 
 
-def _mask_names(model: Any, sites: list[Site]) -> dict[str, str]:
+def mask_names(model: Any, sites: list[Site]) -> dict[str, str]:
     """Return for each site which input masks its padding: in a decoder its own mask, but for what it reads of the
     encoder (K and V of cross attention)."""
     encoder = encoder_prefix(model)

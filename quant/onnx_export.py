@@ -56,13 +56,13 @@ def export_graph(model: PreTrainedModel, *, processor: Any = None, opset: int = 
     model.eval()
     inputs = example_inputs(model, processor=processor)
     wrapped = _ByName(model, tuple(inputs))
-    with _export_mode(model), torch.no_grad():
-        wrapped.output_names = _output_names(model, inputs)
+    with export_mode(model), torch.no_grad():
+        wrapped.output_names = output_names(model, inputs)
         with _quiet():
             program = torch.onnx.export(
                 wrapped, tuple(inputs.values()), dynamo=True, opset_version=opset, input_names=list(inputs),
                 output_names=list(wrapped.output_names),
-                dynamic_shapes=(tuple(_dynamic_axes(name) for name in inputs),),
+                dynamic_shapes=(tuple(dynamic_axes(name) for name in inputs),),
             )  # fmt: skip
     assert program is not None  # only None for a function called with dynamo=False
     graph: Any = program.model
@@ -94,7 +94,11 @@ class _ByName(nn.Module):
         return tuple(output[name] for name in self.output_names)
 
 
-def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
+def output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[str, ...]:
+    """Return the names of the outputs that a file of this model has, in the order of `OUTPUT_NAMES`.
+
+    Raises: ValueError: if the model returns none of them.
+    """
     output = model(**inputs, return_dict=True)
     names = tuple(name for name in OUTPUT_NAMES if output.get(name) is not None)
     if not names:
@@ -102,7 +106,8 @@ def _output_names(model: PreTrainedModel, inputs: dict[str, Tensor]) -> tuple[st
     return names
 
 
-def _dynamic_axes(name: str) -> dict[int, Any]:
+def dynamic_axes(name: str) -> dict[int, Any]:
+    """Return the free axes of an input, as `torch.export` wants them: the batch, and the length where it has one."""
     if name in ("pixel_values", "input_features"):  # Whisper's encoder takes one length
         return {0: torch.export.Dim("batch")}
     if name in (HIDDEN_STATES, HIDDEN_MASK):
@@ -111,7 +116,7 @@ def _dynamic_axes(name: str) -> dict[int, Any]:
 
 
 @contextmanager
-def _export_mode(model: PreTrainedModel) -> Iterator[None]:
+def export_mode(model: PreTrainedModel) -> Iterator[None]:
     """Fix every scale as a constant and put SmoothQuant's factor into the weights; all is put back after."""
     quantizers = [quantizer for _, quantizer in named_quantizers(model) if quantizer.enabled]
     layers: list[Any] = [m for m in model.modules() if isinstance(m, (*QUANT_LAYER_TYPES, QuantEmbedding))]

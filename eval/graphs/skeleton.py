@@ -24,7 +24,7 @@ from eval.graphs.cut import PREFIX, cut
 from eval.sweep.store import INPUTS_FILE, ArtifactStore
 from quant.formats import INT8
 from quant.models.pretrained import LoadedModel
-from quant.onnx_export import _export_mode, export_onnx
+from quant.onnx_export import export_mode, export_onnx
 from quant.own_attention import OwnAttention
 from quant.sites.formats import format_names
 from quant.tensor_quantizer import TensorQuantizer, named_quantizers
@@ -144,7 +144,7 @@ def constants_of(model: Any) -> tuple[dict[str, Tensor], list[frozenset[str]]]:
     """Return a model's tensors by the names that they have in its graph, and which names are of one tensor."""
     names: dict[Any, set[str]] = {}
     found = {}
-    with _export_mode(model), torch.no_grad():
+    with export_mode(model), torch.no_grad():
         for path, module in model.named_modules(remove_duplicate=False):
             is_quantizer = isinstance(module, TensorQuantizer)
             for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):

@@ -88,7 +88,7 @@ class ParityReport:
 
 
 @dataclass(frozen=True)
-class _Expected:
+class Expected:
     """What the model gives on the feeds, and what may differ from it."""
 
     batches: list[Feeds]
@@ -127,12 +127,12 @@ def check_parity(
     proto = onnx.load(path, load_external_data=False)
     sites, dtype = check_sites(proto, quantized.model, path.parent), half_type(proto)
     batches = feeds if feeds is not None else list(random_feeds(quantized, seed))
-    expected = _expect(quantized, float_model, batches, dtype)
+    expected = expect(quantized, float_model, batches, dtype)
     if release:
         torch.nn.Module.to(quantized.model, "meta")
     model = None if release else PyTorchRunner(quantized)
     with plain_runner(path) as runner:
-        written = _outputs(runner, expected.batches)
+        written = outputs_of(runner, expected.batches)
         check_padding(runner, expected.batches, written, model)
     in_file = _check_file(path, expected, written)
     found, outputs = in_file, written
@@ -141,7 +141,7 @@ def check_parity(
     judge = None if chosen is None or chosen.info.uses_gpu or data_path(path).exists() else chosen
     if judge is not None:
         with _engine(path, judge, saturation) as runner:
-            outputs = _outputs(runner, expected.batches)
+            outputs = outputs_of(runner, expected.batches)
             found = _check_engine(judge, expected, written, outputs, in_file, saturation)
             check_padding(runner, expected.batches, outputs, model)
     return ParityReport(
@@ -152,23 +152,23 @@ def check_parity(
     )  # fmt: skip
 
 
-def _expect(
+def expect(
     quantized: LoadedModel, float_model: LoadedModel | None, batches: list[Feeds], dtype: str | None
-) -> _Expected:
+) -> Expected:
     """Return the model's outputs with the limits that its own roundings set."""
-    fake = _outputs(PyTorchRunner(quantized), batches)
+    fake = outputs_of(PyTorchRunner(quantized), batches)
     if not any(True for _ in active_quantizers(quantized.model)):
-        return _Expected(batches, fake, float_limits(fake, dtype), 0.0, dtype)
+        return Expected(batches, fake, float_limits(fake, dtype), 0.0, dtype)
     with _as_float(quantized, float_model) as model:
-        plain = _outputs(PyTorchRunner(model), batches)
+        plain = outputs_of(PyTorchRunner(model), batches)
     with rounding_noise(quantized.model):
-        rounded = [_outputs(PyTorchRunner(quantized), batches)]
+        rounded = [outputs_of(PyTorchRunner(quantized), batches)]
     error = float(all_differences(fake, plain, batches).mean())
     if dtype:
         half = _half_outputs(quantized, batches, dtype)
         _check_half(half, fake, batches, dtype, error)
         rounded.append(half)
-    return _Expected(batches, fake, quantized_limits(batches, fake, plain, rounded), error, dtype)
+    return Expected(batches, fake, quantized_limits(batches, fake, plain, rounded), error, dtype)
 
 
 def _check_half(half: list[Feeds], fake: list[Feeds], batches: list[Feeds], dtype: str, error: float) -> None:
@@ -183,7 +183,7 @@ def _check_half(half: list[Feeds], fake: list[Feeds], batches: list[Feeds], dtyp
         )
 
 
-def _check_file(path: Path, expected: _Expected, written: list[Feeds]) -> Comparison:
+def _check_file(path: Path, expected: Expected, written: list[Feeds]) -> Comparison:
     """Return how far the file as written is from the model.
 
     Raises: ValueError: further than rounding explains; says whether the half type or the file is at fault.
@@ -197,7 +197,7 @@ def _check_file(path: Path, expected: _Expected, written: list[Feeds]) -> Compar
     )  # fmt: skip
     if expected.dtype:
         with float32_runner(path) as runner:
-            wide = compare(_outputs(runner, expected.batches), expected.outputs, expected.batches, limits.margin)
+            wide = compare(outputs_of(runner, expected.batches), expected.outputs, expected.batches, limits.margin)
         if limits.admits(wide):
             raise ValueError(
                 f"{expected.dtype} rounds otherwise: the file's graph is right in fp32 ({wide}), in {expected.dtype} "
@@ -207,7 +207,7 @@ def _check_file(path: Path, expected: _Expected, written: list[Feeds]) -> Compar
 
 
 def _check_engine(
-    backend: Backend, expected: _Expected, written: list[Feeds], outputs: list[Feeds], in_file: Comparison,
+    backend: Backend, expected: Expected, written: list[Feeds], outputs: list[Feeds], in_file: Comparison,
     saturation: str | None,
 ) -> Comparison:  # fmt: skip
     """Return how far the engine is from the model.
@@ -253,11 +253,12 @@ def check_padding(
 
 
 def _reads_padding(model: PyTorchRunner, feeds: Feeds, other: Feeds, allowed: float) -> bool:
-    before, after = _outputs(model, [feeds, other])
+    before, after = outputs_of(model, [feeds, other])
     return float(differences(after, before, feeds).max()) > allowed
 
 
-def _outputs(runner: Runner, batches: list[Feeds]) -> list[Feeds]:
+def outputs_of(runner: Runner, batches: list[Feeds]) -> list[Feeds]:
+    """Return what a runner gives for each batch, fed the inputs that it has."""
     return [runner({name: batch[name] for name in runner.input_names}) for batch in batches]
 
 
@@ -265,7 +266,7 @@ def _half_outputs(quantized: LoadedModel, batches: list[Feeds], dtype: str) -> l
     """Return what the fake-quantized model gives where PyTorch computes it in a half type."""
     model: Any = copy.deepcopy(quantized.model)
     model.to(HALF_TYPES[dtype])
-    return _outputs(PyTorchRunner(dataclasses.replace(quantized, model=model)), batches)
+    return outputs_of(PyTorchRunner(dataclasses.replace(quantized, model=model)), batches)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from engine.backends.inductor.compiled import load_module
 from engine.backends.inductor.program import read_program
 from engine.passes.targets import PROGRAM_TARGET
-from eval.parity.check import ParityReport, _expect, _outputs, check_padding
+from eval.parity.check import ParityReport, check_padding, expect, outputs_of
 from eval.parity.graph import active_quantizers
 from eval.parity.limits import compare, num_exact_rows
 from eval.parity.random_feeds import random_feeds
@@ -57,9 +57,9 @@ def check_program(
     Raises: ValueError: the outputs differ by more than the half type's rounding explains, or see the padding.
     """
     batches = feeds if feeds is not None else list(random_feeds(quantized, seed))
-    expected = _expect(quantized, None, batches, dtype)
+    expected = expect(quantized, None, batches, dtype)
     with ProgramRunner(path) as runner:
-        written = _outputs(runner, batches)
+        written = outputs_of(runner, batches)
         check_padding(runner, batches, written, PyTorchRunner(quantized))
     found = compare(written, expected.outputs, batches, expected.limits.margin)
     if not expected.limits.admits(found):

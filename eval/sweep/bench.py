@@ -102,10 +102,15 @@ class Remembered:
 
 
 class Bench:
-    """Opens and scores the systems of one sweep."""
+    """Opens and scores the systems of one sweep.
 
-    def __init__(self, workshop: Workshop, command: str) -> None:
+    Args: threads: of the sessions it opens; None is what the sweep was asked for. A process that prepares beside
+        others takes its share of the cores: it times nothing.
+    """
+
+    def __init__(self, workshop: Workshop, command: str, threads: int | None = None) -> None:
         self.workshop, self.options, self.command = workshop, workshop.options, command
+        self.threads = threads or workshop.options.threads
 
     @cached_property
     def reference(self) -> Remembered:
@@ -171,7 +176,7 @@ class Bench:
                 yield self._open_fastest(system, shape, stack)
             elif system.method == DYNAMIC:
                 path = dynamic_onnx(self.workshop)
-                runner = SessionRunner(path, self.options.threads)
+                runner = SessionRunner(path, self.threads)
                 identity = {"file": sha256_of(path), "session": "plain"}
                 yield Opened(system, runner, identity, "int8", onnx_bytes(path),
                              details=Details(digests=Digests(onnx=identity["file"])))  # fmt: skip
@@ -212,7 +217,7 @@ class Bench:
         onnx_path = self.workshop.onnx(system)
         engine = self.workshop.engine(system, shape, onnx_path)
         manifest = read_manifest(engine)
-        runner = stack.enter_context(self.workshop.backend(system.backend).load(engine, self.options.threads))
+        runner = stack.enter_context(self.workshop.backend(system.backend).load(engine, self.threads))
         identity = {"onnx": manifest.onnx_sha256, "backend": system.backend, "precision": manifest.precision}
         digests = Digests(self.workshop.source_digest(system), manifest.onnx_sha256, manifest.engine_sha256)
         stored = onnx_path.relative_to(self.workshop.store.folder)

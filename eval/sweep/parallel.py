@@ -91,14 +91,16 @@ def _process_jobs(
 def _start(options: dict[str, Any], path: str, command: str, threads: int) -> None:
     """Load model and samples once in each process, and let it end with its parent, however that ends.
 
-    Args: threads: of PyTorch, here and in the scripts it runs: with all cores each, they would wait for each other.
+    Args: threads: of PyTorch, here and in the scripts it runs, and of the sessions that are scored: with all cores
+        each, they would wait for each other.
     """
     global _bench
     die_with_parent()
     logging.disable(logging.WARNING)
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    _bench = make_bench(options, path, command)
-    torch.set_num_threads(min(threads, _bench.options.threads))
+    threads = min(threads, options["threads"])
+    _bench = make_bench(options, path, command, threads)
+    torch.set_num_threads(threads)
 
 
 def _prepare(system: tuple[Any, ...], shape: tuple[Any, ...], with_scores: bool) -> str | None:
@@ -106,9 +108,9 @@ def _prepare(system: tuple[Any, ...], shape: tuple[Any, ...], with_scores: bool)
     return prepare(_bench, System(*system), Shape(*shape), with_scores)
 
 
-def make_bench(options: dict[str, Any], path: str, command: str) -> Bench:
-    """Return a bench on the run folder at `path`."""
-    return Bench(Workshop(options_from_dict(options), ArtifactStore(RunFolder(Path(path)).artifacts)), command)
+def make_bench(options: dict[str, Any], path: str, command: str, threads: int | None = None) -> Bench:
+    """Return a bench on the run folder at `path`, whose sessions take so many threads (None: as the sweep's)."""
+    return Bench(Workshop(options_from_dict(options), ArtifactStore(RunFolder(Path(path)).artifacts)), command, threads)
 
 
 def prepare(bench: Bench, system: System, shape: Shape, with_scores: bool = True) -> str | None:
@@ -166,6 +168,6 @@ def prepare_on_node(
     """Prepare one point in a process of another node; the model is loaded once in each process."""
     global _bench
     if _bench is None or _bench.workshop.store.folder != RunFolder(Path(settings[1])).artifacts:
-        _bench = make_bench(*settings)
+        _bench = make_bench(*settings, threads=1)
         torch.set_num_threads(1)  # a task has one core of its node
     return prepare(_bench, System(*system), Shape(*shape), with_scores)

@@ -22,7 +22,7 @@ from quant.int8_program.graph import Editor, aten, calls, is_call, tidy
 from quant.int8_program.modules import program_model
 from quant.models.encoder_decoder import PARTS, is_encoder_decoder
 from quant.models.example_inputs import example_inputs, without_cache
-from quant.onnx_export import _dynamic_axes, _output_names  # both formats have the same free axes and outputs
+from quant.onnx_export import dynamic_axes, output_names  # both formats have the same free axes and outputs
 from quant.tensor_quantizer import HALF_TYPES
 
 DESCRIPTION = "int8kit.json"  # the file in the archive that says what the program is
@@ -108,10 +108,10 @@ def export_program(
     check_calibrated(model)
     inputs = example_inputs(model, processor=processor)
     with torch.no_grad(), evaluation_mode(model):
-        outputs = _output_names(model, inputs)
+        outputs = output_names(model, inputs)
         reads_padding = _reads_padding(model, inputs, outputs)
         made = _Named(program_model(model, HALF_TYPES[dtype]), tuple(inputs), outputs, HALF_TYPES[dtype])
-        axes = {name: {axis: free.__name__ for axis, free in _dynamic_axes(name).items()} for name in inputs}
+        axes = {name: {axis: free.__name__ for axis, free in dynamic_axes(name).items()} for name in inputs}
         free = tuple(dict.fromkeys(axes[name], Dim.DYNAMIC) for name in inputs)
         feeds = tuple(x.cpu() for x in inputs.values())
         traced = torch.export.export(made.cpu(), feeds, dynamic_shapes=(free,), strict=False)
@@ -135,7 +135,7 @@ def _reads_padding(model: PreTrainedModel, inputs: dict[str, Tensor], outputs: t
 
     A classifier that takes the last token which is not the padding's id does, or a convolution over tokens.
     """
-    lengths = {name: [axis for axis, free in _dynamic_axes(name).items() if free.__name__ != BATCH] for name in inputs}
+    lengths = {name: [axis for axis, free in dynamic_axes(name).items() if free.__name__ != BATCH] for name in inputs}
     if not any(lengths.values()):
         return False
     grown = {}

@@ -57,11 +57,14 @@ def test_processes_share_the_cores(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(parallel, "die_with_parent", lambda: None)
-    monkeypatch.setattr(parallel, "make_bench", lambda *_: SimpleNamespace(options=SimpleNamespace(threads=8)))
+    of_sessions = []
+    monkeypatch.setattr(parallel, "make_bench", lambda *words: of_sessions.append(words[-1]))
     monkeypatch.setattr(parallel, "_bench", None)
     try:
-        parallel._start({}, "run", COMMAND, threads=2)
+        parallel._start({"threads": 8}, "run", COMMAND, threads=2)
         assert torch.get_num_threads() == 2 and os.environ["OMP_NUM_THREADS"] == "2"  # here, and in what it starts
+        parallel._start({"threads": 1}, "run", COMMAND, threads=2)  # never more than the sweep was asked for
+        assert torch.get_num_threads() == 1 and of_sessions == [2, 1]
     finally:
         torch.set_num_threads(before)
         logging.disable(logging.NOTSET)
