@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import json
 import sys
 import zipfile
@@ -24,6 +23,7 @@ from engine.backends.inductor.program import (
     PROGRAM,
     bucket_name,
     buckets_of,
+    open_stored,
     ranges_of,
     read_program,
 )
@@ -144,10 +144,11 @@ class InductorBackend(Backend):
             if cache := archive.read(CACHE):
                 torch.compiler.load_cache_artifacts(cache)
             plans = [(each["bucket"], each["plans"]) for each in json.loads(archive.read(PLANS))]
-            content = io.BytesIO(archive.read(PROGRAM))
-        program = read_program(content, str(engine))
-        content.seek(0)
-        return InductorRunner(load_module(content), program, manifest.shapes, plans)
+        with open_stored(engine, PROGRAM) as content:
+            program = read_program(content, str(engine))
+            content.seek(0)  # torch reads from where it stands
+            module = load_module(content)
+        return InductorRunner(module, program, manifest.shapes, plans)
 
     def inspect(self, engine: str, request: InspectRequest) -> Inspection:
         """Return the kernels of a call in order, from a trace of a real one, with the products that they compute."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from engine.cli import UsageError, did_you_mean
 from engine.manifest import Products
@@ -54,6 +56,61 @@ class Program:
         """The names of the free axes, the batch first."""
         found = dict.fromkeys(size for _, sizes in self.inputs.values() for size in sizes if isinstance(size, str))
         return sorted(found, key=lambda name: name != BATCH)
+
+
+class StoredMember(io.RawIOBase):
+    """A member of a zip that was stored as it is, read where it lies; `open_stored` opens one.
+
+    Args: file: the zip, open; closed with this. start, size: where its content lies, in bytes.
+    """
+
+    def __init__(self, file: io.BufferedReader, start: int, size: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a position within the member and return it."""
+        self._position = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the member goes; return the number of bytes."""
+        length = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
+        found = self._file.readinto(memoryview(buffer)[:length])
+        self._position += found
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def open_stored(path: str | Path, name: str) -> IO[bytes]:
+    """Open a member of a zip for reading where it lies.
+
+    A program of 1 GB loads in a quarter of the time that reading it out of the zip first takes. Its check sum is not
+    compared: the digest of the whole file is.
+
+    Raises: KeyError: no such member. ValueError: it is compressed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{path}: {name} is compressed")
+    file = open(path, "rb")  # noqa: SIM115 (the member closes it)
+    file.seek(member.header_offset + 26)  # the header's last two fields: the lengths of the name and of what follows
+    start = member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+    return cast(IO[bytes], StoredMember(file, start, member.file_size))
 
 
 def read_program(source: str | Path | IO[bytes], name: str | None = None) -> Program:

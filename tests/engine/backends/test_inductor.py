@@ -12,7 +12,7 @@ from engine.backends.inductor import backend as inductor
 from engine.backends.inductor import runner as runner_module
 from engine.backends.inductor.compiled import load_module, tuned_nodes, with_plans
 from engine.backends.inductor.inspect import layers_of, op_calls
-from engine.backends.inductor.program import bucket_for, buckets_of, ranges_of, read_program
+from engine.backends.inductor.program import PROGRAM, bucket_for, buckets_of, open_stored, ranges_of, read_program
 from engine.backends.inductor.runner import InductorRunner
 from engine.cli import UsageError
 from engine.gpu import Gpu
@@ -203,6 +203,23 @@ def test_what_no_gpu_and_an_old_one_say(path, tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="cannot run inductor engines"):
         backend.load(tmp_path / "e")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_is_read_where_it_lies_in_an_engine(path, tmp_path):
+    engine = tmp_path / "x.engine"
+    with zipfile.ZipFile(engine, "w") as archive:
+        archive.writestr("before", b"something else")
+        archive.write(path, PROGRAM)
+        archive.writestr("after", b"more")
+    with open_stored(engine, PROGRAM) as member:
+        assert read_program(member) == read_program(path)
+        member.seek(0)
+        inside = load_module(member, "cpu").state_dict()
+        member.seek(0)
+        assert member.read() == path.read_bytes() and member.read(1) == b""
+    assert member.closed
+    alone = load_module(path, "cpu").state_dict()
+    assert inside.keys() == alone.keys() and all(torch.equal(inside[key], alone[key]) for key in alone)
 
 
 def test_a_program_with_a_wrong_weight_fails_its_check(model, path, tmp_path):
