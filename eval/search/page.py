@@ -91,12 +91,18 @@ def _plans(result: SearchResult) -> Section:
     metric = data.metric.name if data.metric else "metric"
     headers = ("system", "units in INT8", metric, "loss", "mean error", "predicted¹",
                f"ms at {data.primary.batch_size}{length}", "predicted²", "speed-up, all shapes")  # fmt: skip
-    note = ("¹ on the samples below, which are not those that are scored: compare plans with each other. "
-            "² from engines timed before; the machine may have been faster or slower then.")  # fmt: skip
+    note = f"{_of_errors(result)} ² from engines timed before; the machine may have been faster or slower then."
     return Section("plans", "Plans, predicted and measured", (
         Table(headers, tuple(rows), marked=frozenset(marked)), Prose(note, is_note=True),
         Figure("plans", "Plans: what was predicted (hollow) and measured (filled); crosses are the recipes they are "
                "held against")))  # fmt: skip
+
+
+def _of_errors(result: SearchResult) -> str:
+    if result.scale == 1.0:
+        return "¹ on the samples below, which are not those that are scored: compare plans with each other."
+    return (f"¹ from the samples below, times {result.scale:.2f}: so much more the whole model moved the outputs of "
+            "those that are scored, in the runtime.")  # fmt: skip
 
 
 def _units(result: SearchResult) -> Section:

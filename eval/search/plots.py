@@ -90,7 +90,7 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
         name = plan.name if plan else label(system).split(",")[0]
         labels.append(Label(x, y, name, system == result.chosen))
         if plan:
-            at = (costs.float_ms / plan.ms, plan.error / measured.fixed.output)
+            at = (costs.float_ms / plan.ms, plan.error / (result.scale * measured.fixed.output))
             axis.plot(*at, marker="o", ms=8, ls="none", mfc="none", mec=color)
             axis.plot([at[0], x], [at[1], y], color=color, lw=0.8, alpha=0.6)
             predicted.append(at)

@@ -40,7 +40,7 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """A set of units in INT8, with what was predicted for it."""
+    """A set of units in INT8, with the error and the milliseconds predicted for it on what is scored."""
 
     name: str
     units: frozenset[str]
@@ -63,6 +63,8 @@ class SearchResult:
     seconds: float
     num_left: int = 0
     """Points of the proof that --budget left out."""
+    scale: float = 1.0
+    """Errors of the samples that are scored over errors of the search's samples; plans' errors are multiplied by it."""
 
     @property
     def answer(self) -> str:
@@ -185,7 +187,7 @@ def summary_of(result: SearchResult) -> dict[str, Any]:
         "verdict": result.answer, "seconds": round(result.seconds, 1), "units": rows,
         "together": measured.together.to_dict(), "fixed": measured.fixed.to_dict(),
         "bend": measured.prediction.bend, "num_samples": measured.num_samples,
-        "num_shared": measured.num_shared,
+        "num_shared": measured.num_shared, "scale": result.scale,
         "costs": None if costs is None else {**costs.to_dict(), "error": costs.error},
         "plans": [{**asdict(plan), "units": sorted(plan.units)} for plan in result.plans],
         "chosen": None if result.chosen is None else result.chosen.name,

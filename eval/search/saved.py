@@ -36,7 +36,8 @@ def read_search(folder: str | Path, proof: str | Path) -> SearchResult:
     options = SearchOptions(options_from_dict(asked), max_loss, max_error)
     costs = None if saved["costs"] is None else _costs(saved["costs"])
     plans = tuple(Plan(**{**plan, "units": frozenset(plan["units"])}) for plan in saved["plans"])
-    found = SearchResult(options, _measured(saved), costs, plans, None, None, None, saved["seconds"])
+    found = SearchResult(options, _measured(saved), costs, plans, None, None, None, saved["seconds"],
+                         scale=saved.get("scale", 1.0))  # fmt: skip
     run = RunFolder(Path(proof))
     rows = {(row.system, row.shape): row for row in run.rows()}
     if not rows:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,6 +137,11 @@ def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_da
     with pytest.raises(SystemExit) as ended:
         inspect_main([str(out / "engine"), "--expect", str(out / "checkpoint"), "--iterations", "1"])
     assert ended.value.code == 0 and "as planned" in capsys.readouterr().out
+    # what was predicted is of what is scored: for the whole model, what its engine was measured at
+    rows = [json.loads(line) for line in (out / "proof" / "results.jsonl").read_text().splitlines()]
+    errors = {Path(each["row"]["recipe"] or "").stem: each["row"]["error_abs_mean"] for each in rows}
+    whole = next(plan for plan in row["plans"] if plan["name"] == "whole")
+    assert whole["error"] == pytest.approx(errors["whole"], rel=1e-6) and row["scale"] > 0
     page = (out / "search.html").read_text()
     assert page.count("<svg") == 4 and "Where the error comes from" in page
     # again: everything is found, nothing is measured anew
