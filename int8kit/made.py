@@ -17,6 +17,7 @@ from calib.bias_correction import correct_as_told
 from calib.collect import collect
 from calib.samples import Samples
 from engine.backend import BuildOptions, get_backend
+from engine.gpu import find_gpu
 from engine.hardware import cpu_flags
 from engine.manifest import sha256_of
 from engine.manifest import weights_digest as data_digest
@@ -92,6 +93,9 @@ class Maker:
         inputs = {"file": sha256_of(file), "data": data_digest(file), "backend": backend, "threads": self.threads,
                   "version": chosen.version(), "shapes": {k: str(v) for k, v in shapes.items()},
                   "cpu_flags": list(cpu_flags())}  # fmt: skip
+
+        if chosen.info.uses_gpu:  # which an engine is bound to
+            inputs["gpu"] = str(find_gpu())
 
         def build(folder: Path) -> None:
             chosen.build(file, folder / "engine", BuildOptions(shapes, self.threads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from kernels.attention import NoKernelError
-from kernels.tiles import Tile
+from kernels.tiles import TORCHS, Tile
 
 # What tells that a tile is not taken by this GPU, this Triton or this torch.
 CANNOT_RUN = (OutOfResources, PTXASError, CompilationError, NoKernelError)
@@ -24,9 +25,14 @@ def capture(calls: Sequence[Callable[[], Any]]) -> torch.cuda.CUDAGraph:
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        graph.capture_begin()  # not torch.cuda.graph: that collects garbage, 0.3 s for each candidate
-        for call in calls:
-            call()
+        graph.capture_begin()  # not torch.cuda.graph: older ones collect garbage, 0.3 s for each candidate
+        try:
+            for call in calls:
+                call()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of a capture that the error has spoilt already
+                graph.capture_end()
+            raise
         graph.capture_end()
     torch.cuda.synchronize()
     return graph
@@ -71,6 +77,10 @@ def tune(
             graphs[tile] = capture(calls)
             counts[tile] = len(calls)
         except CANNOT_RUN as error:
+            refusals[tile] = str(error).splitlines()[0]
+        except RuntimeError as error:  # torch's own attention says in many words that it does not take a call
+            if tile not in TORCHS or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
             refusals[tile] = str(error).splitlines()[0]
     if not graphs:
         raise RuntimeError(f"none of {len(candidates)} tiles runs on {torch.cuda.get_device_name()}: {refusals}")

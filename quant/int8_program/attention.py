@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-from kernels.attention import HEAD_DIMS, attention
+from kernels.attention import HEAD_DIMS, MAX_KEYS, attention
 from quant.attention import UNSUPPORTED, additive_mask, explicit_attention
 from quant.formats import INT8
 from quant.int8_program.markers import MASK, QUANTIZE
@@ -39,7 +39,7 @@ def program_attention(
     q, k, v = (each.transpose(1, 2) for each in (query, key, value))  # (B, S, H, D)
     if not active:
         output = attention(q, k, v, attention_mask, scaling, 1.0, q.dtype, round_softmax=False)
-    elif _has_kernel(found, active) and query.shape[-1] in HEAD_DIMS:
+    elif _has_kernel(found, active) and query.shape[-1] in HEAD_DIMS and not is_too_long(key.shape[2]):
         scales = [each.number for each in found[:3]]
         # Q's quantizer stands after the scaling of Q: one division does both
         codes = [
@@ -52,6 +52,11 @@ def program_attention(
     else:
         return explicit_attention(module, query, key, value, attention_mask, scaling)[0], None
     return output.unflatten(-1, (q.shape[2], q.shape[3])), None
+
+
+def is_too_long(num_keys: int | torch.SymInt) -> bool:
+    """Return whether a fixed number of keys is more than the INT8 kernel takes; a free one is limited instead."""
+    return isinstance(num_keys, int) and num_keys > MAX_KEYS
 
 
 def _has_kernel(quantizers: list[Any], active: list[Any]) -> bool:

@@ -28,7 +28,8 @@ from quant.tensor_quantizer import HALF_TYPES
 DESCRIPTION = "int8kit.json"  # the file in the archive that says what the program is
 SCHEMA = 1
 UNBOUNDED = 2**31
-BATCH = "batch"
+BATCH, SEQUENCE = "batch", "sequence"
+MOST_EXTRA_ROWS = 2  # of a table of positions, before the first that is used: OPT's and BART's
 GROWN_BY = 3
 FLOAT_LINEARS = (aten.linear.default, aten.conv2d.default, aten.conv1d.default, aten.addmm.default)
 FLOAT_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default)
@@ -119,6 +120,8 @@ def export_program(
         found, unfused = fuse(graph)
         program = torch.export.export(graph, feeds, dynamic_shapes=free, strict=False)
     symbols, limits = _symbols(program, axes)
+    if SEQUENCE in symbols.values() and (longest := table_of_positions(model)) is not None:
+        limits[SEQUENCE] = min(limits.get(SEQUENCE, longest), longest)
     described = {
         name: (str(x.dtype).removeprefix("torch."), tuple(axes[name].get(i, n) for i, n in enumerate(x.shape)))
         for name, x in inputs.items()
@@ -128,6 +131,25 @@ def export_program(
         for name, node in zip(outputs, program.graph.output_node().args[0], strict=True)
     }
     return program, Description(described, results, limits, reads_padding, dtype, found, unfused, dict(metadata or {}))
+
+
+def table_of_positions(model: PreTrainedModel) -> int | None:
+    """Return how many tokens a model's table of positions has rows for; None where it has no such table.
+
+    A table that is read by position does not bound the length of a traced graph: beyond it a GPU would read what lies
+    behind. RoBERTa's positions begin after the padding's row, OPT's at row 2.
+    """
+    config = model.config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None)
+    if not longest:
+        return None
+    rows = []
+    for module in model.modules():
+        is_table = isinstance(module, nn.Embedding) and 0 <= module.num_embeddings - longest <= MOST_EXTRA_ROWS
+        if is_table and module is not model.get_input_embeddings():
+            unused = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
+            rows.append(module.num_embeddings - int(unused))
+    return min(rows, default=None)
 
 
 def _reads_padding(model: PreTrainedModel, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> bool:

@@ -10,7 +10,7 @@ import transformers
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.insert import insert_quantizers
-from quant.int8_program.export import DESCRIPTION, export_program, save_program
+from quant.int8_program.export import DESCRIPTION, export_program, save_program, table_of_positions
 from quant.models.encoder_decoder import PARTS, model_part
 from quant.models.example_inputs import example_inputs
 from quant.recipe import Rule, load_recipe
@@ -146,6 +146,37 @@ def test_the_archive_says_what_it_is_and_holds_no_float_weight_twice(tmp_path):
     assert description.inputs["input_ids"] == ("int64", ("batch", "sequence"))
     assert description.outputs["logits"] == ("batch", 3)
     assert description.limits == {"sequence": 64}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "opt", "mpnet"])
+def test_a_table_of_positions_bounds_the_length_whether_or_not_the_trace_does(name):
+    model = get_family(name).model(is_short=True)
+    longest = table_of_positions(model)
+    ids = torch.full((1, longest + 1), 5)
+    with torch.no_grad():
+        model(input_ids=ids[:, :longest])
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids)
+    _, description = export_program(model)
+    assert description.limits["sequence"] == longest
+
+
+def test_rotary_positions_have_no_table():
+    assert table_of_positions(get_family("llama").model(is_short=True)) is None
+
+
+def test_more_fixed_keys_than_the_kernel_takes_are_multiplied_by_torch(monkeypatch):
+    family = get_family("vit")
+    model = family.model(is_short=True)
+    batch = family.batch(model, 2, 12, 0)
+    quantized = calibrated(family, model, "int8_full")
+    monkeypatch.setattr("quant.int8_program.attention.MAX_KEYS", 4)
+    program, description = export_program(quantized)
+    assert not [each for each in description.products if each.kind == "attention" and each.is_int8]
+    with torch.no_grad():
+        expected = quantized(**batch).logits
+        got = program.module(check_guards=False)(*[batch[name] for name in description.inputs])[0]
+    assert (got - expected).abs().max() < 0.05 * expected.abs().max() + 0.02
 
 
 def test_a_model_that_reads_its_padding_says_so():

@@ -6,6 +6,7 @@ that it is the file that was built, not who built it: load engines of your own.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -107,6 +108,9 @@ class InductorBackend(Backend):
                                            "--shapes, or free the GPU") from None  # fmt: skip
                     found.append({"bucket": bucket, "plans": plans})
                 compiled = torch.compiler.save_cache_artifacts()
+            del module
+            gc.collect()  # a graph and its weights hold each other; the next build wants their memory
+            torch.cuda.empty_cache()
             with zipfile.ZipFile(partial, "w") as archive:
                 archive.write(onnx_path, PROGRAM)
                 archive.writestr(PLANS, json.dumps(found))

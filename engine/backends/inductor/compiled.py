@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +23,15 @@ TUNED_OPS = {
     torch.ops.int8kit.norm_quantize.default: "norm_quantize",
     torch.ops.int8kit.quantize.default: "quantize",
 }
+CAPTURING = threading.Lock()
 Plans = Mapping[str, list[int]]  # node → plan of tiles (`kernels.tiles.store_plan`)
 
 
 def load_module(source: str | Path | IO[bytes], device: str = "cuda") -> GraphModule:
-    """Return a program's graph with its weights on a device. It runs no code of the file: a graph of torch's ops."""
+    """Return a program's graph with its weights on a device.
+
+    `torch.export.load` may unpickle what the file holds, so the file must be trusted as a Python file is.
+    """
     program = torch.export.load(source)
     if device != "cpu":
         program = move_to_device_pass(program, device)
@@ -59,12 +64,19 @@ def with_plans(module: GraphModule, plans: Plans) -> GraphModule:
 class Captured:
     """One bucket's compiled program under a CUDA graph, with the memory that it reads and writes.
 
+    Made by one thread of the process at a time: torch captures all graphs on one stream, and which part of torch may
+    compute attention is a setting of the process. Other threads may run their graphs meanwhile.
+
     Args:
         feeds: example inputs on the GPU; the graph reads their memory from then on.
         pool: memory that the graphs of all buckets share: they run one at a time.
     """
 
     def __init__(self, module: GraphModule, feeds: list[Tensor], pool: Any = None) -> None:
+        with CAPTURING:
+            self._capture(module, feeds, pool)
+
+    def _capture(self, module: GraphModule, feeds: list[Tensor], pool: Any) -> None:
         self.module, self.inputs = module, feeds
         self.call = torch.compile(module, dynamic=False, fullgraph=True)
         stream = torch.cuda.Stream()
@@ -74,7 +86,7 @@ class Captured:
                 self.call(*feeds)
         torch.cuda.current_stream().wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph, pool=pool):
+        with torch.no_grad(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.outputs: tuple[Tensor, ...] = self.call(*feeds)
 
     def feed(self, arrays: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -124,6 +125,7 @@ class InductorRunner(Runner):
     def close(self) -> None:
         """Free the graphs and the weights."""
         self._captured, self.module = {}, None
+        gc.collect()  # modules and their graphs hold each other
         torch.cuda.empty_cache()
 
 

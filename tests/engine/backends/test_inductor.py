@@ -105,6 +105,14 @@ def test_buckets(path):
     assert short[0] == {"batch": 4, "sequence": 16}  # the usual length is below the shortest bucket
 
 
+def test_a_program_that_reads_its_padding_gets_no_bucket_that_it_could_not_use(path):
+    program = dataclasses.replace(read_program(path), reads_padding=True)
+    fixed = buckets_of(program, ranges_of(program, parse_shapes(["input_ids:1x8:4x8:8x8"])))
+    assert {each["sequence"] for each in fixed} == {8} and {each["batch"] for each in fixed} == {1, 2, 4, 8}
+    with pytest.raises(UsageError, match="give one sequence in --shapes instead of 4 to 64"):
+        buckets_of(program, ranges_of(program, parse_shapes(["input_ids:1x4:4x8:8x64"])))
+
+
 class OnCpu:
     """Stands where `Captured` captures a CUDA graph: the same module, run op by op."""
 
