@@ -26,7 +26,8 @@ def read_onnx(path: str | Path, *, limit: int | None = None) -> onnx.ModelProto:
     Args:
         limit: bytes of weights over which those in a file of their own are left there (`load_graph`); None reads all,
             and over 2 GB of them the model can then not be serialized any more.
-    Raises: FileNotFoundError: if there is no such file; ValueError: if it is truncated, empty, or no ONNX file.
+    Raises: FileNotFoundError: if there is no such file; ValueError: if it is truncated, empty, or no ONNX file;
+        RuntimeError: if a package that reads it is missing.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,6 +40,11 @@ def read_onnx(path: str | Path, *, limit: int | None = None) -> onnx.ModelProto:
         if not model.graph.node:
             raise ValueError("it holds no nodes")
         onnx.checker.check_model(str(path))  # by its path: over 2 GB the weights stand in a file beside it
+    except ImportError as error:  # of what reads it: the file may be whole
+        raise RuntimeError(
+            f"{error.name or error} is not installed, and reading an ONNX file takes it; run 'pip install -r "
+            "engine/requirements.txt' (engines alone) or 'pip install -r requirements.txt'"
+        ) from None
     except Exception as error:  # protobuf's DecodeError and the checker's ValidationError share no base below it
         line = " ".join(str(error).split())[:200]
         raise ValueError(

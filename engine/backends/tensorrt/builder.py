@@ -32,9 +32,11 @@ def load_module(name: str) -> Any:
     """
     try:
         module = importlib.import_module(name)
+        importlib.import_module("onnx_ir")  # what reads the file, which an interpreter for TensorRT alone may lack
         from polygraphy import config
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"{error.name} is not installed; run {INSTALL[name]}") from None
+        how = "'pip install -r engine/requirements.txt'" if error.name == "onnx_ir" else INSTALL[name]
+        raise RuntimeError(f"{error.name} is not installed; run {how}") from None
     except (ImportError, OSError, RuntimeError) as error:  # a library beside it (CUDA, cuDNN) is missing
         line = " ".join(str(error).split())
         raise RuntimeError(

@@ -1,7 +1,7 @@
 """TensorRT in an interpreter of its own: 8.5 to 9 have no wheels for the Python that today's transformers needs.
 
 `TrtProcess(python)` is the backend `tensorrt`; what it is asked is done there by
-`python -m engine.backends.tensorrt.process`, which needs this package, numpy, onnx, polygraphy and tensorrt. A TensorRT
+`python -m engine.backends.tensorrt.process`, which needs this package, numpy, onnx, onnx-ir, polygraphy and tensorrt. A TensorRT
 that crashes takes that process alone.
 """
 
@@ -62,7 +62,7 @@ class TrtProcess(Backend):
                 status = self._process.wait() if self._process else None
                 ended = f"was killed by signal {-status}" if status and status < 0 else f"ended with exit code {status}"
                 raise RuntimeError(
-                    f"{self.python} {ended}; 'import tensorrt, numpy, onnx, polygraphy' must work there"
+                    f"{self.python} {ended}; 'import tensorrt, numpy, onnx, onnx_ir, polygraphy' must work there"
                 ) from None
             except BaseException:
                 self._end()
