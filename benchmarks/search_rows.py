@@ -10,11 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import append_row
+from benchmarks.rows import append_row, without_folders
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup
 from eval.search.result import SearchResult
+from eval.search.run import MANIFEST
 from eval.search.saved import read_search
+from eval.sweep.run_folder import RunFolder
 
 
 def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
@@ -45,13 +47,20 @@ def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def measured_on(run: Path) -> dict[str, Any]:
+    """Return where a search ran, and its command: the row's own machine may be another."""
+    asked = RunFolder(run).read_json(MANIFEST) or {}
+    command = " ".join(map(without_folders, str(asked.get("command", "")).split()))
+    return {"device": asked.get("gpu") or asked.get("device"), "versions": asked.get("versions"), "command": command}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of searches")
     parser.add_argument("--out", required=True)
     args = parser.parse_args()
     for run in args.runs:
-        row = append_row(args.out, "search", **row_of(read_search(run, run / "proof"), run))
+        row = append_row(args.out, "search", measured=measured_on(run), **row_of(read_search(run, run / "proof"), run))
         print(f"{run}: {row['verdict']}")
 
 

@@ -1,8 +1,8 @@
 """TensorRT in an interpreter of its own: 8.5 to 9 have no wheels for the Python that today's transformers needs.
 
 `TrtProcess(python)` is the backend `tensorrt`; what it is asked is done there by
-`python -m engine.backends.tensorrt.process`, which needs this package, numpy, onnx, onnx-ir, polygraphy and tensorrt. A TensorRT
-that crashes takes that process alone.
+`python -m engine.backends.tensorrt.process`, which needs this package, numpy, onnx, onnx-ir, polygraphy and tensorrt.
+A TensorRT that crashes takes that process alone.
 """
 
 from __future__ import annotations
