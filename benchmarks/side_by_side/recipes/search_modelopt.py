@@ -32,7 +32,7 @@ def logits(model):
 
 
 expected = logits(load())
-for bits in (8.0, 8.4, 8.8, 9.6, 10.4):
+for bits in (8.12, 8.4, 8.8, 9.6, 10.4):
     model, _ = mtq.auto_quantize(
         load(),
         constraints={"effective_bits": bits},
