@@ -139,7 +139,7 @@ def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_da
     assert ended.value.code == 0 and "as planned" in capsys.readouterr().out
     # what was predicted is of what is scored: for the whole model, what its engine was measured at
     rows = [json.loads(line) for line in (out / "proof" / "results.jsonl").read_text().splitlines()]
-    errors = {Path(each["row"]["recipe"] or "").stem: each["row"]["error_abs_mean"] for each in rows}
+    errors = {Path(each["recipe"] or "").stem: each["error_abs_mean"] for each in rows}
     whole = next(plan for plan in row["plans"] if plan["name"] == "whole")
     assert whole["error"] == pytest.approx(errors["whole"], rel=1e-6) and row["scale"] > 0
     page = (out / "search.html").read_text()
