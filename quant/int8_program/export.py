@@ -143,8 +143,9 @@ def table_of_positions(model: PreTrainedModel) -> int | None:
     longest = getattr(config, "max_position_embeddings", None)
     if not longest:
         return None
-    rows = []
-    for module in model.modules():
+    rows: list[int] = []
+    modules: Any = model.modules()  # which mypy takes for modules whose every attribute may be one
+    for module in modules:
         is_table = isinstance(module, nn.Embedding) and 0 <= module.num_embeddings - longest <= MOST_EXTRA_ROWS
         if is_table and module is not model.get_input_embeddings():
             unused = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
