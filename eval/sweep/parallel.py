@@ -74,7 +74,7 @@ def _process_jobs(
     num_processes: int, settings: tuple[dict[str, Any], str, str], pending: Sequence[Words]
 ) -> Generator[str | None, None, None]:
     context = multiprocessing.get_context("spawn")  # torch's and onnxruntime's threads do not survive a fork
-    threads = max(1, len(os.sched_getaffinity(0)) // num_processes)
+    threads = max(1, round(len(os.sched_getaffinity(0)) / num_processes))  # rounded down, cores could be idle
     with ProcessPoolExecutor(num_processes, context, _start, (*settings, threads)) as pool:
         futures = [pool.submit(_prepare, *point) for point in pending]
         try:
