@@ -16,6 +16,7 @@ from eval.report.__main__ import check, write_report
 from eval.search.__main__ import main
 from eval.search.fixes import FIXES, fixable
 from eval.search.plans import plan_recipe, write_recipe
+from eval.search.saved import read_search
 from eval.search.sensitivity import Sensitivity, measure_units, units_of
 from quant.checkpoint import load_checkpoint
 from quant.insert import insert_quantizers
@@ -142,6 +143,12 @@ def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_da
     errors = {Path(each["recipe"] or "").stem: each["error_abs_mean"] for each in rows}
     whole = next(plan for plan in row["plans"] if plan["name"] == "whole")
     assert whole["error"] == pytest.approx(errors["whole"], rel=1e-6) and row["scale"] > 0
+    # where a budget ended before any plan was measured, nothing is said of INT8
+    found = read_search(out, out / "proof")
+    assert found.answer == row["verdict"]
+    floats = tuple(each for each in found.proof.rows if each.row.recipe is None)
+    cut = replace(found, proof=replace(found.proof, rows=floats), chosen=None, num_left=4)
+    assert cut.answer.startswith("not known yet: --budget ended before a plan was measured (4 points")
     page = (out / "search.html").read_text()
     assert page.count("<svg") == 4 and "Where the error comes from" in page
     # again: everything is found, nothing is measured anew
