@@ -49,7 +49,7 @@ def draw_rows(options: SweepOptions, share: float, folder: Path) -> list[dict[st
     sites = insert_quantizers(bench.workshop.fresh_model().model, recipe)
     total = sum(unit.weights for unit in measured.units)
     paths, shares = {}, {}
-    for name, units in (("every product", frozenset(u.name for u in measured.units)),
+    for name, units in (("every product", measured.everything),
                         ("least error", lightest(measured, share))):  # fmt: skip
         path = folder / f"{name.replace(' ', '_')}.yaml"
         write_recipe(plan_recipe(sites, recipe, measured.units, units, {}, path.stem), path, name)

@@ -56,6 +56,11 @@ class Measured:
     num_shared: int = 0
 
     @property
+    def everything(self) -> frozenset[str]:
+        """The names of all units."""
+        return frozenset(unit.name for unit in self.units)
+
+    @property
     def prediction(self) -> Prediction:
         """Errors of sets of units."""
         return predict_from(self.alone, self.fixed)

@@ -125,9 +125,8 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     shape = primary_shape(options.sweep)
     costs = measure_costs(bench, recipe, sites, measured.units, system, shape, out / "costs", prepare)
     logger.info("float %.3f ms at %s, all in INT8 %.3f; engines that were not fitted are off by %.1f %% at most",
-                costs.float_ms, shape.name, costs.time(frozenset(costs.gains)), 100 * costs.error)  # fmt: skip
+                costs.float_ms, shape.name, costs.time(measured.everything), 100 * costs.error)  # fmt: skip
     (out / PLANS).mkdir(exist_ok=True)
-    everything = frozenset(unit.name for unit in measured.units)
 
     def write(name: str, units: frozenset[str], said: str) -> str:
         path = out / PLANS / f"{name}.yaml"
@@ -135,14 +134,14 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
         write_recipe(planned, path, f"{len(units)} of {len(measured.units)} units in INT8; {said}")
         return str(path)
 
-    whole = write(WHOLE, everything, "all that the recipe quantizes, with the fixes")
+    whole = write(WHOLE, measured.everything, "all that the recipe quantizes, with the fixes")
     scale = scale_of(bench, measured, system(whole), shape)
     logger.info("the whole model moves the outputs of what is scored %.2f times as much as the search's samples", scale)
     plans = []
     for number, units in enumerate(plans_for(measured, costs, options.max_error, scale), 1):
         error, ms = scale * measured.prediction.error(units), costs.time(units)
         name = f"plan{number}"
-        path = whole if units == everything else write(
+        path = whole if units == measured.everything else write(
             name, units, f"predicted: error {error:.4f}, {ms:.3f} ms at {shape.name}")  # fmt: skip
         plans.append(Plan(Path(path).stem, units, error, ms, path))
     floats = ("fp16",) if uses_gpu else ("fp32",)
@@ -183,15 +182,14 @@ def scale_of(bench: Bench, measured: Measured, whole: System, shape: Shape) -> f
     return error / predicted if error and predicted else 1.0
 
 
-def plans_for(measured: Measured, costs: Costs, max_error: float | None, scale: float = 1.0) -> list[frozenset[str]]:
+def plans_for(measured: Measured, costs: Costs, max_error: float | None, scale: float) -> list[frozenset[str]]:
     """Return the plans worth building: the fastest for several budgets of error, the most precise whole model.
 
     Args: max_error: on the samples that are scored. scale: errors there over errors on the search's samples.
     """
     max_error = None if max_error is None else max_error / scale
     prediction = measured.prediction
-    everything = frozenset(unit.name for unit in measured.units)
-    whole = prediction.error(everything)
+    whole = prediction.error(measured.everything)
     errors = [whole * share for share in SHARES]
     if max_error is not None:
         errors = [each for each in errors if each <= max_error] + [max_error, 0.85 * max_error]
@@ -199,7 +197,7 @@ def plans_for(measured: Measured, costs: Costs, max_error: float | None, scale: 
     squares = prediction.squares
     found = [fastest_within(costs.worth, squares, budget * (1 + 1e-9)) for budget in budgets]
     if max_error is None or whole <= max_error:
-        found.insert(1, everything)  # with the chosen fixes: what a user of the whole recipe would take
+        found.insert(1, measured.everything)  # with the chosen fixes: what a user of the whole recipe would take
     return distinct(found, MOST_PLANS)
 
 

@@ -39,7 +39,7 @@ def program_attention(
     q, k, v = (each.transpose(1, 2) for each in (query, key, value))  # (B, S, H, D)
     if not active:
         output = attention(q, k, v, attention_mask, scaling, 1.0, q.dtype, round_softmax=False)
-    elif _has_kernel(found, active) and query.shape[-1] in HEAD_DIMS and not is_too_long(key.shape[2]):
+    elif _has_kernel(found, active) and _fits(query, key):
         scales = [each.number for each in found[:3]]
         # Q's quantizer stands after the scaling of Q: one division does both
         codes = [
@@ -54,9 +54,10 @@ def program_attention(
     return output.unflatten(-1, (q.shape[2], q.shape[3])), None
 
 
-def is_too_long(num_keys: int | torch.SymInt) -> bool:
-    """Return whether a fixed number of keys is more than the INT8 kernel takes; a free one is limited instead."""
-    return isinstance(num_keys, int) and num_keys > MAX_KEYS
+def _fits(query: Tensor, key: Tensor) -> bool:
+    """Return whether the INT8 kernel takes such heads and so many keys; a free number of keys is limited instead."""
+    keys: int | torch.SymInt = key.shape[2]
+    return query.shape[-1] in HEAD_DIMS and not (isinstance(keys, int) and keys > MAX_KEYS)
 
 
 def _has_kernel(quantizers: list[Any], active: list[Any]) -> bool:

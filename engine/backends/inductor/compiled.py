@@ -74,20 +74,17 @@ class Captured:
 
     def __init__(self, module: GraphModule, feeds: list[Tensor], pool: Any = None) -> None:
         with CAPTURING:
-            self._capture(module, feeds, pool)
-
-    def _capture(self, module: GraphModule, feeds: list[Tensor], pool: Any) -> None:
-        self.module, self.inputs = module, feeds
-        self.call = torch.compile(module, dynamic=False, fullgraph=True)
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.no_grad(), torch.cuda.stream(stream):
-            for _ in range(2):
-                self.call(*feeds)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.outputs: tuple[Tensor, ...] = self.call(*feeds)
+            self.module, self.inputs = module, feeds
+            self.call = torch.compile(module, dynamic=False, fullgraph=True)
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.no_grad(), torch.cuda.stream(stream):
+                for _ in range(2):
+                    self.call(*feeds)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.no_grad(), torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+                self.outputs: tuple[Tensor, ...] = self.call(*feeds)
 
     def feed(self, arrays: list[Any]) -> None:
         """Copy numpy arrays of the bucket's shape to the GPU."""

@@ -38,10 +38,10 @@ class OpCall:
 def inspect_runner(runner: InductorRunner, engine: str, device: str, version: str | None, request: InspectRequest
                    ) -> Inspection:  # fmt: skip
     """Return the layers of a loaded engine from a trace of `request.iterations` replays."""
-    usual = {name: (dtype, runner.program.shape(name, runner.usual)) for name, (dtype, _) in runner.inputs.items()}
     if request.feeds:
         feeds = fit_feeds(request.feeds, runner.inputs, runner.batch_size or len(next(iter(request.feeds.values()))))
     else:
+        usual = {name: (dtype, runner.program.shape(name, runner.usual)) for name, (dtype, _) in runner.inputs.items()}
         feeds = make_feeds(usual, {})
     captured, bucket = runner.fed(feeds)
     layers, notes = layers_of(traced(captured, request.iterations), op_calls(captured, runner.program))

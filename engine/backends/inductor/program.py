@@ -181,13 +181,13 @@ def buckets_of(program: Program, ranges: Mapping[str, ShapeRange]) -> list[Bucke
     choices: dict[str, list[int]] = {}
     usual: Bucket = {}
     for axis in program.axes:
-        is_whole = axis == BATCH or not program.reads_padding  # whether a call may be padded along it
         name, place = next((n, sizes.index(axis)) for n, (_, sizes) in program.inputs.items() if axis in sizes)
         low, opt, high = (shape[place] for shape in (ranges[name].min, ranges[name].opt, ranges[name].max))
-        if not is_whole and low != high:
+        is_length = axis != BATCH
+        if is_length and program.reads_padding and low != high:
             raise UsageError(f"this model reads its padding, so that no call can be padded along the {axis}; give one "
                              f"{axis} in --shapes instead of {low} to {high}")  # fmt: skip
-        first = low if axis == BATCH or not is_whole else max(low, min(SHORTEST, high))
+        first = max(low, min(SHORTEST, high)) if is_length and not program.reads_padding else low
         powers = [2**n for n in range(math.ceil(math.log2(first)), 32) if 2**n < high]
         usual[axis] = max(opt, first)
         choices[axis] = sorted({*powers, usual[axis], high})

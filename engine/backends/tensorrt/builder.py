@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib
+import importlib.util
 import os
 import shutil
 import sys
@@ -32,17 +33,17 @@ def load_module(name: str) -> Any:
     """
     try:
         module = importlib.import_module(name)
-        importlib.import_module("onnx_ir")  # what reads the file, which an interpreter for TensorRT alone may lack
         from polygraphy import config
     except ModuleNotFoundError as error:
-        how = "'pip install -r engine/requirements.txt'" if error.name == "onnx_ir" else INSTALL[name]
-        raise RuntimeError(f"{error.name} is not installed; run {how}") from None
+        raise RuntimeError(f"{error.name} is not installed; run {INSTALL[name]}") from None
     except (ImportError, OSError, RuntimeError) as error:  # a library beside it (CUDA, cuDNN) is missing
         line = " ".join(str(error).split())
         raise RuntimeError(
             f"{name} is installed but cannot be loaded: {line}. Install that library, or name its folder in "
             f"LD_LIBRARY_PATH; a fresh {name}: {INSTALL[name]}"
         ) from None
+    if importlib.util.find_spec("onnx_ir") is None:  # it reads the file; an interpreter for TensorRT alone may lack it
+        raise RuntimeError("onnx_ir is not installed; run 'pip install -r engine/requirements.txt'")
     wants_rtx = name == "tensorrt_rtx"
     is_used = any(each in sys.modules for each in ("polygraphy.backend.trt.loader", "polygraphy.backend.trt.config"))
     if is_used and wants_rtx != config.USE_TENSORRT_RTX:
