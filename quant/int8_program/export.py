@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -145,12 +146,26 @@ def table_of_positions(model: PreTrainedModel) -> int | None:
         return None
     rows: list[int] = []
     modules: Any = model.modules()  # which mypy takes for modules whose every attribute may be one
+    of_tokens = _token_embeddings(model)
     for module in modules:
         is_table = isinstance(module, nn.Embedding) and 0 <= module.num_embeddings - longest <= MOST_EXTRA_ROWS
-        if is_table and module is not model.get_input_embeddings():
+        if is_table and module not in of_tokens:
             unused = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
             rows.append(module.num_embeddings - int(unused))
     return min(rows, default=None)
+
+
+def _token_embeddings(model: PreTrainedModel) -> set[nn.Module]:
+    """Return what a model and each model in it call their input embeddings.
+
+    A model of two towers (CLIP's) has none of its own.
+    """
+    found: set[nn.Module] = set()
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            with contextlib.suppress(NotImplementedError, AttributeError):
+                found.add(part.get_input_embeddings())
+    return found
 
 
 def _reads_padding(model: PreTrainedModel, inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> bool:

@@ -161,6 +161,11 @@ def test_a_table_of_positions_bounds_the_length_whether_or_not_the_trace_does(na
     assert description.limits["sequence"] == longest
 
 
+def test_a_model_of_two_towers_has_the_table_of_its_text():
+    model = get_family("clip").model(is_short=True)
+    assert table_of_positions(model) == model.config.text_config.max_position_embeddings
+
+
 def test_rotary_positions_have_no_table():
     assert table_of_positions(get_family("llama").model(is_short=True)) is None
 
