@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from engine.backend import BACKENDS, SATURATIONS, BuildOptions, get_backend
+from engine.backend import BACKENDS, SATURATIONS, BuildOptions, check_threads, get_backend
 from engine.backends.own_options import add_flags, file_options, own_from_flags, own_from_json, with_files_of
 from engine.cli import CommandParser, UsageError, check_positive, print_result, run_command
 from engine.manifest import Manifest, manifest_path, parse_manifest, sha256_of, weights_digest
@@ -26,6 +26,7 @@ def build(arguments: argparse.Namespace) -> None:
         backend = get_backend(name)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    check_threads(backend, arguments.threads)
     engine = backend.build(onnx_path, arguments.out, options)
     for warning in engine.manifest.warnings:
         print(f"warning: {warning}", file=sys.stderr)

@@ -129,6 +129,12 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
+def check_threads(backend: Backend, threads: int | None) -> None:
+    """Raise UsageError for a --threads that a backend whose engines run on a GPU would drop."""
+    if threads is not None and backend.info.uses_gpu:
+        raise UsageError(f"--threads {threads}: engines of {backend.name} run on the GPU; leave --threads out")
+
+
 def installed_version(package: str) -> str | None:
     """Return the version of a package, None where its module is not installed.
 

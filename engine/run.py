@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.backend import get_backend
+from engine.backend import check_threads, get_backend
 from engine.backends.runner import Runner
 from engine.cli import CommandParser, check_free, check_positive, print_result, run_command, whole_output
 from engine.manifest import read_manifest
@@ -62,8 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     check_positive(arguments, "batch_size", "threads", "iterations")
     check_free(arguments.out, arguments.force)
     feeds, passed = read_feeds(arguments.feeds)
-    backend = read_manifest(arguments.engine).backend
-    with get_backend(backend).load(arguments.engine, arguments.threads) as runner:
+    backend = get_backend(read_manifest(arguments.engine).backend)
+    check_threads(backend, arguments.threads)
+    with backend.load(arguments.engine, arguments.threads) as runner:
         batch_size = arguments.batch_size or runner.batch_size or DEFAULT_BATCH
         outputs = run_batches(runner, feeds, batch_size)
         first = {name: x[:batch_size] for name, x in feeds.items()}
@@ -78,7 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     num_samples = len(next(iter(feeds.values())))
     p50, p90, p99 = (float(np.percentile(latency_ms, q)) if latency_ms else None for q in (50, 90, 99))
     row = {
-        "backend": backend,
+        "backend": backend.name,
         "num_samples": num_samples,
         "batch_size": batch_size,
         "latency_ms_p50": p50,
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
     timed = f", {p50:.2f} ms p50 for a batch of {num_first}" if p50 is not None else ""
     print_result(
         row,
-        f"{num_samples} samples through {arguments.engine} ({backend}){timed}; outputs in {arguments.out}",
+        f"{num_samples} samples through {arguments.engine} ({backend.name}){timed}; outputs in {arguments.out}",
         arguments.json,
     )
 

@@ -117,11 +117,13 @@ def open_model(name: str, device: str = "cpu", trust_remote_code: bool = False) 
 @contextmanager
 def open_engine(path: str, threads: int | None = None) -> Iterator[Subject]:
     """Yield an engine behind its backend; its manifest says what it is."""
-    from engine.backend import get_backend
+    from engine.backend import check_threads, get_backend
 
     manifest = read_manifest(path)
+    backend = get_backend(manifest.backend)
+    check_threads(backend, threads)
     calibrator, training = split_method(manifest.metadata.get("int8kit.method"))
-    with get_backend(manifest.backend).load(path, threads) as runner:
+    with backend.load(path, threads) as runner:
         yield Subject(
             runner=runner,
             model=str(path),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from engine.backend import BACKENDS, Backend, get_backend
+from engine.backend import BACKENDS, Backend, check_threads, get_backend
 from engine.cli import UsageError
 from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import manifest_path, read_manifest
@@ -26,7 +26,9 @@ def inspect_engine(engine: str, arguments: argparse.Namespace) -> Inspection:
         arguments.onnx, parse_shapes(arguments.shapes), arguments.layers, arguments.profile, arguments.trace,
         arguments.save,
     )  # fmt: skip
-    return _backend_of(engine, request).inspect(engine, request)
+    backend = _backend_of(engine, request)
+    check_threads(backend, request.threads)
+    return backend.inspect(engine, request)
 
 
 def _backend_of(engine: str, request: InspectRequest) -> Backend:

@@ -91,6 +91,7 @@ def test_bad_feeds_end_in_one_line(tmp_path, content, message):
         (["--backend", "openvino", "--precision", "int4"], 2, "--precision 'int4'"),
         (["--backend", "onnxruntime", "--shapes", "z:1x16"], 2, "names 'z', which is no input"),
         (["--backend", "onnxruntime", "--threads", "0"], 2, "--threads 0 must be at least 1"),
+        (["--backend", "inductor", "--threads", "2"], 2, "--threads 2: engines of inductor run on the GPU; leave"),
         (["--backend", "onnxruntime", "--onnx", "missing.onnx"], 1, "no ONNX file missing.onnx"),
     ],
 )
