@@ -125,10 +125,31 @@ def answer_of(result: SearchResult) -> str:
         facts += f"; by the value alone: {_unproven(row, lost, options.max_loss)}"
     if result.num_left:
         facts += f"; {result.num_left} points of the proof are not measured yet"
-    if pays(data, result.chosen, advice):
-        return f"INT8 pays here: {ratio:.2f} times as fast as {label(rival)}, the fastest without INT8 ({facts})"
+    is_gain = pays(data, result.chosen, advice)
+    more = _gain_to_prove(data, result.chosen if is_gain else None, rival, options) if advice.is_proven else ""
+    if is_gain:
+        return f"INT8 pays here: {ratio:.2f} times as fast as {label(rival)}, the fastest without INT8 ({facts}){more}"
     return (f"INT8 does not pay here, because the best plan within the loss is {ratio:.2f} times as fast as "
-            f"{label(rival)}, which is no sure gain ({facts})")  # fmt: skip
+            f"{label(rival)}, which is no sure gain ({facts}){more}")  # fmt: skip
+
+
+def _gain_to_prove(data: RunData, chosen: System | None, rival: System, options: SearchOptions) -> str:
+    """Return which system would be a gain over the chosen one if more samples proved its loss; "" where none would.
+
+    Args: chosen: None where what is proven gains nothing over the fastest without INT8.
+    """
+    found = [each for each in data.int8_systems
+             if each.recipe is not None and verdict(data, each, chosen or rival) == "faster"
+             and (lost := data.loss(each)) is not None and lost <= options.max_loss
+             and (options.max_error is None or error_of(data, each) <= options.max_error)]  # fmt: skip
+    speeds = {each: speed.value for each in found if (speed := mean_speedup(data, each)) is not None}
+    over = mean_speedup(data, rival)
+    if not speeds or over is None:
+        return ""
+    best = max(speeds, key=lambda each: speeds[each])
+    row, lost = data.ok(best), data.loss(best)
+    return (f"; {label(best)} is {speeds[best] / over.value:.2f} times as fast and its loss is "
+            f"{loss_in_words(data.metric, lost or 0.0)}, but {_unproven(row, lost, options.max_loss)}")  # fmt: skip
 
 
 def loss_in_words(metric: Metric | None, loss: float) -> str:
