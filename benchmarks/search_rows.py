@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.rows import append_row, without_folders
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup
+from eval.search.answer import answer_of
 from eval.search.result import SearchResult
 from eval.search.run import MANIFEST
 from eval.search.saved import read_search
@@ -43,7 +44,7 @@ def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
         "num_units": len(measured.units), "num_samples": measured.num_samples, "num_shared": measured.num_shared,
         "together": measured.together.output, "fixed": measured.fixed.output, "fixes": measured.fixes,
         "cost_error": costs.error, "chosen": label(result.chosen) if result.chosen else None,
-        "verdict": result.answer, "systems": systems,
+        "verdict": answer_of(result), "systems": systems,
     }  # fmt: skip
 
 

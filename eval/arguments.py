@@ -63,6 +63,14 @@ def add_data_arguments(parser: CommandParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn samples and the bootstrap")
 
 
+def add_tensorrt_arguments(how: Any, where: Any) -> None:
+    """Add what a sweep and a search tell TensorRT's builder, to these groups of options."""
+    how.add_argument("--build-arguments", default="",
+                        help="flags of build_engine.py for the TensorRT backends, in one string")  # fmt: skip
+    where.add_argument("--tensorrt-python", metavar="PYTHON",
+                        help="interpreter whose TensorRT backend tensorrt is (8.5 to 9 need an older one)")  # fmt: skip
+
+
 def add_measured_arguments(group: Any) -> None:
     """Add what a sweep and a search measure to a group of options: model, task, its data, calibration samples."""
     group.add_argument("--model", required=True, help="Hugging Face id, folder, or 'digits'")

@@ -14,6 +14,7 @@ from engine.backend import get_backend
 from eval.report.__main__ import write_report
 from eval.report.run_data import RunData, read_run
 from eval.report.speeds import ratio_over, time_at
+from eval.search.answer import answer_of
 from eval.search.page import write_page
 from eval.search.result import SearchOptions
 from eval.search.run import run_search
@@ -70,7 +71,7 @@ def score(
             asked = SearchOptions(options, max_loss, None)
             found = _anew_if_other(searched, partial(run_search, asked, searched, words))
             page = write_page(found, searched)
-        notes.append(found.answer)
+        notes.append(answer_of(found))
         if found.chosen is not None and found.proof is not None:
             run, data_of, system = searched / "proof", found.proof, found.chosen
     result = _result(data_of, system, out, model, backend, task, num_samples, notes)

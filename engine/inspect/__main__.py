@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.expect is not None:
         difference = compare_plan(found, read_plan(arguments.expect), layers_of_manifest(arguments.engine))
         print_result({**_row(found), "expect": arguments.expect, **asdict(difference)}, str(difference), arguments.json)
-        if difference.missing or difference.unplanned:
+        if not difference.is_met:
             raise SystemExit(1)
         return
     row = {**_row(found), "layers": [asdict(each) for each in found.layers]}

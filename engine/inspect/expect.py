@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.cli import UsageError
-from engine.inspect.layers import INT8, Inspection
+from engine.inspect.layers import INT8, UNKNOWN, Inspection, Layer
 from engine.manifest import manifest_path, read_manifest
 
 WEIGHT = ".weight_quantizer"
@@ -39,19 +39,30 @@ class Plan:
 
 @dataclass(frozen=True)
 class Difference:
-    """What an engine does otherwise: layers planned in INT8 that do not run so, and the reverse."""
+    """What an engine does otherwise: layers planned in INT8 that do not run so, the reverse, and those of which the
+    runtime does not say it."""
 
     missing: tuple[str, ...]
     unplanned: tuple[str, ...]
     num_met: int
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def is_met(self) -> bool:
+        """Whether every planned layer is seen in INT8, and no other."""
+        return not (self.missing or self.unplanned or self.unknown)
 
     def __str__(self) -> str:
-        if not self.missing and not self.unplanned:
+        if self.is_met:
             return f"as planned: {self.num_met} layers with a weight in INT8, none else (attention is not compared)"
         lines = [f"{len(self.missing)} layers are planned in INT8 and do not run so, {len(self.unplanned)} run in INT8 "
                  f"unplanned, {self.num_met} as planned"]  # fmt: skip
         lines += [f"  not in INT8: {name}" for name in self.missing]
         lines += [f"  unplanned:   {name}" for name in self.unplanned]
+        if self.unknown:
+            lines.append(f"of {len(self.unknown)} more that are planned the runtime does not say what they run in (a "
+                         "kernel trace may: --trace)")  # fmt: skip
+            lines += [f"  not known:   {name}" for name in self.unknown]
         return "\n".join(lines)
 
 
@@ -113,14 +124,19 @@ def compare_plan(found: Inspection, plan: Plan, known: Iterable[str] = ()) -> Di
     if not plan.named and not known:
         raise UsageError("this plan names no layer one by one, and the engine has no manifest that names its own; give "
                          "the checkpoint's folder")  # fmt: skip
-    other = {name for layer in found.layers if layer.is_product and layer.precision != INT8
-             for name in (layer.name, *layer.sources)}  # fmt: skip
+    hidden = _names(layer for layer in found.products if layer.precision == UNKNOWN)
+    other = _names(layer for layer in found.products if layer.precision not in (INT8, UNKNOWN))
     planned = {*plan.named, *(name for name in known if plan.is_int8(name))}
     met = {name: _match(name, planned) for name in ran}
     partly = {each for name in other if (each := _match(name, planned)) is not None}  # a shared weight, once float
     seen = {name for name in met.values() if name is not None} - partly
     unplanned = tuple(sorted(_bare(name) for name, of in met.items() if of is None and not plan.is_int8(_bare(name))))
-    return Difference(tuple(sorted(planned - seen)), unplanned, len(seen))
+    unknown = {each for name in hidden if (each := _match(name, planned)) is not None} - seen - partly
+    return Difference(tuple(sorted(planned - seen - unknown)), unplanned, len(seen), tuple(sorted(unknown)))
+
+
+def _names(layers: Iterable[Layer]) -> set[str]:
+    return {name for layer in layers for name in (layer.name, *layer.sources, *(layer.products or ()))}
 
 
 def layers_of_manifest(engine: str) -> tuple[str, ...]:

@@ -18,5 +18,7 @@ def with_product_names(found: Inspection, onnx_path: str | None) -> Inspection:
     layers = []
     for layer in found.layers:
         known = [names[source.split("/")[0]] for source in layer.sources if source.split("/")[0] in names]
-        layers.append(replace(layer, name=known[0]) if known and layer.is_product else layer)
+        if known and layer.is_product:
+            layer = replace(layer, name=known[0], products=tuple(known) if len(known) > 1 else layer.products)
+        layers.append(layer)
     return replace(found, layers=tuple(layers))

@@ -11,9 +11,10 @@ import warnings
 from typing import Any
 
 from engine.backend import get_backend
+from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import NOISY, add_measured_arguments, check_task_argument, numbers
-from eval.sweep.grid import PYTORCH, REFERENCES, SweepOptions, backend_names, check_names
+from eval.arguments import NOISY, add_measured_arguments, add_tensorrt_arguments, check_task_argument, numbers
+from eval.sweep.grid import BUILD_ARGUMENTS, PYTORCH, REFERENCES, SweepOptions, backend_names, check_names
 from eval.tasks import task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
@@ -23,9 +24,11 @@ BASES = (DEFAULT_RECIPE, "int8_linear")
 def search(arguments: argparse.Namespace) -> None:
     """Search and print the verdict."""
     options = options_of(arguments)
+    from eval.search.answer import answer_of
     from eval.search.page import write_page
-    from eval.search.result import SearchOptions, summary_of
+    from eval.search.result import SearchOptions
     from eval.search.run import run_search
+    from eval.search.saved import summary_of
     from eval.sweep.run import Interrupted
 
     for name in NOISY:
@@ -45,7 +48,7 @@ def search(arguments: argparse.Namespace) -> None:
         line = (f"{len(result.measured.units)} units on {result.measured.num_samples} samples; all in INT8 move the "
                 f"outputs by {result.measured.together.output:.4f}; most of it: {', '.join(worst)}")  # fmt: skip
     else:
-        line = result.answer
+        line = answer_of(result)
     print_result(summary_of(result), f"{line}\n{page}", arguments.json)
 
 
@@ -53,6 +56,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options. Raises: UsageError: unknown names, numbers that mean nothing."""
     check_task_argument(arguments.task)
     backends = check_names("--backend", [arguments.backend], [name for name in backend_names() if name != PYTORCH])
+    own_from_words(BUILD_ARGUMENTS, arguments.build_arguments, arguments.backend)  # not at the first engine
     own = load_recipe(arguments.recipe).calibrator.method
     for recipe in arguments.against:
         if (method := load_recipe(recipe).calibrator.method) != own:
@@ -85,7 +89,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,), shapes="auto",
         threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
         device=arguments.device or ("cuda" if uses_gpu else "cpu"),
-        qat_arguments="", load_clients=(), load_seconds=2.0, max_rounds=max(arguments.rounds, 16),
+        qat_arguments="", build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
+        load_clients=(), load_seconds=2.0, max_rounds=max(arguments.rounds, 16),
     )  # fmt: skip
 
 
@@ -110,6 +115,7 @@ def add_arguments(parser: CommandParser) -> None:
     how.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every engine at a shape, from 2")
     how.add_argument("--threads", type=int, help="CPU threads of every runtime (default: all cores)")
     how.add_argument("--device", help="of PyTorch: cpu or cuda (default: cuda for a backend that runs on a GPU)")
+    add_tensorrt_arguments(how, how)
     how.add_argument("--out", required=True, help="run folder; an interrupted search goes on there")
     how.add_argument("--json", action="store_true", help="print the result as one JSON line")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from calib.bias_correction import batch_of
 from calib.statistics import Statistics
 from engine.gpu import find_gpu
 from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
-from eval.search.fixes import FIXES, MOST, fixable, worth_fixing
+from eval.search.fixes import FIXES, fixable, worth_fixing
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
 from eval.sweep.bench import Bench
@@ -26,9 +27,9 @@ from eval.timing.in_turn import time_systems
 from eval.timing.ratios import time_of
 from quant.insert import insert_quantizers
 from quant.recipe import Recipe
-from quant.sites.site import Site, quantization_of
+from quant.sites.site import Site
 
-SCHEMA = 2
+SCHEMA = 3
 WORTH = 0.95  # an error with a fix must be so much smaller, on both halves of the samples
 AS_IT_IS = "recipe"  # among what was tried: the unit as the recipe calibrates it
 
@@ -77,77 +78,110 @@ def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
 def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool) -> Measured:
     """Return what quantizing each unit does, on samples that did not calibrate, as far as there are others.
 
+    The errors and each fix are artifacts of their own, so that a kill loses at most one of them.
+
     Args: with_fixes: also every fix for every unit that it is worth for.
     """
     samples = workshop.draw(workshop.options.seed, after=workshop.options.num_calibration)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
-              "calibration": workshop.samples.digest, "seed": workshop.options.seed,
-              "fixes": {"all": FIXES, "units": MOST, "worth": WORTH} if with_fixes else {}}  # fmt: skip
+              "calibration": workshop.samples.digest, "seed": workshop.options.seed}  # fmt: skip
 
-    def compute() -> dict[str, Any]:
-        return _sensitivity(workshop, recipe, batch_of(samples, workshop.loaded.model), with_fixes)
+    def batch() -> dict[str, Any]:
+        found = batch_of(samples, workshop.loaded.model)
+        if len(next(iter(found.values()))) < 2:
+            raise ValueError("one sample cannot be halved; a search takes at least 2 samples, better 256")
+        return found
 
-    num_shared = samples.num_shared_with(workshop.samples)
-    return _measured(num_shared, workshop.store.make_json("sensitivity", inputs, compute, "sensitivity of each unit"))
+    values = workshop.store.make_json(
+        "sensitivity", inputs, lambda: _sensitivity(workshop, recipe, batch()), "sensitivity of each unit"
+    )
+    none = {"fixes": {}, "fixed": values["together"]}
+    values |= _fixed(workshop, recipe, batch, values, inputs) if with_fixes else none
+    return _measured(samples.num_shared_with(workshop.samples), values)
 
 
-def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], with_fixes: bool) -> dict[str, Any]:
-    if len(next(iter(batch.values()))) < 2:
-        raise ValueError("one sample cannot be halved; a search takes at least 2 samples, better 256")
+def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the errors of each unit alone, of all but it and of all, with the recipe as it is."""
     model = calibrated(workshop, recipe)
-    sites = quantization_of(model).sites
-    halves = [{name: x[start::2] for name, x in batch.items()} for start in (0, 1)]
-    plain = [Sensitivity(model, half) for half in halves]
-    units = plain[0].units
-    with tqdm(total=2 * (1 + 2 * len(units)), desc="sensitivity", unit="unit", disable=None) as bar:
-        (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in plain)
-    together, alone, without = _mean([all_first, all_second]), {}, {}
-    tried: dict[str, dict[str, tuple[float, float | None]]] = {}
-    for a, b in zip(first, second, strict=True):
-        name = a.unit.name
-        alone[name], without[name] = _mean([a.alone, b.alone]), _mean([a.without, b.without])
-        tried[name] = {AS_IT_IS: (a.alone.output, b.alone.output)}
-    everything = frozenset(unit.name for unit in units)
-    worth = worth_fixing({name: errors.output**2 for name, errors in alone.items()}) if with_fixes else frozenset()
-    del plain, model  # each holds a model and its outputs
-    for fix in tqdm(FIXES if worth else (), desc="fixes", unit="fix", disable=None):
-        of = fixable([unit for unit in units if unit.name in worth], fix, sites, recipe)
-        if not of:
-            continue
-        planned = plan_recipe(sites, recipe, units, everything, {unit.name: fix for unit in of}, f"{recipe.name}_tried")
-        fixed_model = calibrated(workshop, planned)
-        found = Sensitivity(fixed_model, halves[0])
-        errors = {unit.name: found.measure([unit]).output for unit in of}
-        better = [unit for unit in of if errors[unit.name] < WORTH * tried[unit.name][AS_IT_IS][0]]
-        found = Sensitivity(fixed_model, halves[1]) if better else found
-        seconds = {unit.name: found.measure([unit]).output for unit in better}
-        for name, error in errors.items():
-            tried[name][fix] = (error, seconds.get(name))
-        del fixed_model, found
-    fixes = {name: best for name, each in tried.items() if (best := best_of(each)) != AS_IT_IS}
-    fixed = together
-    if fixes:
-        planned = plan_recipe(sites, recipe, units, everything, fixes, f"{recipe.name}_fixed")
-        whole = Sensitivity(calibrated(workshop, planned), batch)
-        fixed = whole.measure(whole.units)
-        if fixed.output < together.output:
-            alone |= {unit.name: whole.measure([unit]) for unit in units if unit.name in fixes}  # as they are together
-        else:  # each helped alone, together they do not
-            fixes, fixed = {}, together
-    return {"units": [asdict(unit) for unit in units], "alone": _dicts(alone), "without": _dicts(without),
-            "fixes": fixes, "tried": tried, "together": together.to_dict(), "fixed": fixed.to_dict(),
+    halves = [Sensitivity(model, half) for half in _halves(batch)]
+    with tqdm(total=2 * (1 + 2 * len(halves[0].units)), desc="sensitivity", unit="unit", disable=None) as bar:
+        (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in halves)
+    pairs = {a.unit.name: (a, b) for a, b in zip(first, second, strict=True)}
+    return {"units": [asdict(unit) for unit in halves[0].units],
+            "alone": _dicts({name: _mean([a.alone, b.alone]) for name, (a, b) in pairs.items()}),
+            "without": _dicts({name: _mean([a.without, b.without]) for name, (a, b) in pairs.items()}),
+            "tried": {name: {AS_IT_IS: (a.alone.output, b.alone.output)} for name, (a, b) in pairs.items()},
+            "together": _mean([all_first, all_second]).to_dict(),
             "num_samples": len(next(iter(batch.values())))}  # fmt: skip
 
 
+def _fixed(workshop: Workshop, recipe: Recipe, batch: Callable[[], dict[str, Any]], plain: dict[str, Any],
+           inputs: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Return what changes of `_sensitivity`'s values with the fixes, each tried on the units that are worth it."""
+    units = _units(plain)
+    everything = frozenset(unit.name for unit in units)
+    sites = insert_quantizers(workshop.fresh_model().model, recipe)
+    worth = worth_fixing({name: errors["output"] ** 2 for name, errors in plain["alone"].items()})
+    tried = {name: dict(each) for name, each in plain["tried"].items()}
+
+    def planned(fixes: Mapping[str, str], name: str) -> Recipe:
+        return plan_recipe(sites, recipe, units, everything, fixes, f"{recipe.name}_{name}")
+
+    for fix in tqdm(FIXES, desc="fixes", unit="fix", disable=None):
+        of = fixable([unit for unit in units if unit.name in worth], fix, sites, recipe)
+        if not of:
+            continue
+        own = {unit.name: tried[unit.name][AS_IT_IS][0] for unit in of}
+        tries = partial(_try_fix, workshop, planned(dict.fromkeys(own, fix), "tried"), batch, own)
+        given = {**inputs, "fix": FIXES[fix], "units": sorted(own), "worth": WORTH}
+        for name, pair in workshop.store.make_json("fix", given, tries, f"{fix} for {len(own)} units").items():
+            tried[name][fix] = tuple(pair)
+    fixes = {name: best for name, each in tried.items() if (best := best_of(each)) != AS_IT_IS}
+    if not fixes:
+        return {"tried": tried, "fixes": {}, "fixed": plain["together"]}
+
+    def together() -> dict[str, Any]:
+        whole = Sensitivity(calibrated(workshop, planned(fixes, "fixed")), batch())
+        alone = {unit.name: whole.measure([unit]) for unit in units if unit.name in fixes}
+        return {"fixed": whole.measure(whole.units).to_dict(), "alone": _dicts(alone)}
+
+    found = workshop.store.make_json("fixes", {**inputs, "fixes": fixes}, together, "all fixes together")
+    if found["fixed"]["output"] >= plain["together"]["output"]:  # each helped alone, together they do not
+        return {"tried": tried, "fixes": {}, "fixed": plain["together"]}
+    return {"tried": tried, "fixes": fixes, "fixed": found["fixed"], "alone": plain["alone"] | found["alone"]}
+
+
+def _try_fix(workshop: Workshop, planned: Recipe, batch: Callable[[], dict[str, Any]], own: Mapping[str, float]
+             ) -> dict[str, tuple[float, float | None]]:  # fmt: skip
+    """Return units → errors alone on (first, second half) as `planned`; on the second only where the first is better.
+
+    Args: own: the errors on the first half with the recipe as it is.
+    """
+    model, halves = calibrated(workshop, planned), _halves(batch())
+    found = Sensitivity(model, halves[0])
+    of = [unit for unit in found.units if unit.name in own]
+    first = {unit.name: found.measure([unit]).output for unit in of}
+    better = [unit for unit in of if first[unit.name] < WORTH * own[unit.name]]
+    found = Sensitivity(model, halves[1]) if better else found
+    second = {unit.name: found.measure([unit]).output for unit in better}
+    return {name: (error, second.get(name)) for name, error in first.items()}
+
+
+def _halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{name: x[start::2] for name, x in batch.items()} for start in (0, 1)]
+
+
 def best_of(tried: Mapping[str, tuple[float, float | None]]) -> str:
-    """Return the way with the least error on the first half, where the second half says so too; else `AS_IT_IS`.
+    """Return the way with the least error on the first half of those that the second half confirms; else `AS_IT_IS`.
 
     A way that lost on the first half was not tried on the second.
     """
-    best = min(tried, key=lambda fix: tried[fix][0])
-    second, own = tried[best][1], tried[AS_IT_IS]
-    is_better = tried[best][0] < WORTH * own[0] and second is not None and second < WORTH * (own[1] or 0.0)
-    return best if is_better else AS_IT_IS
+    own = tried[AS_IT_IS]
+    for fix in sorted(tried, key=lambda each: tried[each][0]):
+        first, second = tried[fix]
+        if first < WORTH * own[0] and second is not None and second < WORTH * (own[1] or 0.0):
+            return fix
+    return AS_IT_IS
 
 
 def _mean(errors: list[Errors]) -> Errors:
@@ -159,9 +193,13 @@ def _dicts(errors: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
     return {name: each.to_dict() for name, each in errors.items()}
 
 
+def _units(values: dict[str, Any]) -> tuple[Unit, ...]:
+    return tuple(Unit(**{**each, "sites": tuple(each["sites"]), "layers": tuple(each["layers"])})
+                 for each in values["units"])  # fmt: skip
+
+
 def _measured(num_shared: int, values: dict[str, Any]) -> Measured:
-    units = tuple(Unit(**{**each, "sites": tuple(each["sites"]), "layers": tuple(each["layers"])})
-                  for each in values["units"])  # fmt: skip
+    units = _units(values)
     alone, without = ({name: Errors(**each) for name, each in values[key].items()} for key in ("alone", "without"))
     tried = {name: {m: (x[0], x[1]) for m, x in each.items()} for name, each in values["tried"].items()}
     return Measured(units, alone, without, values["fixes"], tried, Errors(**values["together"]),
@@ -177,7 +215,7 @@ def measure_costs(
     Args:
         system: from a recipe's file, the system of the backend that is searched for; from "" the float one.
         folder: for the recipes of the engines that are timed.
-        prepare: make what these points need for a GPU beforehand, in several processes; None: one after the other.
+        prepare: make what these points need beforehand, in several processes; None: one after the other.
     """
     options = bench.options
     plans, checks = plans_to_time(units, options.seed)
@@ -197,7 +235,7 @@ def measure_costs(
         inputs["gpu"] = str(find_gpu())
 
     def compute() -> dict[str, Any]:
-        if prepare is not None and backend.info.uses_gpu:  # a program for a GPU is exported for its plan
+        if prepare is not None:
             prepare([(each, shape) for each in systems.values()])
         with ExitStack() as stack:
             runners = {}

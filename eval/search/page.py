@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from engine.inspect.expect import Difference
 from eval.report.cards import cards
 from eval.report.context import Context
 from eval.report.document.blocks import Block, Card, Cell, Document, Figure, Prose, Section, Table, cell
@@ -14,13 +15,15 @@ from eval.report.plots import Plot
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, time_at
 from eval.report.writing import Texts, count, milliseconds, ratio, small
+from eval.search.answer import answer_of, failures, pays
 from eval.search.cost import Costs
-from eval.search.measure import Measured
+from eval.search.measure import AS_IT_IS, Measured
 from eval.search.plots import draw_all
-from eval.search.result import SearchResult, pays
+from eval.search.result import SearchResult
 
 MARKDOWN, PAGE, PLOTS_FOLDER = "search.md", "search.html", "plots"
-MOST_ROWS = 12
+MOST_ROWS = 40
+SHOWN = 4  # names in a sentence
 
 
 def write_page(result: SearchResult, out: str | Path) -> Path:
@@ -46,10 +49,11 @@ def build(result: SearchResult, plots: dict[str, Plot]) -> tuple[str, str]:
 def document(result: SearchResult) -> Document:
     """Return what was found, as a document."""
     options = result.options.sweep
-    sections = [_units(result), *([_costs(result)] if result.costs is not None else [])]
+    sections = [_units(result), *([_fixes(result)] if result.measured.fixes or result.bias_correction else []),
+                *([_costs(result)] if result.costs is not None else [])]  # fmt: skip
     lead: list[Block] = []
     if result.proof is not None:
-        lead = [Prose(f"**{result.answer}.**")]
+        lead = [Prose(f"**{answer_of(result)}.**")]
         sections.insert(0, _plans(result))
     title = f"Will INT8 pay: {Path(options.model).name}, {result.options.backend}"
     return Document(title, tuple(lead), tuple(sections), tuple(_cards(result)))
@@ -62,7 +66,7 @@ def _cards(result: SearchResult) -> list[Card]:
         return []
     is_paying = result.chosen is not None and pays(data, result.chosen, advice)
     advice = replace(advice, chosen=result.chosen if is_paying else None)
-    why = "" if is_paying else f"{result.answer}."
+    why = "" if is_paying else f"{answer_of(result)}."
     return cards(Context(data, Texts("en"), result.options.max_loss, {}), advice, why)
 
 
@@ -92,10 +96,48 @@ def _plans(result: SearchResult) -> Section:
     headers = ("system", "units in INT8", metric, "loss", "mean error", "predicted¹",
                f"ms at {data.primary.batch_size}{length}", "predicted²", "speed-up, all shapes")  # fmt: skip
     note = f"{_of_errors(result)} ² from engines timed before; the machine may have been faster or slower then."
+    failed = tuple(Prose(f"{label(system)}: {reason}", is_note=True) for system, reason in failures(data).items())
+    ran = () if result.gate is None else (Prose(_gate(result.gate)),)
     return Section("plans", "Plans, predicted and measured", (
-        Table(headers, tuple(rows), marked=frozenset(marked)), Prose(note, is_note=True),
+        Table(headers, tuple(rows), marked=frozenset(marked)), *failed, Prose(note, is_note=True), *ran,
         Figure("plans", "Plans: what was predicted (hollow) and measured (filled); crosses are the recipes they are "
-               "held against")))  # fmt: skip
+               "held against, the grey line joins what nothing measured beats in both")))  # fmt: skip
+
+
+def _gate(gate: Difference) -> str:
+    """Return whether the chosen engine runs as planned, in a sentence or two."""
+    if gate.is_met:
+        return f"The chosen engine runs as planned: {gate.num_met} layers with a weight in INT8, none else."
+    words = [f"The chosen engine runs {gate.num_met} layers with a weight in INT8 as planned"]
+    for names, what in ((gate.missing, "planned in INT8 do not run so"), (gate.unplanned, "run in INT8 unplanned"),
+                        (gate.unknown, "are planned in INT8 and the runtime does not say what they run in")):
+        if names:
+            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+            words.append(f"{len(names)} {what} ({shown})")
+    return "; ".join(words) + "."
+
+
+def _fixes(result: SearchResult) -> Section:
+    """Return what each fix brought: to its unit alone, on both halves of the samples, and to the whole."""
+    measured, blocks = result.measured, list[Block]()
+    if measured.fixes:
+        rows = []
+        for name, fix in measured.fixes.items():
+            before, after = measured.tried[name][AS_IT_IS], measured.tried[name][fix]
+            rows.append((Cell(name), Cell(fix), *(cell(small, x) for x in (before[0], after[0], before[1], after[1])),
+                         cell(count, len(measured.tried[name]) - 1)))  # fmt: skip
+        headers = ("unit", "fix", "error before", "after", "before, other half", "after, other half", "ways tried")
+        blocks += [
+            Prose(f"Error of each unit alone, by its fix, on two halves of the samples. Together they take the whole "
+                  f"from {small(measured.together.output)} to {small(measured.fixed.output)}."),
+            Table(headers, tuple(rows)),
+        ]  # fmt: skip
+    if bias := result.bias_correction:
+        blocks.append(Prose(
+            f"Bias correction of the chosen plan: {bias['num_corrected']} of {bias['num_layers']} layers; relative "
+            f"error of the last hidden state on {bias['num_held_out']} held-out samples {bias['error_before']:.4f} -> "
+            f"{bias['error_after']:.4f}, {'kept' if bias['kept'] else 'not kept'}."))  # fmt: skip
+    return Section("fixes", "What each fix bought", tuple(blocks))
 
 
 def _of_errors(result: SearchResult) -> str:
@@ -148,7 +190,8 @@ def _costs(result: SearchResult) -> Section:
                                                    for part, names in parts.items()), reverse=True))  # fmt: skip
     checks = "; ".join(f"{milliseconds(m)} measured, {milliseconds(p)} predicted" for m, p in costs.checks)
     text = (f"Engines of {result.options.backend} at {costs.shape}, timed in turn: the float one takes "
-            f"{milliseconds(costs.float_ms)} ms. Two engines that the fit has not seen: {checks}.")  # fmt: skip
+            f"{milliseconds(costs.float_ms)} ms. Two engines that the fit has not seen: {checks}; off by "
+            f"{100 * costs.error:.1f} % at most.")  # fmt: skip
     return Section(
         "costs", "What each part saves", (Prose(text), Table(("part", "blocks", "saves, ms", "remark"), rows))
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.figure_style import COLORS, INK, NARROW, WIDE, new_figure
+from eval.report.figure_style import COLORS, FAINT, INK, NARROW, WIDE, new_figure
 from eval.report.labels import Label, draw_labels
 from eval.report.plots import Plot, to_svg
 from eval.report.run_data import label
@@ -79,6 +79,7 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
         return figure
     labels: list[Label] = []
     predicted: list[tuple[float, float]] = []
+    measured_at: list[tuple[float, float]] = []
     lines: list[list[tuple[float, float]]] = []
     for system in data.systems:
         row, time = data.timed(system), time_at(data, system)
@@ -87,6 +88,7 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
         plan = plans.get(system.recipe or "")
         color, x, y = COLORS[0] if plan else COLORS[5], base.value / time.value, row.row.error_abs_mean / error
         axis.plot(x, y, marker="o" if plan else "X", ms=8, ls="none", color=color, mew=0)
+        measured_at.append((x, y))
         name = plan.name if plan else label(system).split(",")[0]
         labels.append(Label(x, y, name, system == result.chosen))
         if plan:
@@ -97,6 +99,8 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
             lines.append([at, (x, y)])
         if system == result.chosen:
             axis.plot(x, y, marker="o", ms=15, mfc="none", mec=INK, mew=1.6, ls="none")
+    if front := _front(measured_at):
+        axis.plot(*zip(*front, strict=True), color=FAINT, lw=2.0, zorder=0)
     length = f" x {data.primary.sequence_length}" if data.primary.sequence_length else ""
     axis.set(xlabel=f"times as fast as the float engine, {data.primary.batch_size}{length}",
              ylabel="error, over the whole recipe's")  # fmt: skip
@@ -104,3 +108,12 @@ def _plans(result: SearchResult, is_narrow: bool) -> Any:
     axis.autoscale(enable=False)
     draw_labels(axis, labels, 8.0, lines, predicted)
     return figure
+
+
+def _front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the (speed, error) that no other point beats in both, the fastest first."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (-point[0], point[1])):
+        if not found or y < found[-1][1]:
+            found.append((x, y))
+    return found

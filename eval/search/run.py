@@ -9,15 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from engine.backend import get_backend
-from engine.manifest import with_companions
 from eval.report.advice import advise
 from eval.report.run_data import read_run
 from eval.results import package_versions
+from eval.search.answer import chosen_of
 from eval.search.cost import Costs
+from eval.search.deliver import deliver
 from eval.search.measure import Measured, measure_costs, measure_sensitivity
 from eval.search.plans import plan_recipe, write_recipe
-from eval.search.result import Plan, SearchOptions, SearchResult, chosen_of, summary_of
+from eval.search.result import Plan, SearchOptions, SearchResult
+from eval.search.saved import RESULT, summary_of
 from eval.search.solve import distinct, fastest_within
 from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, SweepOptions, System, primary_shape
@@ -32,11 +33,10 @@ from quant.recipe import Recipe, load_recipe
 
 logger = logging.getLogger(__name__)
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the error of all units in INT8: where plans are looked for
+FINER = (0.28, 0.2, 0.14, 0.1, 0.05)  # where the last of those still loses too much
 MOST_PLANS = 5
 WHOLE = "whole"  # the plan of all units
-MANIFEST, RESULT, RECIPE_FILE, PLANS, PROOF = (
-    "search_manifest.json", "search.json", "RECIPE.yaml", "plans", "proof")  # fmt: skip
-CHECKPOINT, ENGINE, DELIVERY = "checkpoint", "engine", ".delivery"
+MANIFEST, PLANS, PROOF = "search_manifest.json", "plans", "proof"
 
 
 def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: float | None = None,
@@ -52,12 +52,13 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
     """
     start = time.monotonic()
     out = Path(out).resolve()  # plans are named by their files
-    backend = get_backend(options.backend)
+    workshop = Workshop(options.sweep, ArtifactStore(out / "artifacts"))
+    backend = workshop.backend(options.backend)
     if reason := backend.check_build() or backend.check_run():
         raise RuntimeError(f"backend {options.backend} cannot be searched for here: {reason}")
     out.mkdir(parents=True, exist_ok=True)
     with RunFolder(out).locked():
-        bench = Bench(Workshop(options.sweep, ArtifactStore(out / "artifacts")), command)
+        bench = Bench(workshop, command)
         _claim(options, out, bench, command, sensitivity_only)
         bench.check_lengths()
         if is_encoder_decoder(bench.workshop.loaded.model):
@@ -137,13 +138,24 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     whole = write(WHOLE, measured.everything, "all that the recipe quantizes, with the fixes")
     scale = scale_of(bench, measured, system(whole), shape)
     logger.info("the whole model moves the outputs of what is scored %.2f times as much as the search's samples", scale)
-    plans = []
-    for number, units in enumerate(plans_for(measured, costs, options.max_error, scale), 1):
+
+    def planned(units: frozenset[str], number: int) -> Plan:
         error, ms = scale * measured.prediction.error(units), costs.time(units)
-        name = f"plan{number}"
         path = whole if units == measured.everything else write(
-            name, units, f"predicted: error {error:.4f}, {ms:.3f} ms at {shape.name}")  # fmt: skip
-        plans.append(Plan(Path(path).stem, units, error, ms, path))
+            f"plan{number}", units, f"predicted: error {error:.4f}, {ms:.3f} ms at {shape.name}")  # fmt: skip
+        return Plan(Path(path).stem, units, error, ms, path)
+
+    sets = plans_for(measured, costs, options.max_error, scale)
+    plans = [planned(units, number) for number, units in enumerate(sets, 1)]
+    lost = loss_of(bench, system(plans[-1].path), system(""), shape) if plans else None
+    for units in finer_than(sets, measured, costs) if lost is not None else ():
+        if lost is None or lost <= options.max_loss:
+            break
+        logger.info("%s loses %.4f, more than %g: a plan of %d units",
+                    plans[-1].name, lost, options.max_loss, len(units))  # fmt: skip
+        plans.append(planned(units, len(plans) + 1))
+        lost = loss_of(bench, system(plans[-1].path), system(""), shape)
+    plans = [*plans[:1], *plans[1:][1 - MOST_PLANS :]]
     floats = ("fp16",) if uses_gpu else ("fp32",)
     proven = replace(options.sweep, methods=(*floats, method),
                      recipes=(*(plan.path for plan in plans), *options.sweep.recipes))  # fmt: skip
@@ -154,8 +166,7 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     chosen = chosen_of(data, advice, options)
     found = replace(result, costs=costs, plans=tuple(plans), proof=data, chosen=chosen, advice=advice,
                     num_left=swept.num_left, scale=scale)  # fmt: skip
-    _deliver(found, bench, out)
-    return found
+    return deliver(found, bench, out)
 
 
 def _drop_other_proof(folder: Path, wanted: SweepOptions) -> None:
@@ -182,6 +193,30 @@ def scale_of(bench: Bench, measured: Measured, whole: System, shape: Shape) -> f
     return error / predicted if error and predicted else 1.0
 
 
+def loss_of(bench: Bench, system: System, plain: System, shape: Shape) -> float | None:
+    """Return what a system loses of the metric against the runtime's float one; None where the task has no metric.
+
+    The proof scores the same engines, so it costs nothing more.
+    """
+    found = []
+    for each in (system, plain):
+        with bench.open(each, shape) as opened:
+            found.append(bench.score(opened, shape))
+    own, base = found
+    if own.metric is None or base.metric is None or own.metric_type is None:
+        return None
+    return own.metric_type.loss(own.metric, base.metric)
+
+
+def finer_than(sets: Sequence[frozenset[str]], measured: Measured, costs: Costs) -> list[frozenset[str]]:
+    """Return smaller and smaller plans, for where the smallest of the usual ones still loses too much."""
+    prediction = measured.prediction
+    whole, most = prediction.error(measured.everything), prediction.error(sets[-1])
+    budgets = [prediction.budget(whole * share) for share in FINER if whole * share < most]
+    found = [fastest_within(costs.worth, prediction.squares, budget * (1 + 1e-9)) for budget in budgets]
+    return distinct([units for units in found if units not in sets], len(FINER))
+
+
 def plans_for(measured: Measured, costs: Costs, max_error: float | None, scale: float) -> list[frozenset[str]]:
     """Return the plans worth building: the fastest for several budgets of error, the most precise whole model.
 
@@ -199,28 +234,3 @@ def plans_for(measured: Measured, costs: Costs, max_error: float | None, scale: 
     if max_error is None or whole <= max_error:
         found.insert(1, measured.everything)  # with the chosen fixes: what a user of the whole recipe would take
     return distinct(found, MOST_PLANS)
-
-
-def _deliver(result: SearchResult, bench: Bench, out: Path) -> None:
-    """Put the chosen recipe, its checkpoint and its engine of the primary shape into the folder, in the place of what
-    stood there; where nothing was chosen, nothing stands there any more."""
-    new, system = out / DELIVERY, result.chosen
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
-    if system is not None:
-        recipe = bench.workshop.recipe(system)
-        write_recipe(recipe, new / RECIPE_FILE, result.answer)
-        shutil.copytree(bench.workshop.checkpoint(system), new / CHECKPOINT)
-        engine = bench.workshop.engine(system, primary_shape(result.options.sweep))
-        for part in with_companions(engine):
-            shutil.copy2(part, new / f"{ENGINE}{part.name.removeprefix(engine.name)}")
-    shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-    for file in (out / RECIPE_FILE, *out.glob(ENGINE), *out.glob(f"{ENGINE}.*")):
-        file.unlink(missing_ok=True)
-    kept = {Path(plan.path) for plan in result.plans}
-    for file in (out / PLANS).glob("*.yaml"):
-        if file not in kept:
-            file.unlink()
-    for each in new.iterdir():
-        each.rename(out / each.name)
-    new.rmdir()

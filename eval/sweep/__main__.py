@@ -14,7 +14,14 @@ from typing import Any
 
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from eval.arguments import NOISY, add_measured_arguments, check_task_argument, numbers, split_words
+from eval.arguments import (
+    NOISY,
+    add_measured_arguments,
+    add_tensorrt_arguments,
+    check_task_argument,
+    numbers,
+    split_words,
+)  # fmt: skip
 from eval.results import STATUSES
 from eval.sweep.grid import (
     BUILD_ARGUMENTS,
@@ -129,10 +136,7 @@ def add_arguments(parser: CommandParser) -> None:
                         "interval of every speed-up is narrower than 10 %%")  # fmt: skip
     where.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
     how.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
-    how.add_argument("--build-arguments", default="",
-                        help="flags of build_engine.py for the TensorRT backends, in one string")  # fmt: skip
-    where.add_argument("--tensorrt-python", metavar="PYTHON",
-                        help="interpreter whose TensorRT backend tensorrt is (8.5 to 9 need an older one)")  # fmt: skip
+    add_tensorrt_arguments(how, where)
     what.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)
     how.add_argument("--load-seconds", type=float, default=2.0, help="of each measurement under load")
     how.add_argument("--budget", type=float, help="minutes: the most telling points first, the rest left out")

@@ -121,10 +121,11 @@ def _layer(entry: dict[str, Any] | str, times: dict[str, float], works: dict[str
     if found:
         counted = [work.macs for work in found.values()]
         macs = sum(x for x in counted if x is not None) if None not in counted else macs
-    title = next(iter(found.values())).name if len(found) == 1 else name
+    names = tuple(work.name for work in found.values())
     return Layer(
-        title, kind, type_ or "?", _precision(kind, tactic, entry, inputs), tactic, times.get(name), macs, sources
-    )
+        names[0] if len(names) == 1 else name, kind, type_ or "?", _precision(kind, tactic, entry, inputs), tactic,
+        times.get(name), macs, sources, names if len(names) > 1 else None,
+    )  # fmt: skip
 
 
 def _kind(name: str, type_: str, tactic: str | None) -> str:
@@ -184,7 +185,7 @@ def _fill_hidden(layers: list[Layer], works: list[ProductWork]) -> list[Layer]:
     if not counted or None in counted:
         return layers
     macs = sum(x for x in counted if x is not None)
-    full = replace(hidden[0], macs=macs, sources=tuple(left))
+    full = replace(hidden[0], macs=macs, sources=tuple(left), products=tuple(work.name for work in left.values()))
     return [full if layer is hidden[0] else layer for layer in layers]
 
 

@@ -72,3 +72,11 @@ def test_one_kernel_may_compute_several_products():
     found = Inspection("e", "any", None, "", (both, nameless))
     done = compare_plan(found, plan("a.query", "a.key"))
     assert (done.missing, done.unplanned, done.num_met) == ((), (), 2)
+
+
+def test_what_the_runtime_hides_is_neither_met_nor_missing():
+    hidden = Layer("{ForeignNode}", "myelin", "Myelin", "unknown", products=("a.query.weight", "a.key.weight"))
+    found = Inspection("e", "tensorrt", None, "", (hidden, *inspection(("b.query.weight", "int8")).layers))
+    done = compare_plan(found, plan("a.query", "b.query", "b.key"))
+    assert (done.missing, done.unknown, done.num_met, done.is_met) == (("b.key",), ("a.query",), 1, False)
+    assert "  not known:   a.query" in str(done) and "of 1 more" in str(done)

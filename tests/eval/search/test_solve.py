@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from eval.metrics.types import METRICS
+from eval.search.answer import loss_in_words, samples_needed
 from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
 from eval.search.fixes import worth_fixing
 from eval.search.measure import AS_IT_IS, best_of
-from eval.search.result import loss_in_words, samples_needed
 from eval.search.sensitivity import Errors, Unit, predict_from
 from eval.search.solve import distinct, fastest_within
 
