@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 # CUdevice_attribute of the driver's API.
@@ -37,3 +39,19 @@ def find_gpu(library: str = "libcuda.so.1") -> Gpu | None:
         or driver.cuDeviceGetAttribute(ctypes.byref(minor), MINOR, device)
     )
     return None if failed else Gpu(name.value.decode(), (major.value, minor.value))
+
+
+@contextmanager
+def enough_memory(doing: str, mend: str) -> Iterator[None]:
+    """Say in one line that the GPU's memory did not suffice for something, and what to do.
+
+    torch has a type for it; what Triton and CUDA themselves raise says it in words alone.
+
+    Raises: RuntimeError: the memory did not suffice.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        raise RuntimeError(f"out of GPU memory while {doing}; {mend}") from None

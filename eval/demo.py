@@ -56,6 +56,8 @@ ms: of a batch of {batch_size} on {num_cpus} CPUs; speed-up over the fastest flo
 
 def table(data: RunData, search: SearchResult) -> str:
     """Return the table of the largest batch, about 80 columns wide, with what the search chose as its last line."""
+    from eval.search.answer import answer_of
+
     shape = data.shapes[-1]
     lines = [f"{'configuration':<38} {'accuracy':>8} {'error':>7} {'KB':>5} {'ms':>6} {'speed-up':>8}"]
     lines += [_line(label(system), data, system, shape) for system in data.systems]
@@ -64,6 +66,8 @@ def table(data: RunData, search: SearchResult) -> str:
         plan = next((each for each in search.plans if each.path == chosen.recipe), None)
         share = f"{len(plan.units)} of {len(search.measured.units)} units, " if plan else ""
         lines.append(_line(f"search: {share}{label(chosen).rpartition(', ')[2]}", search.proof, chosen, shape))
+    else:
+        lines.append(f"search: {answer_of(search)}")
     num_samples = next((row.row.num_samples for row in data.rows if row.row.num_samples), 0)
     note = NOTE.format(num_samples=num_samples, batch_size=shape.batch_size, num_cpus=data.options.threads)
     return "\n".join([*lines, note])

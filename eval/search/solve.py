@@ -15,14 +15,14 @@ def fastest_within(gains: Mapping[str, float], squares: Mapping[str, float], bud
         gains: milliseconds that a unit saves in INT8; those that save none stay out. squares: of errors.
     Raises: RuntimeError: the solver found no proven optimum.
     """
-    names = [name for name, gain in gains.items() if gain > 0]
+    names = [name for name, gain in gains.items() if gain > 0 and squares[name] <= budget]
     if not names or budget <= 0:
         return frozenset()
     weights = np.array([squares[name] for name in names])
-    scale = max(float(weights.max()), budget, 1e-30)  # squares of small errors are near the solver's tolerance
+    scale = max(budget, 1e-30)  # squares of small errors are near the solver's tolerance
     found = milp(
         -np.array([gains[name] for name in names]), integrality=np.ones(len(names)), bounds=Bounds(0, 1),
-        constraints=LinearConstraint(weights[None, :] / scale, ub=budget / scale),
+        constraints=LinearConstraint(weights[None, :] / scale, ub=budget / scale), options={"mip_rel_gap": 0.0},
     )  # fmt: skip
     if found.x is None:
         raise RuntimeError(f"the choice of units was not solved: {found.message}")

@@ -12,8 +12,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from engine.backend import get_backend
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
+from engine.gpu import find_gpu
 from eval.arguments import (
     NOISY,
     add_measured_arguments,
@@ -35,7 +37,7 @@ from eval.sweep.grid import (
 )
 from eval.sweep.run_folder import MANIFEST, RunFolder
 from eval.tasks import task_path
-from quant.recipe import DEFAULT_RECIPE, load_recipe
+from quant.recipe import DEFAULT_RECIPE, METHODS, load_recipe
 
 
 def sweep(arguments: argparse.Namespace) -> None:
@@ -71,8 +73,12 @@ def sweep(arguments: argparse.Namespace) -> None:
 def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
     check_task_argument(arguments.task)
-    methods = check_names("--methods", split_words(arguments.methods), (*FLOAT_METHODS, *INT8_METHODS))
     backends = check_names("--backends", split_words(arguments.backends), backend_names())
+    on_gpu = {each for each in backends if each != PYTORCH and get_backend(each).info.uses_gpu}
+    is_gpu_alone = bool(on_gpu) and not {*backends} - on_gpu - {PYTORCH}
+    floats = [*([] if is_gpu_alone else ["fp32"]), *(["fp16"] if on_gpu else [])]
+    wanted = [*floats, *METHODS] if arguments.methods is None else split_words(arguments.methods)
+    methods = check_names("--methods", wanted, (*FLOAT_METHODS, *INT8_METHODS))
     recipes = tuple(dict.fromkeys(split_words(arguments.recipes)))
     if not recipes and set(methods) & set(INT8_METHODS):
         raise UsageError("the grid is empty: --recipes names nothing, and the methods need one")
@@ -80,7 +86,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         load_recipe(recipe)
     for backend in {*backends} - {PYTORCH}:
         own_from_words(BUILD_ARGUMENTS, arguments.build_arguments, backend)  # refused now, not at the first engine
-    wanted = split_words(arguments.references)
+    usual = [name for name, (_, of) in REFERENCES.items() if of == PYTORCH] if is_gpu_alone else list(REFERENCES)
+    wanted = usual if arguments.references is None else split_words(arguments.references)
     references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
     low = {"--parallel": arguments.parallel, "--num-calibration": arguments.num_calibration,
            "--rounds": arguments.rounds - 1, "--threads": arguments.threads or 1,
@@ -108,7 +115,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         seed=arguments.seed, methods=methods, recipes=recipes, backends=backends, references=references,
         batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,),
         shapes=arguments.shapes, threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
-        device=arguments.device, qat_arguments=arguments.qat_arguments,
+        device=arguments.device or ("cuda" if is_gpu_alone and find_gpu() else "cpu"),
+        qat_arguments=arguments.qat_arguments,
         build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
         load_clients=numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),
         load_seconds=arguments.load_seconds, max_rounds=arguments.max_rounds,
@@ -121,11 +129,12 @@ def add_arguments(parser: CommandParser) -> None:
     what, how, where = (parser.add_argument_group(title) for title in ("what to measure", "how", "where"))
     add_measured_arguments(what)
     how.add_argument("--seed", type=int, default=0, help="of the draws")
-    what.add_argument("--methods", default=["fp32,max,percentile,entropy,mse"],
-                        help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))}", **lists)  # fmt: skip
+    what.add_argument("--methods", help=f"of {', '.join((*FLOAT_METHODS, *INT8_METHODS))} (default: fp32, of GPU "
+                        f"backends fp16, and {', '.join(METHODS)})", **lists)  # fmt: skip
     what.add_argument("--recipes", default=[DEFAULT_RECIPE, "int8_linear"], help="recipe names or .yaml files", **lists)
     what.add_argument("--backends", default=["onnxruntime"], help=f"of {', '.join(backend_names())}", **lists)
-    what.add_argument("--references", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)}, or none", **lists)
+    what.add_argument("--references", help=f"of {', '.join(REFERENCES)}, or none (default: all; PyTorch's where only "
+                      "GPU backends are measured)", **lists)  # fmt: skip
     what.add_argument("--batch-sizes", default=["1,8,32"], help="samples of a call", **lists)
     what.add_argument("--seq-lengths", default=["128"], help="tokens of a sample; not for images", **lists)
     how.add_argument("--shapes", default="auto", choices=("auto", "static", "dynamic"),
@@ -134,7 +143,8 @@ def add_arguments(parser: CommandParser) -> None:
     how.add_argument("--rounds", type=int, default=8, help="blocks of 5 calls of every system at a shape, from 2")
     how.add_argument("--max-rounds", type=int, default=40, help="rounds are added up to so many, until the 95 %% "
                         "interval of every speed-up is narrower than 10 %%")  # fmt: skip
-    where.add_argument("--device", default="cpu", help="of PyTorch: cpu or cuda")
+    where.add_argument("--device", help="of PyTorch: cpu or cuda (default: cuda where only GPU backends are "
+                       "measured and a GPU is there)")
     how.add_argument("--qat-arguments", default="", help="flags for train_qat.py, in one string, for method qat")
     add_tensorrt_arguments(how, where)
     what.add_argument("--load-clients", default=[], help="also measure throughput under load, e.g. 1,2,4,8", **lists)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from engine.backend import BACKENDS
+from engine.backend import BACKENDS, get_backend
 from engine.cli import UsageError, did_you_mean
 from eval.results import FLOAT_TYPES, QAT
 from quant.recipe import METHODS
@@ -132,13 +132,16 @@ def systems_of(options: SweepOptions) -> list[System]:
     references = [System(*REFERENCES[name][:1], None, REFERENCES[name][1], True) for name in options.references]
     order = {FASTEST: 0, "fp32": 1, DYNAMIC: 2, COMPILED: 3}
     references.sort(key=lambda system: order[system.method])
-    floats = [m for m in options.methods if m in FLOAT_METHODS]
+    floats = [(m, b) for m in options.methods if m in FLOAT_METHODS for b in options.backends]
+    own = {b for m, b in floats if b == PYTORCH or m in get_backend(b).info.precisions}
+    # Each backend takes the float types it has: fp32 is a CPU's, fp16 a GPU's. One that has none says so in a row.
+    floats = [(m, b) for m, b in floats if b not in own or b == PYTORCH or m in get_backend(b).info.precisions]
     int8 = [m for m in options.methods if m in INT8_METHODS]
     pairs = [(m, r) for m in int8[:1] for r in options.recipes]
     pairs += [(m, r) for r in options.recipes for m in int8[1:]]
     systems = [
         *(s for s in references if s.method in (FASTEST, "fp32")),
-        *(System(m, None, b) for m in floats for b in options.backends),
+        *(System(m, None, b) for m, b in floats),
         *(System(m, r, b) for m, r in pairs for b in options.backends),
         *(s for s in references if s.method in (DYNAMIC, COMPILED)),
     ]
@@ -163,7 +166,7 @@ def primary_shape(options: SweepOptions) -> Shape:
 
 
 def baseline_of(systems: list[System]) -> System:
-    """Return what speed-ups are over: the fastest float ONNX Runtime session, else the first float system, else the
-    first.
+    """Return what speed-ups are over: the fastest float ONNX Runtime session, else the first float system of a runtime
+    (on a GPU the float twin), else of PyTorch, else the first.
     """
-    return min(systems, key=lambda s: (s.method != FASTEST, s.is_int8, systems.index(s)))
+    return min(systems, key=lambda s: (s.method != FASTEST, s.is_int8, s.backend == PYTORCH, systems.index(s)))

@@ -175,6 +175,7 @@ class Workshop:
         inputs = {"source": self.source_digest(system), "target": target, "onnx": onnx.__version__}
         if backend.info.uses_gpu:  # export.py decides opset, type and mask; files for CPUs are made here in memory
             inputs["dtype"] = system.method if system.method in FLOAT_METHODS else "fp16"
+            inputs["version"] = backend.version() or ""  # a program holds calls of our ops, as torch wrote them
             return self.store.make("onnx", inputs, lambda folder: self._run_export(system, target, folder), _label(
                 system, f"ONNX for {target}")) / ONNX_FILE  # fmt: skip
         exported = self._exported(system)

@@ -27,6 +27,7 @@ class Editor:
     def __init__(self, module: GraphModule) -> None:
         self.module, self.graph = module, module.graph
         self._count = 0
+        self._made: dict[Any, list[str]] = {}  # (type, shape) → names of constants
 
     def call(self, before: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
         """Return a new call before a node."""
@@ -38,10 +39,17 @@ class Editor:
         return node
 
     def constant(self, before: Any, value: Tensor) -> Any:
-        """Return a new constant before a node; of no more than the module's own memory: `value` itself is held."""
-        name = f"int8kit_constant_{self._count}"
-        self._count += 1
-        self.module.register_buffer(name, value)
+        """Return a constant before a node; of no more than the module's own memory: `value` itself is held.
+
+        One that is there already serves again: a layer that runs twelve times (ALBERT's) is joined twelve times.
+        """
+        alike = self._made.setdefault((value.dtype, value.shape), [])
+        name = next((each for each in alike if torch.equal(getattr(self.module, each), value)), None)
+        if name is None:
+            name = f"int8kit_constant_{self._count}"
+            self._count += 1
+            self.module.register_buffer(name, value)
+            alike.append(name)
         with self.graph.inserting_before(before):
             node = self.graph.get_attr(name)
         mode = next(each.fake_mode for each in fake_values(self.graph.nodes))

@@ -166,6 +166,16 @@ def test_a_model_of_two_towers_has_the_table_of_its_text():
     assert table_of_positions(model) == model.config.text_config.max_position_embeddings
 
 
+@pytest.mark.parametrize("recipe", [None, "int8_linear"])
+def test_a_layer_that_runs_several_times_is_joined_once(recipe):
+    family = get_family("albert")
+    model = family.model(is_short=True)
+    model = model if recipe is None else calibrated(family, model, recipe)
+    program, _ = export_program(model)
+    joined = [x for name, x in program.state_dict.items() if "int8kit_constant" in name and x.dim() == 2]
+    assert model.config.num_hidden_layers > 1 and len(joined) == 1
+
+
 def test_rotary_positions_have_no_table():
     assert table_of_positions(get_family("llama").model(is_short=True)) is None
 

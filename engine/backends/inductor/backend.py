@@ -31,7 +31,7 @@ from engine.backends.inductor.program import (
 from engine.backends.info import BackendInfo
 from engine.bug_report.reproduction import FaultCase, Reproduction
 from engine.cli import UsageError
-from engine.gpu import find_gpu
+from engine.gpu import enough_memory, find_gpu
 from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import Manifest, check_loadable, manifest_path, read_manifest, sha256_of, write_manifest
 from engine.source import engine_output
@@ -46,6 +46,8 @@ INFO = BackendInfo(
     wants_static_shapes=True,
 )
 OLDEST = (8, 0)  # compute capability
+FREE_IT = "free the GPU"
+NOT_KEPT = "torch's compiler gave no code to keep, so each load compiles the program again"
 
 
 class InductorBackend(Backend):
@@ -65,9 +67,11 @@ class InductorBackend(Backend):
                 return f"{package} is not installed; backend inductor needs a torch for CUDA, which brings triton"
         gpu = find_gpu()
         if gpu is None:
-            return "backend inductor compiles and runs on an NVIDIA GPU, and none is seen here"
+            return ("backend inductor compiles and runs on an NVIDIA GPU, and none is seen here; do this on a box with "
+                    "one, or export for a CPU with --target onnxruntime or openvino")  # fmt: skip
         if gpu.capability < OLDEST:
-            return f"backend inductor needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, here is {gpu}"
+            return (f"backend inductor needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, here is {gpu}; take "
+                    "--target tensorrt there")  # fmt: skip
         import torch
 
         if not torch.cuda.is_available():
@@ -94,18 +98,16 @@ class InductorBackend(Backend):
         from engine.backends.inductor.tuning import tune_program
 
         with engine_output(out, options.force) as partial:
-            module = load_module(onnx_path)
+            with enough_memory(f"loading {onnx_path}", FREE_IT):
+                module = load_module(onnx_path)
             found: list[dict[str, Any]] = []
             with own_artifacts():
                 for bucket in buckets:
                     _say(f"tune {bucket_name(bucket)} ...")
-                    try:
+                    with enough_memory(f"tuning {bucket_name(bucket)}", f"build with smaller --shapes, or {FREE_IT}"):
                         feeds = example_feeds(program, bucket)
                         plans = tune_program(module, feeds, lambda line: _say(f"  {line}"))
                         Captured(with_plans(module, plans), feeds)  # what it compiles goes into the engine
-                    except torch.cuda.OutOfMemoryError:
-                        raise RuntimeError(f"out of GPU memory while tuning {bucket_name(bucket)}; build with smaller "
-                                           "--shapes, or free the GPU") from None  # fmt: skip
                     found.append({"bucket": bucket, "plans": plans})
                 compiled = torch.compiler.save_cache_artifacts()
             del module
@@ -125,7 +127,7 @@ class InductorBackend(Backend):
                 onnx_sha256=sha256_of(onnx_path), size_bytes=partial.stat().st_size,
                 recipe_digest=program.metadata.get("int8kit.recipe_digest"), target=self.info.target,
                 threads=options.threads, precision=program.dtype, metadata=program.metadata, onnx=str(onnx_path),
-                compute_capability=gpu.capability,
+                compute_capability=gpu.capability, warnings=() if compiled else (NOT_KEPT,),
             )  # fmt: skip
             write_manifest(manifest, manifest_path(partial))
         return EngineFile(Path(out), manifest)
@@ -145,14 +147,16 @@ class InductorBackend(Backend):
         from engine.backends.inductor.runner import InductorRunner
 
         with zipfile.ZipFile(engine) as archive:
-            if cache := archive.read(CACHE):
-                torch.compiler.load_cache_artifacts(cache)
+            cache = archive.read(CACHE)
+            if not cache or torch.compiler.load_cache_artifacts(cache) is None:
+                _say(f"{engine}: {NOT_KEPT}")
             plans = [(each["bucket"], each["plans"]) for each in json.loads(archive.read(PLANS))]
         with open_stored(engine, PROGRAM) as content:
             program = read_program(content, str(engine))
             content.seek(0)  # torch reads from where it stands
-            module = load_module(content)
-        return InductorRunner(module, program, manifest.shapes, plans)
+            with enough_memory(f"loading {engine}", FREE_IT):
+                module = load_module(content)
+                return InductorRunner(module, program, manifest.shapes, plans)
 
     def inspect(self, engine: str, request: InspectRequest) -> Inspection:
         """Return the kernels of a call in order, from a trace of a real one, with the products that they compute."""

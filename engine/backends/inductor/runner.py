@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 from engine.backends.inductor.compiled import Captured, Plans, with_plans
 from engine.backends.inductor.program import BATCH, Bucket, Program, bucket_for, bucket_name
 from engine.backends.runner import Runner
+from engine.gpu import enough_memory
 from engine.shapes import ShapeRange
 
 NUMPY_TYPES = {"int64": np.int64, "int32": np.int32, "float32": np.float32, "bool": np.bool_}
@@ -50,7 +51,8 @@ class InductorRunner(Runner):
         if name not in self._captured:
             plans = next(plans for each, plans in self._plans if each == bucket)
             feeds = example_feeds(self.program, bucket)
-            self._captured[name] = Captured(with_plans(self.module, plans), feeds, self._pool)
+            with enough_memory(f"capturing {name}", "close other engines, or build with fewer --shapes"):
+                self._captured[name] = Captured(with_plans(self.module, plans), feeds, self._pool)
         return self._captured[name]
 
     def _infer(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

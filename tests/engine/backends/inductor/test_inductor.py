@@ -15,7 +15,7 @@ from engine.backends.inductor.inspect import layers_of, op_calls
 from engine.backends.inductor.program import PROGRAM, bucket_for, buckets_of, open_stored, ranges_of, read_program
 from engine.backends.inductor.runner import InductorRunner
 from engine.cli import UsageError
-from engine.gpu import Gpu
+from engine.gpu import Gpu, enough_memory
 from engine.shapes import parse_shapes
 from engine.source import read_onnx
 from eval.parity.program import ProgramRunner, check_program
@@ -201,10 +201,10 @@ def test_what_no_gpu_and_an_old_one_say(path, tmp_path, monkeypatch):
     backend = get_backend("inductor")
     options = BuildOptions(parse_shapes(["input_ids:2x16"]))
     monkeypatch.setattr(inductor, "find_gpu", lambda: None)
-    with pytest.raises(RuntimeError, match="compiles and runs on an NVIDIA GPU, and none is seen here"):
+    with pytest.raises(RuntimeError, match="none is seen here; do this on a box with one, or export for a CPU"):
         backend.build(path, tmp_path / "e", options)
     monkeypatch.setattr(inductor, "find_gpu", lambda: Gpu("Tesla T4", (7, 5)))
-    with pytest.raises(RuntimeError, match=r"needs compute capability 8.0 or newer, here is Tesla T4"):
+    with pytest.raises(RuntimeError, match=r"capability 8.0 or newer, here is Tesla T4; take --target tensorrt"):
         backend.build(path, tmp_path / "e", options)
     with pytest.raises(UsageError, match=r"computes in fp16; export it with --dtype bf16"):
         backend.build(path, tmp_path / "e", BuildOptions(options.shapes, precision="bf16"))
@@ -241,3 +241,13 @@ def test_a_program_with_a_wrong_weight_fails_its_check(model, path, tmp_path):
     save_program(program, description, wrong)
     with pytest.raises(ValueError, match="the program does not compute what the quantized model computes"):
         check_program(wrong, loaded, "fp16", feeds=small)
+
+
+@pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("CUDA out of memory."),
+                                   RuntimeError("Triton Error [CUDA]: out of memory")])  # fmt: skip
+def test_memory_that_does_not_suffice_is_one_line_whoever_says_it(error):
+    with pytest.raises(RuntimeError, match=r"^out of GPU memory while tuning 8x128; free the GPU$"):
+        with enough_memory("tuning 8x128", "free the GPU"):
+            raise error
+    with pytest.raises(RuntimeError, match=r"^another$"), enough_memory("a", "b"):
+        raise RuntimeError("another")
