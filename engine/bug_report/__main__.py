@@ -39,9 +39,11 @@ def main(argv: list[str] | None = None) -> None:
         "python -m engine.bug_report",
         "Write one Markdown file for an upstream issue: environment, model, reproduction, expected and actual "
         "behaviour, errors. For onnxruntime and openvino the file runs here against ONNX Runtime without optimization, "
-        "for tensorrt and tensorrt_rtx it is built if that can be done here.",
+        "for tensorrt, tensorrt_rtx and inductor (a .pt2 file) it is built if that can be done here.",
     )
-    parser.add_argument("--onnx", required=True, help="the model that shows the fault, as small as it can be made")
+    parser.add_argument(
+        "--onnx", required=True, help="the file that shows the fault (for inductor a .pt2), as small as it can be made"
+    )
     parser.add_argument("--backend", required=True, help=f"whose fault it is: {', '.join(BACKENDS)}")
     parser.add_argument("--out", required=True, help="the Markdown file to write")
     parser.add_argument("--title", help="the issue's title")

@@ -13,7 +13,9 @@ import numpy as np
 import onnx
 
 from engine.backend import BuildOptions, get_backend
+from engine.backends.inductor.program import ranges_of, read_program
 from engine.backends.onnxruntime.backend import plain_session
+from engine.bug_report import program as program_parts
 from engine.bug_report.environment import environment
 from engine.bug_report.errors import ErrorRow, error_rows
 from engine.bug_report.reproduction import FaultCase
@@ -128,13 +130,21 @@ def made_feeds_code(fed: dict[str, np.ndarray]) -> str:
 
 def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], str | None]:
     """Return the Markdown, the errors, and what failed (None if nothing did)."""
-    model = read_onnx(arguments.onnx)
-    shapes = parse_shapes(arguments.shapes)
-    check_shapes(model, shapes)
-    shapes = spread(model, shapes)
+    shapes, fed = parse_shapes(arguments.shapes), None
+    is_program = get_backend(arguments.backend).info.target == program_parts.TARGET
+    if is_program:
+        program = read_program(arguments.onnx)
+        shapes = ranges_of(program, shapes)
+        section = program_parts.program_section(arguments.onnx, program)
+        fed = None if arguments.feeds else program_parts.made_for(arguments.onnx, shapes)
+    else:
+        model = read_onnx(arguments.onnx)
+        check_shapes(model, shapes)
+        shapes = spread(model, shapes)
+        section = model_section(arguments.onnx, model, not arguments.no_model)
     feeds = read_feeds(arguments.feeds)[0] if arguments.feeds else None
     rows: list[ErrorRow] = []
-    failure, fed, built = None, None, False
+    failure, built = None, False
     if arguments.outputs:
         rows = error_rows(read_feeds(arguments.outputs)[0], read_feeds(arguments.reference)[0])
     elif not get_backend(arguments.backend).info.uses_gpu:
@@ -145,12 +155,13 @@ def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], st
     title = arguments.title or f"{arguments.backend}: wrong or unexpected result of {Path(arguments.onnx).name}"
     lines = [f"# {title}", "", "## Environment", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value.replace('|', '/')} |" for word, value in environment().items()]
-    lines += ["", "## Model", "", *model_section(arguments.onnx, model, not arguments.no_model)]
+    lines += ["", "## Model", "", *section]
     lines += ["", "## How to reproduce", "", *reproduction(arguments, shapes, fed)]
     if fed is not None:
         lines.append(f"Shapes: {in_words(fed)}.")
     expected = (
         arguments.expected
+        or (program_parts.EXPECTED if is_program else None)
         or "The outputs of the ONNX file as its operators are defined (ONNX Runtime without any optimization)."
     )
     lines += ["", "## Expected behaviour", "", expected, "", "## Actual behaviour", ""]

@@ -1,6 +1,7 @@
 """Backend inductor without a GPU: what a program says of itself, buckets, refusals, and a runner on the CPU."""
 
 import dataclasses
+import re
 import zipfile
 
 import numpy as np
@@ -14,6 +15,7 @@ from engine.backends.inductor.compiled import load_module, tuned_nodes, with_pla
 from engine.backends.inductor.inspect import layers_of, op_calls
 from engine.backends.inductor.program import PROGRAM, bucket_for, buckets_of, open_stored, ranges_of, read_program
 from engine.backends.inductor.runner import InductorRunner
+from engine.bug_report.__main__ import main as bug_report
 from engine.cli import UsageError
 from engine.gpu import Gpu, enough_memory
 from engine.shapes import parse_shapes
@@ -251,3 +253,20 @@ def test_memory_that_does_not_suffice_is_one_line_whoever_says_it(error):
             raise error
     with pytest.raises(RuntimeError, match=r"^another$"), enough_memory("a", "b"):
         raise RuntimeError("another")
+
+
+def test_a_bug_report_says_what_a_program_is_and_its_script_runs_as_far_as_a_cpu_goes(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(inductor, "find_gpu", lambda: None)
+    out = tmp_path / "bug.md"
+    flags = ["--onnx", str(path), "--backend", "inductor", "--shapes", "input_ids:2x16", "--out", str(out)]
+    with pytest.raises(SystemExit) as ended:
+        bug_report([*flags])
+    text = out.read_text()
+    assert ended.value.code == 0 and "- inputs: `input_ids` int64 batchxsequence" in text
+    assert re.search(r"- products: \d+ linear in INT8", text) and "attach `model.pt2`" in text
+    assert "was not built where this was written" in text and "Shapes: " in text
+    script = text.partition("```python\n")[2].partition("compiled = ")[0]
+    monkeypatch.chdir(path.parent)
+    found: dict = {}
+    exec(script, found)
+    assert found["expected"][0].shape[0] == 2

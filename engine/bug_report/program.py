@@ -1,0 +1,40 @@
+"""What a bug report says of a torch program (.pt2): read from the archive itself, without torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from engine.backends.inductor.program import Program, read_program
+from engine.made_feeds import make_feeds
+from engine.manifest import sha256_of
+from engine.shapes import ShapeRange
+
+TARGET = "inductor"
+EXPECTED = "The outputs of the program run op by op on a CPU, where each of its ops computes its plain formula."
+
+
+def program_section(path: str, program: Program) -> list[str]:
+    """Return what a program is: its inputs and outputs, what it multiplies in INT8, by which versions it was made."""
+    kinds = Counter((each["kind"], "INT8" if each["is_int8"] else program.dtype) for each in program.products)
+    products = ", ".join(f"{count} {kind} in {precision}" for (kind, precision), count in sorted(kinds.items()))
+    lines = [f"- file: `{Path(path).name}`, {Path(path).stat().st_size} bytes, sha256 `{sha256_of(path)}`"]
+    lines += [f"- {word}: {', '.join(found)}" for word, found in (
+        ("inputs", [f"`{name}` {dtype} {_sizes(sizes)}" for name, (dtype, sizes) in program.inputs.items()]),
+        ("outputs", [f"`{name}` {_sizes(sizes)}" for name, sizes in program.outputs.items()]))]  # fmt: skip
+    lines.append(f"- products: {products}; {program.unfused} quantizers stand alone")
+    lines += [f"- {name}: {value}" for name, value in sorted(program.metadata.items())]
+    return [*lines, f"- too large for this text: attach `{Path(path).name}`, or name where it can be had"]
+
+
+def made_for(path: str, shapes: dict[str, ShapeRange]) -> dict[str, np.ndarray]:
+    """Return made-up inputs of a program at the usual size of these ranges."""
+    inputs = {name: (np.dtype(dtype), tuple(size if isinstance(size, int) else None for size in sizes))
+              for name, (dtype, sizes) in read_program(path).inputs.items()}  # fmt: skip
+    return make_feeds(inputs, shapes)
+
+
+def _sizes(sizes: tuple[int | str | None, ...]) -> str:
+    return "x".join("?" if size is None else str(size) for size in sizes) or "scalar"
