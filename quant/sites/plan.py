@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import logging
 from collections import defaultdict
 from typing import Any
@@ -22,6 +23,9 @@ from quant.sites.site import Site, Why
 from quant.sites.trace import ModelTrace, TensorKey, trace_model
 
 logger = logging.getLogger(__name__)
+# The largest |value| of a norm's output over the middle channel's: beyond it that one has fewer than 3 of INT8's 127
+# steps. MiniLM has up to 22. A ViT-B whose residual sums were all rounded fell from 85 to 5 % (ModelOpt's default).
+HIGHEST_PEAK = 127 / 3
 
 
 def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.Tensor] | None = None) -> list[Site]:
@@ -31,7 +35,7 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
     trace = trace_model(model, inputs)
     if trace.bare_weights:
         logger.warning(unquantizable(model, trace.bare_weights))
-    judged = _Judge(recipe)
+    judged = _Judge(recipe, trace.peaks)
     norms = _norm_sites(trace, judged)
     norm_of = {key: site.name for site in norms for key in trace.norms[site.module]}
     encoder = encoder_prefix(model)
@@ -55,10 +59,14 @@ def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.T
 
 
 class _Judge:
-    """Applies the rules in order and remembers which of them ever matched."""
+    """Applies the rules in order and remembers which of them ever matched.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
+    A norm's output that the residual stream carries, with values far above the rest of it, stays float unless a rule
+    names it exactly: rounded with one scale, the rest would have less than a handful of steps.
+    """
+
+    def __init__(self, recipe: Recipe, peaks: dict[str, float]) -> None:
+        self.recipe, self.peaks = recipe, peaks
         self.matched: set[Rule] = set()
 
     def __call__(self, module: str, role: Role, kind: str) -> Site:
@@ -68,7 +76,11 @@ class _Judge:
         self.matched.update(hits)
         last = self.recipe.last_rule("enable", site.name, kind)
         assert last is not None  # the first rule speaks of all
-        return dataclasses.replace(site, enabled=bool(last.enable), rule=str(last))
+        site = dataclasses.replace(site, enabled=bool(last.enable), rule=str(last))
+        if site.enabled and role is Role.OUTPUT and self.peaks[module] > HIGHEST_PEAK:
+            is_named = last.match in (site.name, glob.escape(site.name))
+            return site if is_named else dataclasses.replace(site, enabled=False, why=Why.OUTLIERS)
+        return site
 
     def refuse_unmatched(self) -> None:
         """Raise ValueError for the rules that matched no quantizer of the model."""

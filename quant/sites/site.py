@@ -29,6 +29,7 @@ class Why(StrEnum):
     SPOILED = "spoiled"
     NO_INTERFACE = "no_interface"
     UNSEEN = "unseen"
+    OUTLIERS = "outliers"
     OLDER = "older"
     """An older version's file tells it in words alone (`Site.told`)."""
 
@@ -39,6 +40,8 @@ SENTENCES = {
     Why.LEAVING: "the decoder reads it and rounds it for itself",
     Why.SPOILED: "a layer that reads it also reads a tensor of another making and rounds both itself",
     Why.NO_INTERFACE: "transformers' attention interface does not reach this module",
+    Why.OUTLIERS: "a few channels are so large that INT8 would leave the rest of the residual stream fewer than three "
+    "steps; a rule with its exact name puts it on",
     Why.UNSEEN: "no calibration sample reached this layer",
 }
 

@@ -47,6 +47,8 @@ class ModelTrace:
     """Output of attention → its attention module."""
     norms: dict[str, tuple[TensorKey, ...]] = field(default_factory=dict)
     """Norm name → its outputs, one for each call."""
+    peaks: dict[str, float] = field(default_factory=dict)
+    """Norm name → the largest |output| of all channels over that of the middle one: a few may be far above the rest."""
     last_layers: dict[str, str] = field(default_factory=dict)
     """Layer → the layer that ran last before it with as many output channels as this one has input channels."""
     layer_classes: dict[str, Any] = field(default_factory=dict)
@@ -108,6 +110,7 @@ def trace_model(model: PreTrainedModel, inputs: dict[str, Tensor] | None = None)
         alive.append(output)
         trace.norms[names[module]] = _and(trace.norms.get(names[module]), tensor_key(output))
         trace.outputs[tensor_key(output)] = names[module]
+        trace.peaks[names[module]] = max(trace.peaks.get(names[module], 0.0), _peak(output))
 
     def see_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
         value_layer = _value_layer(value, trace) or _copied_layer(value, recent)
@@ -157,6 +160,18 @@ def _does_not_run(model: PreTrainedModel, inputs: dict[str, Tensor], error: Exce
         "such inputs, this family is not supported yet (CONTRIBUTING.md, 'Add a family'); else give insert_quantizers "
         "inputs that it takes"
     )
+
+
+def _peak(x: Tensor) -> float:
+    """Return the largest |x| of all channels over that of the middle channel; 0 where that is 0.
+
+    A percentile of all values would lie within the outlying channel, which holds more than a thousandth of them.
+    """
+    if not x.numel():
+        return 0.0
+    largest = x.detach().float().abs().reshape(-1, x.shape[-1]).amax(0)
+    middle = float(largest.median())
+    return float(largest.max()) / middle if middle else 0.0
 
 
 def _and(keys: tuple[TensorKey, ...] | None, key: TensorKey) -> tuple[TensorKey, ...]:

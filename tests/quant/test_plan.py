@@ -24,7 +24,7 @@ from quant.onnx_export import export_onnx
 from quant.recipe import METHODS, CalibratorOptions, Rule, load_recipe, recipe_from_dict, shipped_recipes
 from quant.sites.exact import exact_recipe
 from quant.sites.plan import plan_sites
-from quant.sites.site import How, quantization_of, site_quantizers
+from quant.sites.site import How, Why, quantization_of, site_quantizers
 from quant.sites.stored import identity, site_to_dict
 from quant.sites.summary import summarize_sites
 from quant.tensor_quantizer import named_quantizers
@@ -258,3 +258,36 @@ def test_off_is_written_as_yaml_has_it(tmp_path):
     path.write_text("extends: int8_smoothquant\nrules:\n  - {match: '*layer.0*input_quantizer', alpha: off}\n")
     sites = plan_sites(tiny_bert(), load_recipe(path))
     assert {s.alpha for s in sites if s.reads_samples and "layer.0" in s.name} == {"off"}
+
+
+def with_outliers():
+    """Return a BERT whose residual stream has one channel far above the rest between two norms."""
+    model = tiny_bert()
+    first, second = model.bert.encoder.layer[0].attention.output.LayerNorm, model.bert.encoder.layer[0].output.LayerNorm
+    with torch.no_grad():
+        first.weight[0] *= 300
+        second.weight[1:] *= 100
+    return model
+
+
+def test_a_residual_stream_with_outliers_stays_float_unless_it_is_named():
+    site = "bert.encoder.layer.0.attention.output.LayerNorm.output_quantizer"
+    full = load_recipe("int8_full")
+    named = dataclasses.replace(full, rules=(*full.rules, Rule(match=site, enable=True)))
+    batch = text_batch()
+    errors = {}
+    for recipe in (full, named):
+        model = with_outliers()
+        with torch.no_grad():
+            target = model(**batch).logits
+        planned = {each.name: each for each in insert_quantizers(model, recipe)}
+        apply_statistics(model, collect(model, [batch], progress=False))
+        with torch.no_grad():
+            errors[recipe is full] = float((model(**batch).logits - target).abs().mean())
+        assert planned[site].enabled == (recipe is named)
+        if recipe is full:
+            assert planned[site].why is Why.OUTLIERS and "fewer than three steps" in planned[site].reason
+            reader = planned["bert.encoder.layer.0.intermediate.dense.input_quantizer"]
+            assert reader.enabled and reader.consumers == ("bert.encoder.layer.0.intermediate.dense",)
+    assert errors[True] < 0.5 * errors[False], errors
+    assert not any(each.why is Why.OUTLIERS for each in insert_quantizers(tiny_bert(), full))
