@@ -75,6 +75,19 @@ def test_float_softmax_stays_near(case: str, dtype: torch.dtype) -> None:
     assert (got.float() - expected.float()).abs().max() < bound
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("num_queries", [1, 17, 33])
+@pytest.mark.parametrize("rounds", [True, False])
+def test_fewer_queries_than_keys_are_the_last_of_them(causal: bool, num_queries: int, rounds: bool) -> None:
+    q, k, v, mask = inputs(2, 50, 4, 2, 32, causal, True)
+    options = {"out_scale": 1 / 64, "causal": causal, "round_softmax": rounds}
+    got = attention.attention(q[:, -num_queries:], k, v, mask, 1 / 3000, 1 / 64, INT8, tiles=SMALL, **options)
+    expected = attention.attention_reference(q[:, -num_queries:], k, v, mask, 1 / 3000, 1 / 64, INT8, **options)
+    whole = attention.attention_reference(q, k, v, mask, 1 / 3000, 1 / 64, INT8, **options)
+    assert torch.equal(expected, whole[:, -num_queries:])
+    assert share_off(got, expected) <= (2e-3 if rounds else 0.05)
+
+
 def test_the_factor_and_the_half_result() -> None:
     q, k, v, mask = inputs(*CASES["grouped heads, two loops"])
     factor = 2.0 ** integers(-2, 3, 4 * 32, dtype=torch.float32)
