@@ -12,7 +12,7 @@ from pathlib import Path
 
 from engine.backends.info import BackendInfo, OwnOptions
 from engine.backends.runner import Runner
-from engine.bug_report.reproduction import FaultCase, Reproduction
+from engine.bug_report.reproduction import FaultCase, ReportedFile, Reproduction
 from engine.cli import UsageError, did_you_mean
 from engine.hardware import cpu_flags, int8_outlook, saturates
 from engine.inspect.layers import Inspection, InspectRequest
@@ -87,6 +87,10 @@ class Backend(ABC):
     @abstractmethod
     def reproduction(self, case: FaultCase) -> Reproduction:
         """Return the shortest program that shows a fault with the runtime alone, as an engine is built here."""
+
+    def reported_file(self, path: str, shapes: Mapping[str, ShapeRange]) -> ReportedFile | None:
+        """Return what a bug report says of a file of this backend's target; None for an ONNX graph, which all read."""
+        return None
 
     def recognizes(self, engine: str, request: InspectRequest) -> bool:
         """Whether a file that has no manifest of ours is an engine, or the word of one, that `inspect` reads."""

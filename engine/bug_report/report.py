@@ -13,9 +13,7 @@ import numpy as np
 import onnx
 
 from engine.backend import BuildOptions, get_backend
-from engine.backends.inductor.program import ranges_of, read_program
 from engine.backends.onnxruntime.backend import plain_session
-from engine.bug_report import program as program_parts
 from engine.bug_report.environment import environment
 from engine.bug_report.errors import ErrorRow, error_rows
 from engine.bug_report.reproduction import FaultCase
@@ -131,12 +129,10 @@ def made_feeds_code(fed: dict[str, np.ndarray]) -> str:
 def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], str | None]:
     """Return the Markdown, the errors, and what failed (None if nothing did)."""
     shapes, fed = parse_shapes(arguments.shapes), None
-    is_program = get_backend(arguments.backend).info.target == program_parts.TARGET
-    if is_program:
-        program = read_program(arguments.onnx)
-        shapes = ranges_of(program, shapes)
-        section = program_parts.program_section(arguments.onnx, program)
-        fed = None if arguments.feeds else program_parts.made_for(arguments.onnx, shapes)
+    given = get_backend(arguments.backend).reported_file(arguments.onnx, shapes)
+    if given is not None:
+        shapes, section = given.shapes, given.section
+        fed = None if arguments.feeds else given.feeds
     else:
         model = read_onnx(arguments.onnx)
         check_shapes(model, shapes)
@@ -161,7 +157,7 @@ def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], st
         lines.append(f"Shapes: {in_words(fed)}.")
     expected = (
         arguments.expected
-        or (program_parts.EXPECTED if is_program else None)
+        or (given.expected if given else None)
         or "The outputs of the ONNX file as its operators are defined (ONNX Runtime without any optimization)."
     )
     lines += ["", "## Expected behaviour", "", expected, "", "## Actual behaviour", ""]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from engine.shapes import ShapeRange
 
 SCRIPT = """import numpy as np, onnxruntime as ort{imports}
@@ -36,6 +38,23 @@ class FaultCase:
     def name(self) -> str:
         """The file's name without its folder."""
         return Path(self.onnx_path).name
+
+
+@dataclass(frozen=True)
+class ReportedFile:
+    """What a backend says of a file that is no ONNX graph, for a report.
+
+    Attributes:
+        section: lines of Markdown: what the file is.
+        shapes: the ranges that an engine is built for.
+        feeds: made-up inputs at their usual size.
+        expected: what its outputs are held against, as a sentence.
+    """
+
+    section: list[str]
+    shapes: dict[str, ShapeRange]
+    feeds: dict[str, np.ndarray]
+    expected: str
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,9 @@ def systems_of(options: SweepOptions) -> list[System]:
     order = {FASTEST: 0, "fp32": 1, DYNAMIC: 2, COMPILED: 3}
     references.sort(key=lambda system: order[system.method])
     floats = [(m, b) for m in options.methods if m in FLOAT_METHODS for b in options.backends]
-    own = {b for m, b in floats if b == PYTORCH or m in get_backend(b).info.precisions}
     # Each backend takes the float types it has: fp32 is a CPU's, fp16 a GPU's. One that has none says so in a row.
-    floats = [(m, b) for m, b in floats if b not in own or b == PYTORCH or m in get_backend(b).info.precisions]
+    had = [(m, b) for m, b in floats if b == PYTORCH or (b in BACKENDS and m in get_backend(b).info.precisions)]
+    floats = [each for each in floats if each in had or each[1] not in {b for _, b in had}]
     int8 = [m for m in options.methods if m in INT8_METHODS]
     pairs = [(m, r) for m in int8[:1] for r in options.recipes]
     pairs += [(m, r) for r in options.recipes for m in int8[1:]]

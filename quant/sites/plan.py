@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from quant.formats import INT8
 from quant.models.encoder_decoder import encoder_prefix
 from quant.own_attention import quantizer_roles
 from quant.recipe import Recipe, Rule
@@ -23,9 +24,9 @@ from quant.sites.site import Site, Why
 from quant.sites.trace import ModelTrace, TensorKey, trace_model
 
 logger = logging.getLogger(__name__)
-# The largest |value| of a norm's output over the middle channel's: beyond it that one has fewer than 3 of INT8's 127
+# The largest |value| of a norm's output over the middle channel's: beyond it that one has fewer than 3 of INT8's
 # steps. MiniLM has up to 22. A ViT-B whose residual sums were all rounded fell from 85 to 5 % (ModelOpt's default).
-HIGHEST_PEAK = 127 / 3
+HIGHEST_PEAK = INT8.ends[1] / 3
 
 
 def plan_sites(model: PreTrainedModel, recipe: Recipe, inputs: dict[str, torch.Tensor] | None = None) -> list[Site]:

@@ -169,7 +169,7 @@ def test_a_model_of_two_towers_has_the_table_of_its_text():
 @pytest.mark.parametrize("recipe", [None, "int8_linear"])
 def test_a_layer_that_runs_several_times_is_joined_once(recipe):
     family = get_family("albert")
-    model = family.model(is_short=True)
+    model = family.model()
     model = model if recipe is None else calibrated(family, model, recipe)
     program, _ = export_program(model)
     joined = [x for name, x in program.state_dict.items() if "int8kit_constant" in name and x.dim() == 2]

@@ -12,6 +12,7 @@ import importlib.util
 import json
 import sys
 import zipfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
@@ -29,11 +30,12 @@ from engine.backends.inductor.program import (
     read_program,
 )
 from engine.backends.info import BackendInfo
-from engine.bug_report.reproduction import FaultCase, Reproduction
+from engine.bug_report.reproduction import FaultCase, ReportedFile, Reproduction
 from engine.cli import UsageError
 from engine.gpu import enough_memory, find_gpu
 from engine.inspect.layers import Inspection, InspectRequest
 from engine.manifest import Manifest, check_loadable, manifest_path, read_manifest, sha256_of, write_manifest
+from engine.shapes import ShapeRange
 from engine.source import engine_output
 
 INFO = BackendInfo(
@@ -165,6 +167,12 @@ class InductorBackend(Backend):
             from engine.backends.inductor.inspect import inspect_runner
 
             return inspect_runner(runner, engine, manifest.device, manifest.versions.get(self.name), request)
+
+    def reported_file(self, path: str, shapes: Mapping[str, ShapeRange]) -> ReportedFile:
+        """Return what a program says of itself."""
+        from engine.backends.inductor.described import describe
+
+        return describe(path, shapes)
 
     def reproduction(self, case: FaultCase) -> Reproduction:
         """Return a script that compares the compiled program with the same program run op by op on the CPU."""
