@@ -16,7 +16,7 @@ help:  ## what there is
 
 setup: $(STAMP)  ## make .venv with the pinned requirements
 
-demo: $(STAMP)  ## train, quantize, export, build, score, search and report the digits ViT; no network, about 5 minutes on 2 cores
+demo: $(STAMP)  ## train, quantize, export, build, score, search and report the digits ViT; no network, 2 to 5 minutes on 2 cores
 	@$(BIN)/python -m eval.demo
 
 test: $(STAMP)  ## run the tests but the slow ones, in two processes; skips are printed with their reasons
