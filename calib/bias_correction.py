@@ -92,9 +92,14 @@ class BiasCorrection:
             return f"bias correction: left out, it takes at least {MIN_SAMPLES} samples"
         if not self.num_layers:
             return "bias correction: no quantized layer has a bias of its own"
-        return (f"bias correction: {len(self.layers)} of {self.num_layers} layers; relative error of the last hidden "
-                f"state on {self.num_held_out} held-out samples {self.error_before:.4f} -> {self.error_after:.4f}: "
-                f"{'kept' if self.is_kept else 'not kept'}")  # fmt: skip
+        return f"bias correction: {in_words(self.to_dict())}"
+
+
+def in_words(values: dict[str, Any]) -> str:
+    """Return what a correction did, by `BiasCorrection.to_dict`'s values."""
+    return (f"{values['num_corrected']} of {values['num_layers']} layers; relative error of the last hidden state on "
+            f"{values['num_held_out']} held-out samples {values['error_before']:.4f} -> {values['error_after']:.4f}: "
+            f"{'kept' if values['kept'] else 'not kept'}")  # fmt: skip
 
 
 def batch_of(samples: Samples, model: Any) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from eval.search.answer import answer_of
 from eval.search.page import write_page
 from eval.search.result import SearchOptions
 from eval.search.run import run_search
-from eval.sweep.grid import SweepOptions, System, primary_shape
+from eval.sweep.grid import SweepOptions, System, primary_shape, usual_of
 from eval.sweep.run import run_sweep
 from eval.sweep.run_folder import RunFolder
 from eval.sweep.store import ArtifactStore, digest_of
@@ -31,7 +31,7 @@ from quant.models.pretrained import load_float_model
 from quant.recipe import load_recipe
 
 T = TypeVar("T")
-REFERENCE = "onnxruntime-fastest"
+SHOWN = ("pytorch", "onnxruntime-fastest")  # of the references
 SEARCH_PAGE = "search.html"
 USUAL_LENGTH = 128  # tokens, as published results of such tasks have it
 
@@ -45,15 +45,15 @@ def score(
     source = samples or data or known.default_data
     if source is None:
         raise ValueError(f"task {task} has no default data set; give --data, or --samples to calibrate from")
-    uses_gpu = get_backend(backend).info.uses_gpu
+    usual = usual_of((backend,))
     length = (seq_length or _usual_length(model)) if known.is_text else None
     options = SweepOptions(
         model=model, task=task_path(task), data=data, split="validation", columns=tuple(column) if column else None,
         label_column=None, samples=source, num_calibration=num_samples, num_samples=None, seed=seed,
-        methods=("fp16" if uses_gpu else "fp32", load_recipe(recipe).calibrator.method), recipes=(recipe,),
-        backends=(backend,), references=("pytorch",) if uses_gpu else ("pytorch", REFERENCE), batch_sizes=(1, 8),
-        seq_lengths=(length,), shapes="auto",
-        threads=threads or os.cpu_count() or 1, rounds=6, device="cuda" if uses_gpu else "cpu", qat_arguments="",
+        methods=(*usual.floats, load_recipe(recipe).calibrator.method), recipes=(recipe,),
+        backends=(backend,), references=tuple(each for each in SHOWN if each in usual.references),
+        batch_sizes=(1, 8), seq_lengths=(length,), shapes="auto",
+        threads=threads or os.cpu_count() or 1, rounds=6, device=usual.device, qat_arguments="",
         load_clients=(), load_seconds=2.0, max_rounds=12,
     )  # fmt: skip
     steps, asked_for = Steps(2), digest_of(options.as_dict())

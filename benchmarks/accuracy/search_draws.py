@@ -73,6 +73,17 @@ def errors_of(data: RunData, paths: dict[str, str]) -> list[dict[str, object]]:
     return rows
 
 
+def options_of(args: argparse.Namespace, seed: int) -> SweepOptions:
+    """Return the options of one draw of a model, on the CPU, by --model, --task, --data, --recipe and --threads."""
+    return SweepOptions(
+        model=args.model, task=args.task, data=args.data, split="validation", columns=None, label_column=None,
+        samples=args.data, num_calibration=256, num_samples=None, seed=seed,
+        methods=(load_recipe(args.recipe).calibrator.method,), recipes=(args.recipe,), backends=("onnxruntime",),
+        references=(), batch_sizes=(8,), seq_lengths=(64,), shapes="auto", threads=args.threads, rounds=2,
+        device="cpu", qat_arguments="", load_clients=(), load_seconds=0.5,
+    )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
@@ -90,13 +101,8 @@ def main() -> None:
     logging.basicConfig(level=logging.ERROR)
     errors: dict[tuple[object, object], list[float]] = {}
     for draw in args.seeds:
-        options = SweepOptions(
-            model=args.model, task=args.task, data=args.data, split="validation", columns=tuple(args.column),
-            label_column=None, samples=args.data, num_calibration=256, num_samples=None, seed=draw,
-            methods=(load_recipe(args.recipe).calibrator.method,), recipes=(args.recipe, *args.against),
-            backends=tuple(args.backends), references=(), batch_sizes=(8,), seq_lengths=(64,), shapes="auto",
-            threads=args.threads, rounds=2, device="cpu", qat_arguments="", load_clients=(), load_seconds=0.5,
-        )  # fmt: skip
+        options = replace(options_of(args, draw), columns=tuple(args.column),
+                          recipes=(args.recipe, *args.against), backends=tuple(args.backends))  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             rows = draw_rows(options, args.share, Path(folder))
         for row in rows:

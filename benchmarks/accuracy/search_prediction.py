@@ -14,12 +14,14 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.accuracy.search_draws import options_of
 from benchmarks.rows import append_row, read_rows
 from benchmarks.tables import newest
 from calib.bias_correction import batch_of
@@ -93,13 +95,7 @@ def main() -> None:
         return
     if not args.model or not args.out:
         sys.exit("give --model and --out, or --plot")
-    options = SweepOptions(
-        model=args.model, task=args.task, data=args.data, split="validation", columns=None, label_column=None,
-        samples=args.data, num_calibration=args.num_calibration, num_samples=None, seed=args.seed,
-        methods=(load_recipe(args.recipe).calibrator.method,), recipes=(args.recipe,), backends=("onnxruntime",),
-        references=(), batch_sizes=(8,), seq_lengths=(64,), shapes="auto", threads=args.threads, rounds=2,
-        device="cpu", qat_arguments="", load_clients=(), load_seconds=0.5,
-    )  # fmt: skip
+    options = replace(options_of(args, args.seed), num_calibration=args.num_calibration)
     with tempfile.TemporaryDirectory() as folder:
         found = predictions(options, args.plans, args.seed, Path(folder))
     append_row(args.out, "search_prediction", model=Path(args.model).name, task=args.task, recipe=args.recipe, **found)

@@ -76,8 +76,7 @@ def model_section(path: str, model: onnx.ModelProto, embed: bool) -> list[str]:
     """Return what the model is, and the model itself where it is small enough."""
     opsets = ", ".join(f"{each.domain or 'ai.onnx'} {each.version}" for each in model.opset_import)
     counts = Counter(node.op_type for node in model.graph.node).most_common(12)
-    lines = [f"- file: `{Path(path).name}`, {Path(path).stat().st_size} bytes, sha256 `{sha256_of(path)}`"]
-    lines += [
+    lines = [
         f"- opset {opsets}; IR {model.ir_version}; producer {model.producer_name or '?'} {model.producer_version}"
     ]
     for word, values in (("inputs", graph_inputs(model)), ("outputs", model.graph.output)):
@@ -96,6 +95,10 @@ def model_section(path: str, model: onnx.ModelProto, embed: bool) -> list[str]:
         names = ", ".join(f"`{each.name}`" for each in (Path(path), *beside))
         lines.append(f"- too large for this text: attach {names}, or name where it can be had")
     return lines
+
+
+def _file_line(path: str) -> str:
+    return f"- file: `{Path(path).name}`, {Path(path).stat().st_size} bytes, sha256 `{sha256_of(path)}`"
 
 
 def _value(value: onnx.ValueInfoProto) -> str:
@@ -151,7 +154,7 @@ def write_report(arguments: argparse.Namespace) -> tuple[str, list[ErrorRow], st
     title = arguments.title or f"{arguments.backend}: wrong or unexpected result of {Path(arguments.onnx).name}"
     lines = [f"# {title}", "", "## Environment", "", "| | |", "|---|---|"]
     lines += [f"| {word} | {value.replace('|', '/')} |" for word, value in environment().items()]
-    lines += ["", "## Model", "", *section]
+    lines += ["", "## Model", "", _file_line(arguments.onnx), *section]
     lines += ["", "## How to reproduce", "", *reproduction(arguments, shapes, fed)]
     if fed is not None:
         lines.append(f"Shapes: {in_words(fed)}.")

@@ -45,7 +45,7 @@ class ReportedFile:
     """What a backend says of a file that is no ONNX graph, for a report.
 
     Attributes:
-        section: lines of Markdown: what the file is.
+        section: lines of Markdown: what the file is, beside its name, size and digest.
         shapes: the ranges that an engine is built for.
         feeds: made-up inputs at their usual size.
         expected: what its outputs are held against, as a sentence.

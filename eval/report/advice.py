@@ -45,15 +45,15 @@ def advise(data: RunData, max_loss: float) -> Advice:
     """
     candidates = [s for s in data.int8_systems if data.loss(s) is not None]
     proven = [s for s in candidates if keeps_surely(data, s, max_loss)]
-    within = proven or [s for s in candidates if (data.loss(s) or 0) <= max_loss + 1e-12]
-    within.sort(key=lambda s: -_speed(data, s))
-    closest = min(candidates, key=lambda s: (data.loss(s) or 0, -_speed(data, s)), default=None)
-    rival = max(data.float_systems, key=lambda s: _speed(data, s), default=None)
+    within = proven or [s for s in candidates if keeps_by_value(data, s, max_loss)]
+    within.sort(key=lambda s: -speed_of(data, s))
+    closest = min(candidates, key=lambda s: (data.loss(s) or 0, -speed_of(data, s)), default=None)
+    rival = max(data.float_systems, key=lambda s: speed_of(data, s), default=None)
     faster = [s for s in within if _pays(data, s, rival)]
     if not faster:
         return Advice(None, None, tuple(within), bool(proven), None if within else closest, rival)
     equal = [s for s in faster if verdict(data, s, faster[0]) == "equal"]
-    chosen = min(equal, key=lambda s: (_error(data, s), -_speed(data, s)))
+    chosen = min(equal, key=lambda s: (error_of(data, s), -speed_of(data, s)))
     return Advice(chosen, data.timed(chosen), tuple(within), bool(proven), None, rival)
 
 
@@ -61,6 +61,12 @@ def keeps_surely(data: RunData, system: System, max_loss: float) -> bool:
     """Return whether a system's loss is surely at most `max_loss`: the upper end of its paired interval is."""
     row = data.ok(system)
     return row is not None and row.row.loss_high is not None and row.row.loss_high <= max_loss + 1e-12
+
+
+def keeps_by_value(data: RunData, system: System, max_loss: float) -> bool:
+    """Return whether a system's loss is at most `max_loss`, however sure that is; not where it was not scored."""
+    lost = data.loss(system)
+    return lost is not None and lost <= max_loss + 1e-12
 
 
 def is_noise(data: RunData, row: SweepRow) -> bool | None:
@@ -79,10 +85,10 @@ def is_noise(data: RunData, row: SweepRow) -> bool | None:
 
 def smallest(data: RunData) -> tuple[System | None, System | None]:
     """Return the INT8 systems with the smallest mean error and with the smallest file; of equals the faster."""
-    scored = [s for s in data.int8_systems if _error(data, s) < float("inf")]
+    scored = [s for s in data.int8_systems if error_of(data, s) < float("inf")]
     sized = [(row.row.size_bytes, s) for s in scored if (row := data.timed(s)) is not None and row.row.size_bytes]
-    by_error = min(scored, key=lambda s: (_error(data, s), -_speed(data, s)), default=None)
-    by_size = min(sized, key=lambda each: (round(each[0] / 1e5), _error(data, each[1])), default=None)
+    by_error = min(scored, key=lambda s: (error_of(data, s), -speed_of(data, s)), default=None)
+    by_size = min(sized, key=lambda each: (round(each[0] / 1e5), error_of(data, each[1])), default=None)
     return by_error, None if by_size is None else by_size[1]  # 0.1 MB: metadata alone makes files of one graph differ
 
 
@@ -93,12 +99,14 @@ def _pays(data: RunData, system: System, rival: System | None) -> bool:
     return verdict(data, system, rival) == "faster"
 
 
-def _speed(data: RunData, system: System) -> float:
+def speed_of(data: RunData, system: System) -> float:
+    """Return how many times as fast as the baseline a system is over all shapes; 0 where it was not timed."""
     found = mean_speedup(data, system)
     return 0.0 if found is None else found.value
 
 
-def _error(data: RunData, system: System) -> float:
+def error_of(data: RunData, system: System) -> float:
+    """Return a system's mean error, infinite where it was not measured."""
     row = data.ok(system)
     return row.row.error_abs_mean if row is not None and row.row.error_abs_mean is not None else float("inf")
 
@@ -124,7 +132,7 @@ def shapes_without_gain(data: RunData, system: System) -> list[tuple[Shape, Syst
 
 def never_faster(data: RunData) -> list[System]:
     """Return the INT8 systems that are surely faster than the fastest float system neither at a shape nor over all."""
-    rival = max(data.float_systems, key=lambda s: _speed(data, s), default=None)
+    rival = max(data.float_systems, key=lambda s: speed_of(data, s), default=None)
     return [
         s for s in data.int8_systems
         if len(shapes_without_gain(data, s)) == sum(data.timed(s, shape) is not None for shape in data.shapes)
@@ -142,7 +150,7 @@ def dominated_recipes(data: RunData) -> list[tuple[System, System]]:
     for system in data.int8_systems:
         for other in data.int8_systems:
             same = (system.method, system.backend) == (other.method, other.backend) and system.recipe != other.recipe
-            if not same or not system.recipe or _error(data, system) <= 1.1 * _error(data, other):
+            if not same or not system.recipe or error_of(data, system) <= 1.1 * error_of(data, other):
                 continue
             if verdict(data, system, other) == "faster" or _is_ever_faster(data, system, other):
                 continue

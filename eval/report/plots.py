@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.advice import advise
+from eval.report.advice import advise, speed_of
 from eval.report.figure_style import (
     COLORS,
     FAINT,
@@ -24,7 +24,7 @@ from eval.report.figure_style import (
 )
 from eval.report.pareto_plot import pareto_plot
 from eval.report.run_data import RunData, label, runtime_title
-from eval.report.speeds import mean_speedup, speedup_at
+from eval.report.speeds import speedup_at
 from eval.sweep.grid import INT8_METHODS, Shape, System
 
 MAX_LINES, MAX_NAME = 8, 34
@@ -77,16 +77,11 @@ def shown_systems(data: RunData) -> list[System]:
     for system in timed:
         if system.recipe is not None:
             groups.setdefault((kind_of(system), system.backend), []).append(system)
-    best = [max(group, key=lambda s: _speed(data, s)) for group in groups.values()]
-    best.sort(key=lambda s: -_speed(data, s))
+    best = [max(group, key=lambda s: speed_of(data, s)) for group in groups.values()]
+    best.sort(key=lambda s: -speed_of(data, s))
     room = max(3, MAX_LINES - len(plain))
     chosen = {s.name for s in [*plain, *best[:room]]}
     return [s for s in timed if s.name in chosen][: MAX_LINES + 2]
-
-
-def _speed(data: RunData, system: System) -> float:
-    found = mean_speedup(data, system)
-    return 0.0 if found is None else found.value
 
 
 def _with_marked(canvas: Canvas) -> list[System]:

@@ -10,11 +10,10 @@ import sys
 import warnings
 from typing import Any
 
-from engine.backend import get_backend
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
 from eval.arguments import NOISY, add_measured_arguments, add_tensorrt_arguments, check_task_argument, numbers
-from eval.sweep.grid import BUILD_ARGUMENTS, PYTORCH, REFERENCES, SweepOptions, backend_names, check_names
+from eval.sweep.grid import BUILD_ARGUMENTS, PYTORCH, SweepOptions, backend_names, check_names, usual_of
 from eval.tasks import task_path
 from quant.recipe import DEFAULT_RECIPE, load_recipe
 
@@ -78,17 +77,17 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     samples = arguments.samples or arguments.data or task.default_data
     if samples is None:
         raise UsageError(f"task {task.name} has no default data set; give --data")
-    uses_gpu = get_backend(backends[0]).info.uses_gpu
-    references = (PYTORCH, "pytorch-compiled") if uses_gpu else tuple(REFERENCES)  # both on a GPU, or all on a CPU
+    usual = usual_of(backends)
     return SweepOptions(
         model=arguments.model, task=task_path(arguments.task), data=arguments.data, split=arguments.split,
         columns=tuple(arguments.column) if arguments.column else None, label_column=arguments.label_column,
         samples=samples, num_calibration=arguments.num_calibration, num_samples=arguments.num_samples,
         seed=arguments.seed, methods=(own,),
-        recipes=tuple(dict.fromkeys((arguments.recipe, *arguments.against))), backends=backends, references=references,
+        recipes=tuple(dict.fromkeys((arguments.recipe, *arguments.against))), backends=backends,
+        references=usual.references,
         batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,), shapes="auto",
         threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
-        device=arguments.device or ("cuda" if uses_gpu else "cpu"),
+        device=arguments.device or usual.device,
         qat_arguments="", build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
         load_clients=(), load_seconds=2.0, max_rounds=max(arguments.rounds, 16),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import math
 import shlex
 
 from eval.metrics.types import Metric
-from eval.report.advice import Advice, keeps_surely
+from eval.report.advice import Advice, error_of, keeps_by_value, keeps_surely, speed_of
 from eval.report.run_data import RunData, label
 from eval.report.speeds import mean_speedup, verdict
 from eval.search.result import SearchOptions, SearchResult
@@ -26,35 +26,22 @@ def chosen_of(data: RunData, advice: Advice, options: SearchOptions) -> System |
     """
     kept = [each for each in data.int8_systems if each.recipe is not None and _keeps(data, each, options)]
     sure = [each for each in kept if keeps_surely(data, each, options.max_loss)]
-    candidates = sorted(sure or kept, key=lambda each: -_speed(data, each))
+    candidates = sorted(sure or kept, key=lambda each: -speed_of(data, each))
     pool = [each for each in candidates if pays(data, each, advice)] or candidates
-    near = [each for each in pool if _speed(data, each) >= NEAR * _speed(data, pool[0])]
+    near = [each for each in pool if speed_of(data, each) >= NEAR * speed_of(data, pool[0])]
     equal = [each for each in near if verdict(data, each, pool[0]) == "equal"]
     return min(equal, key=lambda each: error_of(data, each), default=None)
 
 
 def _keeps(data: RunData, system: System, options: SearchOptions) -> bool:
     """Return whether a system keeps the loss, by its value, and the error."""
-    lost = data.loss(system)
-    if lost is None or lost > options.max_loss + 1e-12:
-        return False
-    return options.max_error is None or error_of(data, system) <= options.max_error
-
-
-def _speed(data: RunData, system: System) -> float:
-    found = mean_speedup(data, system)
-    return 0.0 if found is None else found.value
+    is_near = options.max_error is None or error_of(data, system) <= options.max_error
+    return is_near and keeps_by_value(data, system, options.max_loss)
 
 
 def pays(data: RunData, system: System, advice: Advice) -> bool:
     """Return whether a system is surely faster than the fastest without INT8, over all shapes together."""
     return advice.rival is not None and verdict(data, system, advice.rival) == "faster"
-
-
-def error_of(data: RunData, system: System) -> float:
-    """Return a system's mean error, infinite where it was not measured."""
-    row = data.ok(system)
-    return float("inf") if row is None or row.row.error_abs_mean is None else row.row.error_abs_mean
 
 
 def answer_of(result: SearchResult) -> str:
@@ -128,9 +115,9 @@ def _gain_to_prove(data: RunData, chosen: System, is_gain: bool, rival: System, 
              and not keeps_surely(data, each, options.max_loss)]  # fmt: skip
     if not found or over is None or not keeps_surely(data, chosen, options.max_loss):
         return ""
-    best = max(found, key=lambda each: _speed(data, each))
+    best = max(found, key=lambda each: speed_of(data, each))
     row, lost = data.ok(best), data.loss(best)
-    return (f"; {label(best)} is {_speed(data, best) / over.value:.2f} times as fast and its loss is "
+    return (f"; {label(best)} is {speed_of(data, best) / over.value:.2f} times as fast and its loss is "
             f"{loss_in_words(data.metric, lost or 0.0)}, but {_unproven(row, lost, options.max_loss)}")  # fmt: skip
 
 

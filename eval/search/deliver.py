@@ -21,7 +21,7 @@ from quant.insert import insert_quantizers
 from quant.sites.exact import exact_recipe
 
 logger = logging.getLogger(__name__)
-RECIPE_FILE, CHECKPOINT, ENGINE, DELIVERY = "RECIPE.yaml", "checkpoint", "engine", ".delivery"
+RECIPE_FILE, CHECKPOINT, ENGINE, PLANS, DELIVERY = "RECIPE.yaml", "checkpoint", "engine", "plans", ".delivery"
 
 
 def deliver(result: SearchResult, bench: Bench, out: Path) -> SearchResult:
@@ -49,10 +49,9 @@ def deliver(result: SearchResult, bench: Bench, out: Path) -> SearchResult:
     for file in (out / RECIPE_FILE, *out.glob(ENGINE), *out.glob(f"{ENGINE}.*")):
         file.unlink(missing_ok=True)
     kept = {Path(plan.path) for plan in result.plans}
-    for folder in {path.parent for path in kept}:
-        for file in folder.glob("*.yaml"):
-            if file not in kept:
-                file.unlink()
+    for file in (out / PLANS).glob("*.yaml"):
+        if file not in kept:
+            file.unlink()
     for each in new.iterdir():
         each.rename(out / each.name)
     new.rmdir()

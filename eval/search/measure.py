@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
               "calibration": workshop.samples.digest, "seed": workshop.options.seed}  # fmt: skip
 
+    @cache  # which many artifacts ask for, and none where all are stored
     def batch() -> dict[str, Any]:
         found = batch_of(samples, workshop.loaded.model)
         if len(next(iter(found.values()))) < 2:

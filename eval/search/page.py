@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from calib.bias_correction import in_words
 from engine.inspect.expect import Difference
 from eval.report.cards import cards
 from eval.report.context import Context
@@ -133,10 +134,7 @@ def _fixes(result: SearchResult) -> Section:
             Table(headers, tuple(rows)),
         ]  # fmt: skip
     if bias := result.bias_correction:
-        blocks.append(Prose(
-            f"Bias correction of the chosen plan: {bias['num_corrected']} of {bias['num_layers']} layers; relative "
-            f"error of the last hidden state on {bias['num_held_out']} held-out samples {bias['error_before']:.4f} -> "
-            f"{bias['error_after']:.4f}, {'kept' if bias['kept'] else 'not kept'}."))  # fmt: skip
+        blocks.append(Prose(f"Bias correction of the chosen plan: {in_words(bias)}."))
     return Section("fixes", "What each fix bought", tuple(blocks))
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from eval.report.advice import advise
 from eval.report.run_data import read_run
-from eval.results import package_versions
+from eval.results import ResultRow, package_versions
 from eval.search.answer import chosen_of
 from eval.search.cost import Costs
-from eval.search.deliver import deliver
+from eval.search.deliver import PLANS, deliver
 from eval.search.measure import Measured, measure_costs, measure_sensitivity
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.result import Plan, SearchOptions, SearchResult
 from eval.search.saved import RESULT, summary_of
 from eval.search.solve import distinct, fastest_within
 from eval.sweep.bench import Bench
-from eval.sweep.grid import Shape, SweepOptions, System, primary_shape
+from eval.sweep.grid import Shape, SweepOptions, System, primary_shape, usual_of
 from eval.sweep.parallel import Point, prepare_in_parallel
 from eval.sweep.run import SweepResult, run_sweep
 from eval.sweep.run_folder import RunFolder, differences, machine_of, recipe_digests
@@ -36,7 +36,7 @@ SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the error of all units in INT8: where
 FINER = (0.28, 0.2, 0.14, 0.1, 0.05)  # where the last of those still loses too much
 MOST_PLANS = 5
 WHOLE = "whole"  # the plan of all units
-MANIFEST, PLANS, PROOF = "search_manifest.json", "plans", "proof"
+MANIFEST, PROOF = "search_manifest.json", "proof"
 
 
 def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: float | None = None,
@@ -116,12 +116,10 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
     options, measured = result.options, result.measured
     sites = insert_quantizers(bench.workshop.fresh_model().model, recipe)
     method = recipe.calibrator.method
-    uses_gpu = bench.workshop.backend(options.backend).info.uses_gpu
+    floats = usual_of((options.backend,)).floats
 
     def system(path: str) -> System:
-        if path:
-            return System(method, path, options.backend)
-        return System("fp16" if uses_gpu else "fp32", None, options.backend)
+        return System(method, path, options.backend) if path else System(floats[0], None, options.backend)
 
     shape = primary_shape(options.sweep)
     costs = measure_costs(bench, recipe, sites, measured.units, system, shape, out / "costs", prepare)
@@ -147,16 +145,16 @@ def _choose(result: SearchResult, bench: Bench, recipe: Recipe, out: Path,
 
     sets = plans_for(measured, costs, options.max_error, scale)
     plans = [planned(units, number) for number, units in enumerate(sets, 1)]
-    lost = loss_of(bench, system(plans[-1].path), system(""), shape) if plans else None
-    for units in finer_than(sets, measured, costs) if lost is not None else ():
+    finer = finer_than(sets, measured, costs) if plans else []
+    base = scored(bench, system(""), shape) if finer else None
+    for units in finer:
+        lost = loss_over(base, scored(bench, system(plans[-1].path), shape))
         if lost is None or lost <= options.max_loss:
             break
         logger.info("%s loses %.4f, more than %g: a plan of %d units",
                     plans[-1].name, lost, options.max_loss, len(units))  # fmt: skip
         plans.append(planned(units, len(plans) + 1))
-        lost = loss_of(bench, system(plans[-1].path), system(""), shape)
     plans = [*plans[:1], *plans[1:][1 - MOST_PLANS :]]
-    floats = ("fp16",) if uses_gpu else ("fp32",)
     proven = replace(options.sweep, methods=(*floats, method),
                      recipes=(*(plan.path for plan in plans), *options.sweep.recipes))  # fmt: skip
     _drop_other_proof(out / PROOF, proven)
@@ -180,6 +178,12 @@ def _drop_other_proof(folder: Path, wanted: SweepOptions) -> None:
         shutil.rmtree(folder)
 
 
+def scored(bench: Bench, system: System, shape: Shape) -> ResultRow:
+    """Return the row of a system at a shape without its latency; the proof, which scores the same engines, finds it."""
+    with bench.open(system, shape) as opened:
+        return bench.score(opened, shape)
+
+
 def scale_of(bench: Bench, measured: Measured, whole: System, shape: Shape) -> float:
     """Return by how much more the whole model moves the outputs of the samples that are scored than of the search's.
 
@@ -187,25 +191,16 @@ def scale_of(bench: Bench, measured: Measured, whole: System, shape: Shape) -> f
     SST-2's train split and scored on its sentences, were measured at 1.8 to 2.1 times their predictions. The proof
     scores the same engine, so it costs nothing where that is one of the plans.
     """
-    with bench.open(whole, shape) as opened:
-        error = bench.score(opened, shape).error_abs_mean
+    error = scored(bench, whole, shape).error_abs_mean
     predicted = measured.fixed.output
     return error / predicted if error and predicted else 1.0
 
 
-def loss_of(bench: Bench, system: System, plain: System, shape: Shape) -> float | None:
-    """Return what a system loses of the metric against the runtime's float one; None where the task has no metric.
-
-    The proof scores the same engines, so it costs nothing more.
-    """
-    found = []
-    for each in (system, plain):
-        with bench.open(each, shape) as opened:
-            found.append(bench.score(opened, shape))
-    own, base = found
-    if own.metric is None or base.metric is None or own.metric_type is None:
+def loss_over(base: ResultRow | None, row: ResultRow) -> float | None:
+    """Return what a row loses of the metric against the float engine's; None where the task has no metric."""
+    if base is None or base.metric is None or row.metric is None or row.metric_type is None:
         return None
-    return own.metric_type.loss(own.metric, base.metric)
+    return row.metric_type.loss(row.metric, base.metric)
 
 
 def finer_than(sets: Sequence[frozenset[str]], measured: Measured, costs: Costs) -> list[frozenset[str]]:

@@ -12,10 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from engine.backend import get_backend
 from engine.backends.own_options import own_from_words
 from engine.cli import EXIT_INTERRUPTED, CommandParser, UsageError, print_result, run_command
-from engine.gpu import find_gpu
 from eval.arguments import (
     NOISY,
     add_measured_arguments,
@@ -34,6 +32,7 @@ from eval.sweep.grid import (
     SweepOptions,
     backend_names,
     check_names,
+    usual_of,
 )
 from eval.sweep.run_folder import MANIFEST, RunFolder
 from eval.tasks import task_path
@@ -74,10 +73,8 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
     """Return the checked options of the command line. Raises: UsageError: an empty grid, unknown names, bad numbers."""
     check_task_argument(arguments.task)
     backends = check_names("--backends", split_words(arguments.backends), backend_names())
-    on_gpu = {each for each in backends if each != PYTORCH and get_backend(each).info.uses_gpu}
-    is_gpu_alone = bool(on_gpu) and not {*backends} - on_gpu - {PYTORCH}
-    floats = [*([] if is_gpu_alone else ["fp32"]), *(["fp16"] if on_gpu else [])]
-    wanted = [*floats, *METHODS] if arguments.methods is None else split_words(arguments.methods)
+    usual = usual_of(backends)
+    wanted = [*usual.floats, *METHODS] if arguments.methods is None else split_words(arguments.methods)
     methods = check_names("--methods", wanted, (*FLOAT_METHODS, *INT8_METHODS))
     recipes = tuple(dict.fromkeys(split_words(arguments.recipes)))
     if not recipes and set(methods) & set(INT8_METHODS):
@@ -86,8 +83,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         load_recipe(recipe)
     for backend in {*backends} - {PYTORCH}:
         own_from_words(BUILD_ARGUMENTS, arguments.build_arguments, backend)  # refused now, not at the first engine
-    usual = [name for name, (_, of) in REFERENCES.items() if of == PYTORCH] if is_gpu_alone else list(REFERENCES)
-    wanted = usual if arguments.references is None else split_words(arguments.references)
+    wanted = list(usual.references) if arguments.references is None else split_words(arguments.references)
     references = () if wanted == ["none"] else check_names("--references", wanted, tuple(REFERENCES))
     low = {"--parallel": arguments.parallel, "--num-calibration": arguments.num_calibration,
            "--rounds": arguments.rounds - 1, "--threads": arguments.threads or 1,
@@ -115,7 +111,7 @@ def options_of(arguments: argparse.Namespace) -> SweepOptions:
         seed=arguments.seed, methods=methods, recipes=recipes, backends=backends, references=references,
         batch_sizes=batch_sizes, seq_lengths=lengths if task.is_text else (None,),
         shapes=arguments.shapes, threads=arguments.threads or os.cpu_count() or 1, rounds=arguments.rounds,
-        device=arguments.device or ("cuda" if is_gpu_alone and find_gpu() else "cpu"),
+        device=arguments.device or usual.device,
         qat_arguments=arguments.qat_arguments,
         build_arguments=arguments.build_arguments, tensorrt_python=arguments.tensorrt_python,
         load_clients=numbers("--load-clients", arguments.load_clients) if arguments.load_clients else (),

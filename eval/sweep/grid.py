@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.backend import BACKENDS, get_backend
 from engine.cli import UsageError, did_you_mean
+from engine.gpu import find_gpu
 from eval.results import FLOAT_TYPES, QAT
 from quant.recipe import METHODS
 
@@ -124,6 +125,29 @@ def backend_names() -> tuple[str, ...]:
     return (PYTORCH, *BACKENDS)
 
 
+@dataclass(frozen=True)
+class Usual:
+    """What these backends are measured beside where nobody says.
+
+    Attributes:
+        floats: methods without INT8: fp32 on a CPU, fp16 on a GPU. references: PyTorch's alone where all is on a GPU.
+        device: of PyTorch: a GPU where all backends run on one and it is here.
+    """
+
+    floats: tuple[str, ...]
+    references: tuple[str, ...]
+    device: str
+
+
+def usual_of(backends: Iterable[str]) -> Usual:
+    """Return what registered backends, and PyTorch, are measured beside."""
+    runs_on_gpu = {get_backend(each).info.uses_gpu for each in backends if each != PYTORCH}
+    if runs_on_gpu == {True}:
+        own = tuple(name for name, (_, backend) in REFERENCES.items() if backend == PYTORCH)
+        return Usual(("fp16",), own, "cuda" if find_gpu() else "cpu")
+    return Usual(("fp32", "fp16") if True in runs_on_gpu else ("fp32",), tuple(REFERENCES), "cpu")
+
+
 def systems_of(options: SweepOptions) -> list[System]:
     """Return every system of the grid, the most telling first.
 
@@ -135,7 +159,8 @@ def systems_of(options: SweepOptions) -> list[System]:
     floats = [(m, b) for m in options.methods if m in FLOAT_METHODS for b in options.backends]
     # Each backend takes the float types it has: fp32 is a CPU's, fp16 a GPU's. One that has none says so in a row.
     had = [(m, b) for m, b in floats if b == PYTORCH or (b in BACKENDS and m in get_backend(b).info.precisions)]
-    floats = [each for each in floats if each in had or each[1] not in {b for _, b in had}]
+    having = {b for _, b in had}
+    floats = [(m, b) for m, b in floats if (m, b) in had or b not in having]
     int8 = [m for m in options.methods if m in INT8_METHODS]
     pairs = [(m, r) for m in int8[:1] for r in options.recipes]
     pairs += [(m, r) for r in options.recipes for m in int8[1:]]

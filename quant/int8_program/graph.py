@@ -26,7 +26,6 @@ class Editor:
 
     def __init__(self, module: GraphModule) -> None:
         self.module, self.graph = module, module.graph
-        self._count = 0
         self._made: dict[Any, list[str]] = {}  # (type, shape) → names of constants
 
     def call(self, before: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
@@ -46,8 +45,7 @@ class Editor:
         alike = self._made.setdefault((value.dtype, value.shape), [])
         name = next((each for each in alike if torch.equal(getattr(self.module, each), value)), None)
         if name is None:
-            name = f"int8kit_constant_{self._count}"
-            self._count += 1
+            name = f"int8kit_constant_{sum(map(len, self._made.values()))}"
             self.module.register_buffer(name, value)
             alike.append(name)
         with self.graph.inserting_before(before):

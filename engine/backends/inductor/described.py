@@ -11,7 +11,6 @@ import numpy as np
 from engine.backends.inductor.program import Program, ranges_of, read_program
 from engine.bug_report.reproduction import ReportedFile
 from engine.made_feeds import make_feeds
-from engine.manifest import sha256_of
 from engine.shapes import ShapeRange
 
 EXPECTED = "The outputs of the program run op by op on a CPU, where each of its ops computes its plain formula."
@@ -33,8 +32,7 @@ def _section(path: str, program: Program) -> list[str]:
     """Return inputs and outputs, what it multiplies in INT8, and what its export wrote into it."""
     kinds = Counter((each["kind"], "INT8" if each["is_int8"] else program.dtype) for each in program.products)
     products = ", ".join(f"{count} {kind} in {precision}" for (kind, precision), count in sorted(kinds.items()))
-    lines = [f"- file: `{Path(path).name}`, {Path(path).stat().st_size} bytes, sha256 `{sha256_of(path)}`"]
-    lines += [f"- {word}: {', '.join(found)}" for word, found in (
+    lines = [f"- {word}: {', '.join(found)}" for word, found in (
         ("inputs", [f"`{name}` {dtype} {_sizes(sizes)}" for name, (dtype, sizes) in program.inputs.items()]),
         ("outputs", [f"`{name}` {_sizes(sizes)}" for name, sizes in program.outputs.items()]))]  # fmt: skip
     lines.append(f"- products: {products}; {program.unfused} quantizers stand alone")

@@ -19,6 +19,7 @@ from eval.search.fixes import FIXES, fixable
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.saved import read_search
 from eval.search.sensitivity import Sensitivity, measure_units, units_of
+from eval.sweep.grid import Usual
 from quant.checkpoint import load_checkpoint
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe
@@ -37,7 +38,8 @@ def calibrated(recipe="int8_full", model=None, batch=None):
 @pytest.fixture(autouse=True)
 def one_reference(monkeypatch):
     """What else a search is held against takes long to compile, and sweeps' own tests measure it."""
-    monkeypatch.setattr("eval.search.__main__.REFERENCES", {"onnxruntime-fastest": None})
+    usual = Usual(("fp32",), ("onnxruntime-fastest",), "cpu")
+    monkeypatch.setattr("eval.search.__main__.usual_of", lambda backends: usual)
 
 
 def run(model_and_data, out, *more):
