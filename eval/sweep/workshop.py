@@ -131,11 +131,12 @@ class Workshop:
 
         def build(folder: Path) -> None:
             loaded = self.fresh_model()
-            insert_quantizers(loaded.model, recipe)
-            apply_statistics(loaded.model, Statistics.load(statistics / STATISTICS_FILE))
-            if (correction := correct_as_told(loaded.model, recipe, self.samples, self.options.seed)) is not None:
+            model = loaded.model.to(self.options.device)  # type: ignore[arg-type]
+            insert_quantizers(model, recipe)
+            apply_statistics(model, Statistics.load(statistics / STATISTICS_FILE))
+            if (correction := correct_as_told(model, recipe, self.samples, self.options.seed)) is not None:
                 provenance["bias_correction"] = correction.to_dict()
-            save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
+            save_checkpoint(model.cpu(), folder, processor=loaded.processor, provenance=provenance)
 
         inputs = {"statistics": statistics.name, "recipe": recipe.to_dict(), "model": self.model_digest,
                   "bias_correction": recipe.calibrator.bias_correction}  # fmt: skip

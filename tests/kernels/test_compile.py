@@ -19,14 +19,14 @@ CAPABILITIES = [80, 89, 90, 100]
 FLAGS = {"IS_INTERPRETED": False}
 
 
-def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object]) -> str:
-    """Return the PTX; arguments without a type are int32."""
+def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object]):
+    """Return the compiled kernel; arguments without a type are int32."""
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     constants = {**FLAGS, "PDL": capability >= 90, **constants}
     signature.update(dict.fromkeys(constants, "constexpr"))
     target = compiler.GPUTarget("cuda", capability, 32)
     source = ASTSource(kernel, signature, constants)
-    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 2}).asm["ptx"]
+    return triton.compile(source, target=target, options={"num_warps": 4, "num_stages": 2})
 
 
 def has_int8_product(capability: int, ptx: str) -> bool:
@@ -49,7 +49,7 @@ def test_linear(capability: int, kind: str) -> None:
     constants = {"ACTIVATION": 5 if is_gated else 2, "HAS_BIAS": True, "RESIDUAL": is_gated, "HAS_FACTOR": not is_gated,
                  "OUT_INT8": not is_gated, "GATED": is_gated, "PARTS": 2, "TMA": tma, "BM": 64, "BN": 64, "BK": 64,
                  "FLATTEN": True}  # fmt: skip
-    assert has_int8_product(capability, compile_for(capability, linear_kernel, types, constants))
+    assert has_int8_product(capability, compile_for(capability, linear_kernel, types, constants).asm["ptx"])
 
 
 @pytest.mark.parametrize(("capability", "rounds"), [*((each, True) for each in CAPABILITIES), (90, False)])
@@ -59,7 +59,7 @@ def test_attention(capability: int, rounds: bool) -> None:
     types |= dict.fromkeys(("score_scale", "value_scale", "out_scale", "out_inverse"), "fp32")
     constants = {"SHARE": 2, "MASK": 1, "CAUSAL": True, "ROUND": rounds, "IS_INT8": rounds, "HAS_FACTOR": True,
                  "OUT_INT8": True, "ONE_BLOCK": False, "HEAD_DIM": 64, "BLOCK_D": 64, "BM": 64, "BN": 32}  # fmt: skip
-    ptx = compile_for(capability, attention_kernel, types, constants)
+    ptx = compile_for(capability, attention_kernel, types, constants).asm["ptx"]
     assert has_int8_product(capability, ptx) or not rounds
 
 

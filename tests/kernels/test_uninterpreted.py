@@ -12,9 +12,10 @@ from tests.kernels.device import INTERPRETED
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="test_compile.py runs in this session itself")
-def test_kernels_compile_without_a_gpu() -> None:
-    run = [sys.executable, "-m", "pytest", "tests/kernels/test_compile.py", "-p", "no:cacheprovider"]
+@pytest.mark.skipif(not INTERPRETED, reason="they run in this session itself")
+@pytest.mark.parametrize("tests", ["tests/kernels/test_compile.py", "tests/engine/backends/inductor/test_binaries.py"])
+def test_kernels_compile_without_a_gpu(tests: str) -> None:
+    run = [sys.executable, "-m", "pytest", tests, "-p", "no:cacheprovider"]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]

@@ -95,6 +95,7 @@ class InductorBackend(Backend):
         require(self.check_build(), "build for inductor")
         import torch
 
+        from engine.backends.inductor.binaries import Binaries, recorded, write_binaries
         from engine.backends.inductor.compiled import Captured, load_module, with_plans
         from engine.backends.inductor.runner import example_feeds
         from engine.backends.inductor.tuning import tune_program
@@ -103,13 +104,16 @@ class InductorBackend(Backend):
             with enough_memory(f"loading {onnx_path}", FREE_IT):
                 module = load_module(onnx_path)
             found: list[dict[str, Any]] = []
+            binaries: Binaries = {}
             with own_artifacts():
                 for bucket in buckets:
                     _say(f"tune {bucket_name(bucket)} ...")
                     with enough_memory(f"tuning {bucket_name(bucket)}", f"build with smaller --shapes, or {FREE_IT}"):
                         feeds = example_feeds(program, bucket)
                         plans = tune_program(module, feeds, lambda line: _say(f"  {line}"))
-                        Captured(with_plans(module, plans), feeds)  # what it compiles goes into the engine
+                        with recorded() as launched:  # what is compiled and launched goes into the engine
+                            Captured(with_plans(module, plans), feeds)
+                        binaries |= launched
                     found.append({"bucket": bucket, "plans": plans})
                 compiled = torch.compiler.save_cache_artifacts()
             del module
@@ -119,6 +123,7 @@ class InductorBackend(Backend):
                 archive.write(onnx_path, PROGRAM)
                 archive.writestr(PLANS, json.dumps(found))
                 archive.writestr(CACHE, compiled[0] if compiled else b"")
+                write_binaries(archive, binaries)
             gpu = find_gpu()
             assert gpu is not None  # check_build saw it
             versions = {"inductor": self.version() or "", "torch": torch.__version__,
@@ -145,6 +150,7 @@ class InductorBackend(Backend):
         check_loadable(engine, manifest, self.info, self.version() or "", str(gpu))
         import torch
 
+        from engine.backends.inductor.binaries import read_binaries
         from engine.backends.inductor.compiled import load_module
         from engine.backends.inductor.runner import InductorRunner
 
@@ -153,12 +159,13 @@ class InductorBackend(Backend):
             if not cache or torch.compiler.load_cache_artifacts(cache) is None:
                 _say(f"{engine}: {NOT_KEPT}")
             plans = [(each["bucket"], each["plans"]) for each in json.loads(archive.read(PLANS))]
+            binaries = read_binaries(archive)
         with open_stored(engine, PROGRAM) as content:
             program = read_program(content, str(engine))
             content.seek(0)  # torch reads from where it stands
             with enough_memory(f"loading {engine}", FREE_IT):
                 module = load_module(content)
-                return InductorRunner(module, program, manifest.shapes, plans)
+                return InductorRunner(module, program, manifest.shapes, plans, binaries)
 
     def inspect(self, engine: str, request: InspectRequest) -> Inspection:
         """Return the kernels of a call in order, from a trace of a real one, with the products that they compute."""

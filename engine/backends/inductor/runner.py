@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule
 
+from engine.backends.inductor.binaries import Binaries, served
 from engine.backends.inductor.compiled import Captured, Plans, with_plans
 from engine.backends.inductor.program import BATCH, Bucket, Program, bucket_for, bucket_name
 from engine.backends.runner import Runner
@@ -25,13 +26,14 @@ class InductorRunner(Runner):
 
     Args:
         plans: of each bucket, the usual one first: that is compiled at once, the others when they are first fed.
+        binaries: the code of our kernels for all buckets.
     """
 
     has_device_clock = True
 
     def __init__(
         self, module: GraphModule, program: Program, shapes: Mapping[str, ShapeRange],
-        plans: list[tuple[Bucket, Plans]],
+        plans: list[tuple[Bucket, Plans]], binaries: Binaries,
     ) -> None:  # fmt: skip
         inputs = {
             name: (np.dtype(NUMPY_TYPES[dtype]), shapes[name].sizes())
@@ -40,7 +42,7 @@ class InductorRunner(Runner):
         super().__init__(shapes, inputs, list(program.outputs))
         self.program = program
         self.module: Any = module
-        self._plans = plans
+        self._plans, self._binaries = plans, binaries
         self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[str, Captured] = {}
         self.captured(plans[0][0])
@@ -51,7 +53,8 @@ class InductorRunner(Runner):
         if name not in self._captured:
             plans = next(plans for each, plans in self._plans if each == bucket)
             feeds = example_feeds(self.program, bucket)
-            with enough_memory(f"capturing {name}", "close other engines, or build with fewer --shapes"):
+            hint = "close other engines, or build with fewer --shapes"
+            with enough_memory(f"capturing {name}", hint), served(self._binaries):
                 self._captured[name] = Captured(with_plans(self.module, plans), feeds, self._pool)
         return self._captured[name]
 

@@ -139,7 +139,7 @@ def runner(path, monkeypatch):
     program = read_program(path)
     ranges = ranges_of(program, parse_shapes(["input_ids:1x1:4x16:4x32"]))
     plans = [(bucket, {}) for bucket in buckets_of(program, ranges)]
-    with InductorRunner(load_module(path, "cpu"), program, ranges, plans) as made:
+    with InductorRunner(load_module(path, "cpu"), program, ranges, plans, {}) as made:
         yield made
 
 

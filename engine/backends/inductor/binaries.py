@@ -1,0 +1,123 @@
+"""The compiled code of our kernels, kept in an engine: torch's compiler keeps its own, and knows nothing of ours.
+
+Without it the first load on a machine compiles every kernel again, and so does each later process: once torch's compiler
+has run, Triton's cache is another folder than before.
+"""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from triton import knobs
+from triton.runtime.cache import FileCacheManager
+
+import kernels.attention_kernel
+import kernels.linear_kernel
+import kernels.rows_kernel
+
+FOLDER = "kernels/"  # in an engine's file: kernels/KEY/NAME
+SUFFIXES = (".json", ".cubin", ".so")  # of what a launch reads: description, code, launcher; not the texts before them
+MODULES = (kernels.attention_kernel, kernels.linear_kernel, kernels.rows_kernel)
+Binaries = dict[str, dict[str, bytes]]  # Triton's key → file name → content
+_SETTING = threading.RLock()  # Triton's cache is one setting of the process
+
+
+@contextmanager
+def recorded() -> Iterator[Binaries]:
+    """Give what our kernels that are launched within run: filled when the block ends.
+
+    What this process has in memory is set aside meanwhile, so that each kernel asks Triton's cache, and is put back.
+    """
+    paths: dict[str, dict[str, str]] = {}
+
+    class Recording(FileCacheManager):
+        def get_file(self, filename: str) -> str | None:
+            return self._keep(filename, super().get_file(filename))
+
+        def put(self, data: Any, filename: str, binary: bool = True) -> str:
+            return self._keep(filename, super().put(data, filename, binary))
+
+        def get_group(self, filename: str) -> dict[str, str] | None:
+            found: dict[str, str] | None = super().get_group(filename)
+            for name, path in (found or {}).items():
+                self._keep(name, path)
+            return found
+
+        def _keep(self, filename: str, path: Any) -> Any:
+            if path is not None and filename.endswith(SUFFIXES) and not filename.startswith("__grp__"):
+                paths.setdefault(self.key, {})[filename] = path
+            return path
+
+    found: Binaries = {}
+    with _managed(Recording), _without_memory():
+        yield found
+    found.update({key: {name: Path(path).read_bytes() for name, path in files.items()} for key, files in paths.items()})
+
+
+@contextmanager
+def served(binaries: Binaries) -> Iterator[None]:
+    """Let Triton take from `binaries` what its cache does not hold; it writes it there."""
+
+    class Serving(FileCacheManager):
+        def get_file(self, filename: str) -> str | None:
+            path: str | None = super().get_file(filename)
+            own = binaries.get(self.key, {})
+            return super().put(own[filename], filename) if path is None and filename in own else path
+
+        def get_group(self, filename: str) -> dict[str, str] | None:
+            found: dict[str, str] | None = super().get_group(filename)
+            own = binaries.get(self.key, {})
+            if (found and filename in found) or filename not in own:
+                return found
+            group = {name: super(Serving, self).put(content, name) for name, content in own.items()}
+            super().put_group(filename, group)
+            return group
+
+    with _managed(Serving):
+        yield
+
+
+@contextmanager
+def _managed(manager: type[FileCacheManager]) -> Iterator[None]:
+    with _SETTING:
+        before = knobs.cache.manager_class
+        knobs.cache.manager_class = manager
+        try:
+            yield
+        finally:
+            knobs.cache.manager_class = before
+
+
+@contextmanager
+def _without_memory() -> Iterator[None]:
+    found = [each for module in MODULES for each in vars(module).values() if hasattr(each, "device_caches")]
+    before = [dict(each.device_caches) for each in found]
+    for each in found:
+        each.device_caches.clear()
+    try:
+        yield
+    finally:
+        for each, caches in zip(found, before, strict=True):
+            each.device_caches.update(caches)  # what graphs were captured from stays as loaded as it was
+
+
+def write_binaries(archive: zipfile.ZipFile, binaries: Binaries) -> None:
+    """Put them into an engine's file."""
+    for key, files in binaries.items():
+        for name, content in files.items():
+            archive.writestr(f"{FOLDER}{key}/{name}", content)
+
+
+def read_binaries(archive: zipfile.ZipFile) -> Binaries:
+    """Return what an engine's file holds; nothing in one that was built before there were any."""
+    found: Binaries = {}
+    for member in archive.namelist():
+        if member.startswith(FOLDER):
+            _, key, name = member.split("/")
+            found.setdefault(key, {})[name] = archive.read(member)
+    return found
