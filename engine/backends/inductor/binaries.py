@@ -1,7 +1,7 @@
 """The compiled code of our kernels, kept in an engine: torch's compiler keeps its own, and knows nothing of ours.
 
-Without it the first load on a machine compiles every kernel again, and so does each later process: once torch's compiler
-has run, Triton's cache is another folder than before.
+Without it the first load on a machine compiles every kernel again, and so do later processes: once torch's compiler has
+run, Triton's cache is another folder than before.
 """
 
 from __future__ import annotations
