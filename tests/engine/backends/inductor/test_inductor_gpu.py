@@ -16,13 +16,23 @@ from tests.quant.test_families import calibrated
 
 pytestmark = needs_gpu
 SHAPES = [(4, 32), (1, 16), (3, 20), (2, 32)]  # of calls: the usual bucket, a bucket's own, two that are padded
+# Logits of about 0.5. The twin shows that buckets and padding are right; in INT8 half precision's roundings between
+# the products, which the compiler leaves out where it fuses, move codes by one: 0.044 at most in 6 batches on an H200,
+# where the program itself is up to 0.049 from the fake-quantized model.
+BOUNDS = {"twin": 1e-2, "int8": 0.1}
+
+
+@pytest.fixture(scope="module", params=list(BOUNDS))
+def kind(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
+def program(kind, tmp_path_factory):
     family = get_family("bert")
+    model = family.model(is_short=True)
     path = tmp_path_factory.mktemp("program") / "model.pt2"
-    save_program(*export_program(calibrated(family, family.model(is_short=True))), path)
+    save_program(*export_program(model if kind == "twin" else calibrated(family, model)), path)
     return path
 
 
@@ -41,18 +51,18 @@ def feeds(batch, length, seed):
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def test_every_bucket_gives_what_the_program_gives_call_after_call(program, engine):
+def test_every_bucket_gives_what_the_program_gives_call_after_call(kind, program, engine):
     with get_backend("inductor").load(engine) as runner:
         expected = ProgramRunner(program)
         calls = [feeds(*shape, seed) for seed, shape in enumerate(SHAPES * 2)]
         got = [runner(call)["logits"] for call in calls]  # all kept: a later call must not write over an earlier one
         for call, y in zip(calls, got, strict=True):
-            np.testing.assert_allclose(y, expected(call)["logits"], atol=2e-2)
+            np.testing.assert_allclose(y, expected(call)["logits"], atol=BOUNDS[kind])
         with pytest.raises(ValueError, match="the engine takes"):
             runner(feeds(5, 32, 0))
 
 
-def test_clients_call_their_own_runners_at_once_at_shapes_that_are_not_captured_yet(program, engine):
+def test_clients_call_their_own_runners_at_once_at_shapes_that_are_not_captured_yet(kind, program, engine):
     expected = ProgramRunner(program)
     failures = []
 
@@ -60,7 +70,7 @@ def test_clients_call_their_own_runners_at_once_at_shapes_that_are_not_captured_
         try:
             for seed, shape in enumerate(reversed(SHAPES)):
                 call = feeds(*shape, 10 * number + seed)
-                np.testing.assert_allclose(runner(call)["logits"], expected(call)["logits"], atol=2e-2)
+                np.testing.assert_allclose(runner(call)["logits"], expected(call)["logits"], atol=BOUNDS[kind])
         except BaseException as error:
             failures.append(error)
 
@@ -77,4 +87,4 @@ def test_clients_call_their_own_runners_at_once_at_shapes_that_are_not_captured_
 
 def test_inspect_takes_feeds_of_another_bucket(engine):
     found = get_backend("inductor").inspect(str(engine), InspectRequest(feeds=feeds(1, 16, 0), iterations=3))
-    assert found.layers and "batch 1, sequence 16" in found.conditions
+    assert found.layers and "batch 4, sequence 16" in found.conditions  # repeated up to the usual batch
