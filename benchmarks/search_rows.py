@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.rows import append_row, without_folders
 from eval.report.run_data import label
-from eval.report.speeds import mean_speedup
+from eval.report.speeds import mean_speedup, middle, time_at
 from eval.search.answer import answer_of
 from eval.search.result import SearchResult
 from eval.search.run import MANIFEST
@@ -34,7 +34,8 @@ def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
         systems.append({
             "system": label(system), "num_units": len(plan.units) if plan else None, "metric": found.row.metric,
             "loss": data.loss(system), "error": found.row.error_abs_mean, "flips": found.row.num_flips,
-            "predicted_error": plan.error if plan else None,
+            "predicted_error": plan.error if plan else None, "ms": middle(time_at(data, system)),
+            "predicted_ms": plan.ms if plan else None,
             "speedup": speed and [round(x, 4) for x in (speed.value, speed.low, speed.high)],
         })  # fmt: skip
     options = result.options.sweep
@@ -43,6 +44,7 @@ def row_of(result: SearchResult, run: Path) -> dict[str, Any]:
         "threads": options.threads, "shapes": [shape.name for shape in data.shapes], "seconds": result.seconds,
         "num_units": len(measured.units), "num_samples": measured.num_samples, "num_shared": measured.num_shared,
         "together": measured.together.output, "fixed": measured.fixed.output, "fixes": measured.fixes,
+        "untried": list(measured.untried),
         "cost_error": costs.error, "chosen": label(result.chosen) if result.chosen else None,
         "verdict": answer_of(result), "systems": systems,
     }  # fmt: skip

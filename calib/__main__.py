@@ -12,7 +12,7 @@ from calib.defaults import IMPORT_RECIPE, SAMPLE_FLAGS, STATISTICS_FILE
 from engine.cli import CommandParser, UsageError, run_command
 from eval.arguments import check_task_argument
 from eval.tasks import TASK_HELP
-from quant.recipe import BIAS_CORRECTION, DEFAULT_RECIPE, METHODS, load_recipe, shipped_recipes
+from quant.recipe import BIAS_CORRECTION, DEFAULT_RECIPE, METHODS, ROUNDING, load_recipe, shipped_recipes
 
 if TYPE_CHECKING:
     from calib.samples import Samples
@@ -104,6 +104,11 @@ def main(argv: list[str] | None = None) -> None:
         "--bias-correction",
         choices=BIAS_CORRECTION,
         help="auto: into the biases goes what rounding shifts outputs by, where held-out samples say that it helps",
+    )
+    parser.add_argument(
+        "--rounding",
+        choices=ROUNDING,
+        help="of weights: learned (AdaRound) takes minutes and errs less; the more samples, the better it learns",
     )
     parser.add_argument("--num-samples", type=int, default=SAMPLE_FLAGS["num_samples"], help="how many samples to draw")
     parser.add_argument("--column", nargs="+", help="columns of the samples to use (default: the usual names)")

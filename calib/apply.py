@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from calib.calibrators import compute_amax
-from calib.folding import Fold
+from calib.folding import Fold, apply_fold
 from calib.smoothquant import (
     Smoothing,
     channel_importance,
@@ -21,7 +21,6 @@ from calib.smoothquant import (
     smoothed_histogram,
 )
 from calib.statistics import SiteStatistics, Statistics
-from calib.unfolding import apply_fold
 from quant.formats import NumberFormat, get_format
 from quant.modules import QuantLayer, weight_range
 from quant.recipe import CalibratorOptions, Recipe, SmoothQuantOptions

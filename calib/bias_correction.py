@@ -44,7 +44,7 @@ MIN_SAMPLES = 2 * HELD_OUT
 
 @dataclass(frozen=True)
 class AppliedCorrection:
-    """Corrected biases of a model, which can be undone to the bit (as calib.unfolding.AppliedFold)."""
+    """Corrected biases of a model, which can be undone to the bit (as calib.folding.AppliedFold)."""
 
     biases: tuple[tuple[Any, Tensor, Tensor], ...]
     """Of each layer: itself, its bias before, its bias after."""
@@ -102,22 +102,22 @@ def in_words(values: dict[str, Any]) -> str:
             f"{'kept' if values['kept'] else 'not kept'}")  # fmt: skip
 
 
-def batch_of(samples: Samples, model: Any) -> dict[str, Tensor]:
-    """Return samples spread evenly over those drawn, as one batch that `correct_biases` takes.
+def batch_of(samples: Samples, model: Any, times: int = 1) -> dict[str, Tensor]:
+    """Return samples spread evenly over those drawn, as one batch that `correct_biases` takes, or `times` as large.
 
     Where they are too long for that, fewer samples, but not below `LEAST_ROWS`; then they are cut at their end.
     """
-    num_samples = min(MAX_SAMPLES, samples.num_samples)
+    num_samples = min(MAX_SAMPLES * times, samples.num_samples)
     if "input_ids" not in next(iter(samples.spread(1))):
-        return next(iter(samples.spread(min(num_samples, MAX_ROWS))))
+        return next(iter(samples.spread(min(num_samples, MAX_ROWS * times))))
     batch = next(iter(samples.spread(num_samples)))
     has_logits = model.get_output_embeddings() is not None
-    most = min(MAX_POSITIONS, MAX_LOGITS // model.config.get_text_config().vocab_size if has_logits else MAX_POSITIONS)
-    rows, length = batch["input_ids"].shape
+    most = MAX_LOGITS // model.config.get_text_config().vocab_size if has_logits else MAX_POSITIONS * times
+    most = min(most, MAX_POSITIONS * times)
+    rows, length = shape = batch["input_ids"].shape
     kept = min(rows, max(most // length, LEAST_ROWS))
     chosen = torch.arange(kept) * rows // kept
     length = min(length, max(most // kept, 1))
-    shape = batch["input_ids"].shape
     return {name: x[chosen][:, :length] if x.shape[:2] == shape else x[chosen] for name, x in batch.items()}
 
 
@@ -278,17 +278,23 @@ class _Corrector:
     def _positions(self, name: str, layer: Any, y: Tensor) -> tuple[Tensor, Tensor] | None:
         """Return the outputs at seeded positions without padding, (positions, channels), and which are held out."""
         y = y.movedim(self._channel_axis(layer, y), -1)
-        table = y.reshape(-1, y.shape[-1])
         if len(y) % self.rows:
             return None
-        sample = torch.arange(len(table), device=y.device) // (len(table) // self.rows)
         mask = self.batch.get(self.mask_of.get(name, MASK))
-        chosen = torch.arange(len(table), device=y.device)
-        if mask is not None and mask.numel() == len(table):
-            chosen = chosen[mask.flatten().bool()]
-        if len(chosen) > self.num_kept:
-            generator = torch.Generator().manual_seed(self.seed)
-            chosen = chosen[
-                torch.randperm(len(chosen), generator=generator)[: self.num_kept].sort().values.to(y.device)
-            ]
-        return table[chosen].float(), sample[chosen] % HELD_OUT == 0
+        return positions_of(y, self.rows, mask, self.num_kept, self.seed)
+
+
+def positions_of(x: Tensor, rows: int, mask: Tensor | None, most: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return x (..., channels) at positions without padding, (positions, channels), and which are held out.
+
+    Args: rows: of the batch. mask: (rows, S), the positions that count. most: so many are drawn with `seed`.
+    """
+    table = x.reshape(-1, x.shape[-1])
+    sample = torch.arange(len(table), device=x.device) // (len(table) // rows)
+    chosen = torch.arange(len(table), device=x.device)
+    if mask is not None and mask.numel() == len(table):
+        chosen = chosen[mask.flatten().bool()]
+    if len(chosen) > most:
+        generator = torch.Generator().manual_seed(seed)
+        chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most].sort().values.to(x.device)]
+    return table[chosen].float(), sample[chosen] % HELD_OUT == 0

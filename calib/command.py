@@ -17,6 +17,7 @@ from calib.apply import apply_statistics
 from calib.bias_correction import correct_as_told
 from calib.collect import collect
 from calib.defaults import STATISTICS_FILE
+from calib.rounding import rounded_as_told
 from calib.samples import Samples
 from calib.statistics import Statistics
 from engine.cli import UsageError, check_free, print_result, whole_output
@@ -24,7 +25,7 @@ from quant.checkpoint import save_checkpoint
 from quant.insert import insert_quantizers
 from quant.interop.importer import import_amax
 from quant.models.pretrained import LoadedModel, load_float_model
-from quant.recipe import OFF, Recipe
+from quant.recipe import LEARNED, OFF, Recipe
 from quant.sites.settings import check_method, method_names
 from quant.sites.site import Site, quantization_of
 from quant.sites.summary import summarize_sites
@@ -44,6 +45,8 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
     loaded.model.to(device)
     if arguments.bias_correction is not None:
         recipe = recipe.with_options(bias_correction=arguments.bias_correction)
+    if arguments.rounding is not None:
+        recipe = recipe.with_options(rounding=arguments.rounding)
     sites = insert_quantizers(loaded.model, recipe)
     _check_method(arguments.method, sites, recipe)
     if is_first:
@@ -59,11 +62,18 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
     if samples is not None:
-        if (correction := correct_as_told(loaded.model, used, samples, arguments.seed)) is not None:
-            print(correction, file=sys.stderr)
-            provenance["bias_correction"] = correction.to_dict()
-    elif used.calibrator.bias_correction != OFF:
-        print("bias correction: left out, --statistics brings no samples", file=sys.stderr)
+        with rounded_as_told(loaded.model, used, samples, arguments.seed) as rounding:
+            if rounding is not None:
+                print(rounding, file=sys.stderr)
+                provenance["rounding"] = rounding.to_dict()
+            if (correction := correct_as_told(loaded.model, used, samples, arguments.seed)) is not None:
+                print(correction, file=sys.stderr)
+                provenance["bias_correction"] = correction.to_dict()
+    else:
+        for what, is_wanted in (("bias correction", used.calibrator.bias_correction != OFF),
+                                ("learned rounding", used.calibrator.rounding == LEARNED)):  # fmt: skip
+            if is_wanted:
+                print(f"{what}: left out, --statistics brings no samples", file=sys.stderr)
     _save(loaded, statistics, arguments, provenance)
     planned = quantization_of(loaded.model).sites  # without those that no sample reached
     on, method = sum(site.enabled for site in planned), method_names(planned, used)

@@ -15,6 +15,7 @@ import transformers
 from calib.apply import apply_statistics
 from calib.bias_correction import correct_as_told
 from calib.collect import collect
+from calib.rounding import rounded_as_told
 from calib.samples import Samples
 from engine.backend import BuildOptions, get_backend
 from engine.gpu import find_gpu
@@ -65,8 +66,11 @@ class Maker:
             provenance: dict[str, Any] = {"model": self.source, "seed": self.seed, "samples": samples.source,
                                           "samples_digest": samples.digest,
                                           "num_samples": samples.num_samples}  # fmt: skip
-            if (correction := correct_as_told(loaded.model, used, samples, self.seed)) is not None:
-                provenance |= {"bias_correction": correction.to_dict(), "said": str(correction)}
+            with rounded_as_told(loaded.model, used, samples, self.seed) as rounding:
+                if (correction := correct_as_told(loaded.model, used, samples, self.seed)) is not None:
+                    provenance |= {"bias_correction": correction.to_dict(), "said": str(correction)}
+            if rounding is not None:
+                provenance["rounding"] = rounding.to_dict()
             save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
 
         return self.store.make("checkpoint", inputs, build, "calibrate")

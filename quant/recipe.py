@@ -19,6 +19,8 @@ from quant.recipe_fields import check_alpha, check_choice, check_fields, check_p
 KINDS = ("linear", "conv", "norm_output", "bmm", "softmax", "embedding")
 METHODS = ("max", "percentile", "entropy", "mse")
 BIAS_CORRECTION = ("auto", "off")
+LEARNED = "learned"
+ROUNDING = ("nearest", LEARNED)
 OFF = "off"  # a rule's alpha that switches SmoothQuant off
 SETTINGS = ("format", "method", "percentile", "alpha")  # what a rule may give beside on and off
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
@@ -88,10 +90,13 @@ class CalibratorOptions:
     """Share of |x| kept inside the range by `percentile`, in percent."""
     bias_correction: str = "auto"
     """`auto`: the mean shift of a layer's output goes into its bias where held-out samples say that it helps; `off`."""
+    rounding: str = "nearest"
+    """Of weights: `nearest`, or `learned` from the samples (AdaRound), where held-out samples say that it helps."""
 
     def __post_init__(self) -> None:
         check_choice("calibrator method", self.method, METHODS)
         check_choice("calibrator bias_correction", self.bias_correction, BIAS_CORRECTION)
+        check_choice("calibrator rounding", self.rounding, ROUNDING)
         check_percentile("calibrator percentile", self.percentile)
 
 
@@ -183,8 +188,9 @@ class Recipe:
             for option in SETTINGS:  # so recipes without settings keep the digest that checkpoints and rows bear
                 if rule[option] is None:
                     del rule[option]
-        if content["calibrator"]["bias_correction"] == "auto":
-            del content["calibrator"]["bias_correction"]
+        for option in ("bias_correction", "rounding"):  # the same for what came later
+            if content["calibrator"][option] == getattr(CalibratorOptions, option):
+                del content["calibrator"][option]
         return content
 
     def last_rule(self, option: str, name: str, kind: str) -> Rule | None:

@@ -22,8 +22,10 @@ import sys
 import tempfile
 import time
 import zipfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -89,13 +91,16 @@ def program_path(folder: Path, name: str, recipe: str, checkpoints: dict[str, st
     return folder / f"{name}{'-real' if name in checkpoints else ''}.{short_recipe(recipe)}.pt2"
 
 
-def without_needless_masks() -> None:
+def without_needless_masks() -> AbstractContextManager[Any]:
     """Let transformers make no mask where nothing is padded, as it does since 5.23: older ones make one in which all is
     seen while a model is compiled, and torch's flash attention, which takes none, is ruled out (ViT: twice as slow).
+
+    Raises: AttributeError: a transformers that has no such function.
     """
     from transformers import masking_utils
 
-    masking_utils._ignore_bidirectional_mask_sdpa = lambda padding_mask, *_, **__: padding_mask is None
+    return mock.patch.object(masking_utils, "_ignore_bidirectional_mask_sdpa",
+                             lambda padding_mask, *_, **__: padding_mask is None)  # fmt: skip
 
 
 def feeds_of(model: Any, batch: int, length: int, is_masked: bool) -> dict[str, torch.Tensor]:
@@ -115,8 +120,6 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
     on_gpu = {k: (x.cuda().half() if x.is_floating_point() else x.cuda()) for k, x in feeds.items()}
     graphs, labels, reports, keep = [], [], {}, []
     half_model = model.half().cuda()
-    if not shape.is_masked:
-        without_needless_masks()
     mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length) if shape.is_masked else None
     backend, alone = gpu_half.fastest_attention(shape, batch, length, mask, time_ms)
     options = {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
@@ -246,7 +249,8 @@ def main() -> None:
         failed: list[Any] = []
         for stack in stacks:
             try:
-                run_stack(*stack, args, folder)
+                with without_needless_masks():
+                    run_stack(*stack, args, folder)
             except Exception as error:  # of torch, Triton or the driver; the other stacks are still measured
                 print("FAILED", stack, type(error).__name__, str(error)[:600], flush=True)
                 failed.append(stack)

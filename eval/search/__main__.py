@@ -107,7 +107,7 @@ def add_arguments(parser: CommandParser) -> None:
     how.add_argument("--against", nargs="*", default=list(BASES), metavar="RECIPE", help="recipes to hold it against")
     how.add_argument("--sensitivity-only", action="store_true", help="stop after measuring what each unit does")
     how.add_argument("--no-fixes", action="store_true", help="calibrate every unit as the recipe does")
-    how.add_argument("--budget", type=float, help="minutes after which the proof begins no new shape")
+    how.add_argument("--budget", type=float, help="minutes: a quarter for fixes, no new shape is begun after all")
     how.add_argument("--parallel", type=int, default=1, help="processes that prepare the engines")
     how.add_argument("--ray", metavar="ADDRESS", help="prepare on this Ray cluster; --out must be on a shared disk")
     how.add_argument("--seed", type=int, default=0, help="of the draws")

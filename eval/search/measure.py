@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Measured:
         tried: unit → fix, or "recipe" → error alone on (first, second half); None where the first was no better.
         together: with all units on, recipe as it is. fixed: with the chosen fixes.
         num_shared: how many of the samples also calibrated, because there are no others.
+        untried: the fixes for which --budget left no time.
     """
 
     units: tuple[Unit, ...]
@@ -55,6 +57,7 @@ class Measured:
     fixed: Errors
     num_samples: int
     num_shared: int = 0
+    untried: tuple[str, ...] = ()
 
     @property
     def everything(self) -> frozenset[str]:
@@ -75,12 +78,16 @@ def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
     return model
 
 
-def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool) -> Measured:
+def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool, fixes_s: float | None = None
+                        ) -> Measured:  # fmt: skip
     """Return what quantizing each unit does, on samples that did not calibrate, as far as there are others.
 
     The errors and each fix are artifacts of their own, so that a kill loses at most one of them.
 
-    Args: with_fixes: also every fix for every unit that it is worth for.
+    Args:
+        with_fixes: also every fix for every unit that it is worth for.
+        fixes_s: so many seconds after the first no further one is begun. What was tried then is what counts, also for
+            a later process.
     """
     samples = workshop.draw(workshop.options.seed, after=workshop.options.num_calibration)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
@@ -97,7 +104,7 @@ def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool)
         "sensitivity", inputs, lambda: _sensitivity(workshop, recipe, batch()), "sensitivity of each unit"
     )
     none = {"fixes": {}, "fixed": values["together"]}
-    values |= _fixed(workshop, recipe, batch, values, inputs) if with_fixes else none
+    values |= _fixed(workshop, recipe, batch, values, inputs, fixes_s) if with_fixes else none
     return _measured(samples.num_shared_with(workshop.samples), values)
 
 
@@ -117,7 +124,7 @@ def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any]) -> d
 
 
 def _fixed(workshop: Workshop, recipe: Recipe, batch: Callable[[], dict[str, Any]], plain: dict[str, Any],
-           inputs: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+           inputs: dict[str, Any], seconds: float | None) -> dict[str, Any]:  # fmt: skip
     """Return what changes of `_sensitivity`'s values with the fixes, each tried on the units that are worth it."""
     units = _units(plain)
     everything = frozenset(unit.name for unit in units)
@@ -128,18 +135,39 @@ def _fixed(workshop: Workshop, recipe: Recipe, batch: Callable[[], dict[str, Any
     def planned(fixes: Mapping[str, str], name: str) -> Recipe:
         return plan_recipe(sites, recipe, units, everything, fixes, f"{recipe.name}_{name}")
 
-    for fix in tqdm(FIXES, desc="fixes", unit="fix", disable=None):
+    def try_each() -> list[str]:
+        """Return the fixes that were begun in time, each tried and stored."""
+        begun, start = [], time.monotonic()
+        for fix in tqdm(FIXES, desc="fixes", unit="fix", disable=None):
+            if seconds is not None and time.monotonic() - start > seconds:
+                break
+            begun.append(fix)
+            try_one(fix)
+        return begun
+
+    def try_one(fix: str) -> None:
         of = fixable([unit for unit in units if unit.name in worth], fix, sites, recipe)
         if not of:
-            continue
+            return
         own = {unit.name: tried[unit.name][AS_IT_IS][0] for unit in of}
-        tries = partial(_try_fix, workshop, planned(dict.fromkeys(own, fix), "tried"), batch, own)
+
+        def tries() -> dict[str, tuple[float, float | None]]:
+            return _try_fix(workshop, planned(dict.fromkeys(own, fix), "tried"), batch, own)
+
         given = {**inputs, "fix": FIXES[fix], "units": sorted(own), "worth": WORTH}
         for name, pair in workshop.store.make_json("fix", given, tries, f"{fix} for {len(own)} units").items():
             tried[name][fix] = tuple(pair)
+
+    decided = {**inputs, "fixes": FIXES}  # once in a run's folder: other fixes would make other plans
+    stored = workshop.store.path_of("fixes_tried", decided).is_dir()
+    begun = [] if stored else try_each()
+    begun = workshop.store.make_json("fixes_tried", decided, lambda: begun, "which fixes were tried")
+    for fix in begun if stored else ():
+        try_one(fix)
+    untried = [fix for fix in FIXES if fix not in begun]
     fixes = {name: best for name, each in tried.items() if (best := best_of(each)) != AS_IT_IS}
     if not fixes:
-        return {"tried": tried, "fixes": {}, "fixed": plain["together"]}
+        return {"tried": tried, "untried": untried, "fixes": {}, "fixed": plain["together"]}
 
     def together() -> dict[str, Any]:
         whole = Sensitivity(calibrated(workshop, planned(fixes, "fixed")), batch())
@@ -148,8 +176,9 @@ def _fixed(workshop: Workshop, recipe: Recipe, batch: Callable[[], dict[str, Any
 
     found = workshop.store.make_json("fixes", {**inputs, "fixes": fixes}, together, "all fixes together")
     if found["fixed"]["output"] >= plain["together"]["output"]:  # each helped alone, together they do not
-        return {"tried": tried, "fixes": {}, "fixed": plain["together"]}
-    return {"tried": tried, "fixes": fixes, "fixed": found["fixed"], "alone": plain["alone"] | found["alone"]}
+        return {"tried": tried, "untried": untried, "fixes": {}, "fixed": plain["together"]}
+    return {"tried": tried, "untried": untried, "fixes": fixes, "fixed": found["fixed"],
+            "alone": plain["alone"] | found["alone"]}  # fmt: skip
 
 
 def _try_fix(workshop: Workshop, planned: Recipe, batch: Callable[[], dict[str, Any]], own: Mapping[str, float]
@@ -203,8 +232,9 @@ def _measured(num_shared: int, values: dict[str, Any]) -> Measured:
     units = _units(values)
     alone, without = ({name: Errors(**each) for name, each in values[key].items()} for key in ("alone", "without"))
     tried = {name: {m: (x[0], x[1]) for m, x in each.items()} for name, each in values["tried"].items()}
-    return Measured(units, alone, without, values["fixes"], tried, Errors(**values["together"]),
-                    Errors(**values["fixed"]), values["num_samples"], num_shared)  # fmt: skip
+    together, fixed = (Errors(**values[key]) for key in ("together", "fixed"))
+    return Measured(units, alone, without, values["fixes"], tried, together, fixed, values["num_samples"], num_shared,
+                    tuple(values.get("untried", ())))  # fmt: skip
 
 
 def measure_costs(
@@ -225,7 +255,8 @@ def measure_costs(
     for number, (name, plan) in enumerate(plans.items()):
         path = folder / f"{number:02}.yaml"
         planned = plan_recipe(sites, recipe, units, plan, {}, f"{recipe.name}_{number:02}")
-        write_recipe(planned.with_options(bias_correction="off"), path, f"timed for the costs: {name}")
+        planned = planned.with_options(bias_correction="off", rounding="nearest")  # which change no time
+        write_recipe(planned, path, f"timed for the costs: {name}")
         systems[name] = system(str(path))
     backend = bench.workshop.backend(systems["float"].backend)
     inputs = {"schema": SCHEMA, "model": bench.workshop.model_digest, "recipe": recipe.to_dict(), "shape": shape.name,

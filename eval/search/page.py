@@ -50,7 +50,7 @@ def build(result: SearchResult, plots: dict[str, Plot]) -> tuple[str, str]:
 def document(result: SearchResult) -> Document:
     """Return what was found, as a document."""
     options = result.options.sweep
-    sections = [_units(result), *([_fixes(result)] if result.measured.fixes or result.bias_correction else []),
+    sections = [_units(result), *([fixes] if (fixes := _fixes(result)).blocks else []),
                 *([_costs(result)] if result.costs is not None else [])]  # fmt: skip
     lead: list[Block] = []
     if result.proof is not None:
@@ -133,6 +133,11 @@ def _fixes(result: SearchResult) -> Section:
                   f"from {small(measured.together.output)} to {small(measured.fixed.output)}."),
             Table(headers, tuple(rows)),
         ]  # fmt: skip
+    elif ways := max((len(each) - 1 for each in measured.tried.values()), default=0):
+        blocks.append(Prose(f"No other way to calibrate ({ways} were tried) helps: on both halves of the samples and "
+                            "with those of other units."))  # fmt: skip
+    if measured.untried:
+        blocks.append(Prose(f"--budget left no time to try: {', '.join(measured.untried)}."))
     if bias := result.bias_correction:
         blocks.append(Prose(f"Bias correction of the chosen plan: {in_words(bias)}."))
     return Section("fixes", "What each fix bought", tuple(blocks))

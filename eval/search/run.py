@@ -20,6 +20,7 @@ from eval.search.plans import plan_recipe, write_recipe
 from eval.search.result import Plan, SearchOptions, SearchResult
 from eval.search.saved import RESULT, summary_of
 from eval.search.solve import distinct, fastest_within
+from eval.search.spent import put_down, take_up
 from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, SweepOptions, System, primary_shape, usual_of
 from eval.sweep.parallel import Point, prepare_in_parallel
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)  # of the error of all units in INT8: where plans are looked for
 FINER = (0.28, 0.2, 0.14, 0.1, 0.05)  # where the last of those still loses too much
 MOST_PLANS = 5
+FIXES_SHARE = 0.25  # of --budget: what trying fixes may take
 WHOLE = "whole"  # the plan of all units
 MANIFEST, PROOF = "search_manifest.json", "proof"
 
@@ -45,7 +47,8 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
     """Search, and leave RECIPE.yaml, checkpoint, engine, search.json and the proof's run folder in `out`.
 
     Args:
-        budget_s: the proof begins no new shape after so many seconds from the start; all else is measured whole.
+        budget_s: fixes are tried for a quarter of so many seconds, and the proof begins no new shape so many seconds
+            after this process's start; all else is measured whole.
         num_processes: prepare the engines in so many processes.
         ray: prepare them on the Ray cluster at this address.
     Raises: FileExistsError: `out` holds another search. RuntimeError: in use, or an engine that does not run.
@@ -60,12 +63,14 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
     with RunFolder(out).locked():
         bench = Bench(workshop, command)
         _claim(options, out, bench, command, sensitivity_only)
+        spent = take_up(RunFolder(out), PROOF)
         bench.check_lengths()
         if is_encoder_decoder(bench.workshop.loaded.model):
             raise ValueError(f"{options.sweep.model} is an encoder-decoder, exported as two files, and a search takes "
                              "one model; sweep its recipes instead")  # fmt: skip
         recipe = load_recipe(options.sweep.recipes[0])
-        measured = measure_sensitivity(bench.workshop, recipe, with_fixes=options.with_fixes and not sensitivity_only)
+        measured = measure_sensitivity(bench.workshop, recipe, with_fixes=options.with_fixes and not sensitivity_only,
+                                       fixes_s=None if budget_s is None else FIXES_SHARE * budget_s)  # fmt: skip
         logger.info(
             "%d units; all in INT8 move the outputs by %.4f, with %d fixes by %.4f",
             len(measured.units), measured.together.output, len(measured.fixes), measured.fixed.output,
@@ -85,7 +90,8 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
 
             is_parallel = num_processes > 1 or ray is not None
             result = _choose(result, bench, recipe, out, prove, prepare if is_parallel else None)
-        result = replace(result, seconds=time.monotonic() - start)
+        result = replace(result, seconds=spent + time.monotonic() - start)
+        put_down(RunFolder(out), result.seconds)
         RunFolder(out).write_json(RESULT, summary_of(result))
     return result
 

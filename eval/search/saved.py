@@ -37,7 +37,7 @@ def summary_of(result: SearchResult) -> dict[str, Any]:
         "verdict": answer_of(result), "seconds": round(result.seconds, 1), "units": rows,
         "together": measured.together.to_dict(), "fixed": measured.fixed.to_dict(),
         "bend": measured.prediction.bend, "num_samples": measured.num_samples,
-        "num_shared": measured.num_shared, "scale": result.scale,
+        "num_shared": measured.num_shared, "untried": list(measured.untried), "scale": result.scale,
         "costs": None if costs is None else {**costs.to_dict(), "error": costs.error},
         "plans": [{**asdict(plan), "units": sorted(plan.units)} for plan in result.plans],
         "chosen": None if result.chosen is None else result.chosen.name,
@@ -101,5 +101,5 @@ def _measured(saved: dict[str, Any]) -> Measured:
         fixes={each["unit"]: fix for each in units if (fix := each.get("fix") or each.get("method"))},
         tried={each["unit"]: {name: tuple(pair) for name, pair in each["tried"].items()} for each in units},
         together=Errors(**saved["together"]), fixed=Errors(**saved["fixed"]), num_samples=saved["num_samples"],
-        num_shared=saved.get("num_shared", 0),
+        num_shared=saved.get("num_shared", 0), untried=tuple(saved.get("untried", ())),
     )  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from calib.apply import apply_statistics
 from calib.bias_correction import correct_as_told
 from calib.collect import collect
+from calib.rounding import rounded_as_told
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
 from engine.backend import Backend, BuildOptions, get_backend, saturation_of
@@ -134,8 +135,11 @@ class Workshop:
             model = loaded.model.to(self.options.device)  # type: ignore[arg-type]
             insert_quantizers(model, recipe)
             apply_statistics(model, Statistics.load(statistics / STATISTICS_FILE))
-            if (correction := correct_as_told(model, recipe, self.samples, self.options.seed)) is not None:
-                provenance["bias_correction"] = correction.to_dict()
+            with rounded_as_told(model, recipe, self.samples, self.options.seed) as rounding:
+                if (correction := correct_as_told(model, recipe, self.samples, self.options.seed)) is not None:
+                    provenance["bias_correction"] = correction.to_dict()
+            if rounding is not None:
+                provenance["rounding"] = rounding.to_dict()
             save_checkpoint(model.cpu(), folder, processor=loaded.processor, provenance=provenance)
 
         inputs = {"statistics": statistics.name, "recipe": recipe.to_dict(), "model": self.model_digest,

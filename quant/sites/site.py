@@ -153,7 +153,7 @@ class Quantization:
     recipe: Recipe
     sites: tuple[Site, ...]
     folds: tuple[Any, ...] = dataclasses.field(default=(), compare=False, repr=False)
-    """SmoothQuant's folds that the weights bear, in order, while they can be undone (calib.unfolding.AppliedFold)."""
+    """SmoothQuant's folds that the weights bear, in order, while they can be undone (calib.folding.AppliedFold)."""
 
 
 def quantization_of(model: nn.Module) -> Quantization:

@@ -7,9 +7,8 @@ import torch
 
 from calib.apply import apply_statistics
 from calib.collect import collect
-from calib.folding import Fold
+from calib.folding import Fold, apply_fold
 from calib.histogram import Histogram
-from calib.unfolding import apply_fold
 from quant.checkpoint import load_checkpoint, save_checkpoint
 from quant.insert import insert_quantizers
 from quant.modules import QuantLinear

@@ -34,8 +34,9 @@ def recorded() -> Iterator[Binaries]:
     What this process has in memory is set aside meanwhile, so that each kernel asks Triton's cache, and is put back.
     """
     paths: dict[str, dict[str, str]] = {}
+    before = knobs.cache.manager_class or FileCacheManager
 
-    class Recording(FileCacheManager):
+    class Recording(before):  # type: ignore[misc, valid-type]
         def get_file(self, filename: str) -> str | None:
             return self._keep(filename, super().get_file(filename))
 
@@ -56,14 +57,19 @@ def recorded() -> Iterator[Binaries]:
     found: Binaries = {}
     with _managed(Recording), _without_memory():
         yield found
-    found.update({key: {name: Path(path).read_bytes() for name, path in files.items()} for key, files in paths.items()})
+    names = {each.__name__ for each in launched_kernels()}
+    for key, files in paths.items():
+        if any(name.endswith(".so") or Path(name).stem in names for name in files):  # not those of torch's compiler
+            found[key] = {name: Path(path).read_bytes() for name, path in files.items()}
 
 
 @contextmanager
 def served(binaries: Binaries) -> Iterator[None]:
     """Let Triton take from `binaries` what its cache does not hold; it writes it there."""
 
-    class Serving(FileCacheManager):
+    before = knobs.cache.manager_class or FileCacheManager
+
+    class Serving(before):  # type: ignore[misc, valid-type]
         def get_file(self, filename: str) -> str | None:
             path: str | None = super().get_file(filename)
             own = binaries.get(self.key, {})
@@ -72,7 +78,7 @@ def served(binaries: Binaries) -> Iterator[None]:
         def get_group(self, filename: str) -> dict[str, str] | None:
             found: dict[str, str] | None = super().get_group(filename)
             own = binaries.get(self.key, {})
-            if (found and filename in found) or filename not in own:
+            if (found and own.keys() <= found.keys()) or filename not in own:
                 return found
             group = {name: super(Serving, self).put(content, name) for name, content in own.items()}
             super().put_group(filename, group)
@@ -82,20 +88,27 @@ def served(binaries: Binaries) -> Iterator[None]:
         yield
 
 
+def launched_kernels() -> list[Any]:
+    """Return our kernels, as Triton holds them; none in its interpreter."""
+    return [each for module in MODULES for each in vars(module).values() if hasattr(each, "device_caches")]
+
+
 @contextmanager
 def _managed(manager: type[FileCacheManager]) -> Iterator[None]:
     with _SETTING:
-        before = knobs.cache.manager_class
+        before = vars(knobs.cache).get("manager_class")  # set in this process; else the environment's
         knobs.cache.manager_class = manager
         try:
             yield
         finally:
-            knobs.cache.manager_class = before
+            del knobs.cache.manager_class
+            if before is not None:
+                knobs.cache.manager_class = before
 
 
 @contextmanager
 def _without_memory() -> Iterator[None]:
-    found = [each for module in MODULES for each in vars(module).values() if hasattr(each, "device_caches")]
+    found = launched_kernels()
     before = [dict(each.device_caches) for each in found]
     for each in found:
         each.device_caches.clear()
@@ -117,7 +130,7 @@ def read_binaries(archive: zipfile.ZipFile) -> Binaries:
     """Return what an engine's file holds; nothing in one that was built before there were any."""
     found: Binaries = {}
     for member in archive.namelist():
-        if member.startswith(FOLDER):
+        if member.startswith(FOLDER) and member.endswith(SUFFIXES) and member.count("/") == 2:
             _, key, name = member.split("/")
             found.setdefault(key, {})[name] = archive.read(member)
     return found

@@ -129,7 +129,7 @@ class InductorRunner(Runner):
 
     def close(self) -> None:
         """Free the graphs and the weights."""
-        self._captured, self.module = {}, None
+        self._captured, self._binaries, self.module = {}, {}, None
         gc.collect()  # modules and their graphs hold each other
         torch.cuda.empty_cache()
 

@@ -160,6 +160,7 @@ def test_a_search_leaves_a_recipe_a_checkpoint_an_engine_and_a_page(model_and_da
     before = (out / "proof" / "results.jsonl").read_text()
     assert run(model_and_data, out, "--max-loss", "0.5", "--against", "int8_linear") == 0
     assert (out / "proof" / "results.jsonl").read_text() == before
+    assert json.loads((out / "search.json").read_text())["seconds"] > row["seconds"]
     # another question in the same folder
     assert run(model_and_data, out, "--max-loss", "0.1", "--against", "int8_linear") == 1
     assert "holds another search: max_loss is 0.5 there, 0.1 here" in capsys.readouterr().err
