@@ -283,12 +283,15 @@ class Bench:
     def base_row(self, system: System, shape: Shape, **changes: Any) -> ResultRow:
         """Return a row that says what and where, nothing measured."""
         options, (calibrator, training) = self.options, split_method(system.method)
+        versions = self.origin["versions"]
+        if options.tensorrt_python and system.backend != PYTORCH:  # of the interpreter that it lives in
+            versions = {**versions, system.backend: self.workshop.backend(system.backend).version()}
         return ResultRow(**{
             "command": self.command, "model": options.model, "task": get_task(options.task).name,
             "split": options.split, "recipe": system.recipe, "calibrator": calibrator, "training": training,
             "seed": options.seed, "backend": system.backend, "batch_size": shape.batch_size,
-            "sequence_length": shape.sequence_length,
-            "threads": options.threads if options.device == "cpu" else None, "padding": "max", **self.origin, **changes,
+            "sequence_length": shape.sequence_length, "padding": "max", **self.origin, "versions": versions,
+            "threads": options.threads if options.device == "cpu" else None, **changes,
         })  # fmt: skip
 
     @cached_property
