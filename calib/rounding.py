@@ -93,16 +93,26 @@ class LearnedRounding:
 
 @contextmanager
 def rounded_as_told(model: Any, recipe: Recipe, samples: Samples, seed: int = 0) -> Iterator[LearnedRounding | None]:
-    """Learn the rounding of a calibrated model's linear layers, where its recipe says so; None where not.
-
-    Within the block the layers compute with it and keep their float weights, which bias correction compares with;
-    after it their weights lie on their grids, so that rounding to the nearest gives the learned codes.
-    """
+    """Learn the rounding of a model calibrated from these samples, where its recipe says so; None where not."""
     if recipe.calibrator.rounding != LEARNED:
         yield None
         return
+    with learned_rounding(model, batch_of(samples, model, TIMES), seed) as found:
+        yield found
+
+
+@contextmanager
+def learned_rounding(model: Any, batch: dict[str, Tensor], seed: int = 0) -> Iterator[LearnedRounding]:
+    """Learn the rounding of a calibrated model's linear layers; those that run several times in a forward stay.
+
+    Within the block the layers compute with it and keep their float weights, which bias correction compares with;
+    after it their weights lie on their grids, so that rounding to the nearest gives the learned codes.
+
+    Args:
+        batch: inputs as model(**batch) takes them; every third sample is held out. With fewer than 6 nothing is done.
+        seed: of the positions that are kept.
+    """
     start = time.perf_counter()
-    batch = batch_of(samples, model, TIMES)
     num_samples = len(next(iter(batch.values())))
     learner = _Learner(model, batch, seed)
     if num_samples >= MIN_SAMPLES:
@@ -149,7 +159,8 @@ class _Learner:
         for name, learned in self.learned.items():
             layer = self.layers[name]
             del layer.weight_quantizer.forward  # the instance's own, which `give` put there
-            factor = layer.input_quantizer.pre_quant_scale
+            quantizer = layer.input_quantizer
+            factor = quantizer.pre_quant_scale if quantizer.is_active else None
             after = learned if factor is None else learned * along_axis(factor, learned, layer.input_axis)
             before = layer.weight.detach().clone()
             layer.weight.copy_(after.to(before.dtype))
@@ -231,9 +242,9 @@ def learn_codes(weight: Tensor, scale: Tensor, limits: tuple[int, int], gram: Te
         if (progress := (step / steps - WARMUP) / (1 - WARMUP)) > 0:  # of the sum of 1 - |2 up - 1|^beta
             beta = SHARPNESS[1] + (SHARPNESS[0] - SHARPNESS[1]) * (1 - progress)
             distance = 2 * up - 1
-            slope -= STRENGTH * progress * 2 * beta * distance.abs().pow(beta - 1) * distance.sign()
+            slope -= STRENGTH * progress * 2 * beta * distance.abs().clamp_min(0.02).pow(beta - 1) * distance.sign()
         slope *= (1 + 2 * STRETCH) * sigmoid * (1 - sigmoid) * ((up > 0) & (up < 1))
         first.lerp_(slope, 0.1)  # Adam
-        second.lerp_(slope.square(), 0.001)
+        second.lerp_(slope.square().clamp_min(1e-20), 0.001)  # and above: denormal numbers are slow
         v -= RATE * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-12)
     return (floor + (torch.sigmoid(v) >= 0.5)).clamp(*limits)

@@ -8,7 +8,7 @@ import torch
 from calib.__main__ import main
 from calib.apply import apply_statistics
 from calib.collect import collect
-from calib.rounding import AppliedRounding, learn_codes, rounded_as_told
+from calib.rounding import AppliedRounding, learn_codes, learned_rounding, rounded_as_told
 from calib.samples import load_samples
 from quant.checkpoint import load_checkpoint
 from quant.insert import insert_quantizers
@@ -19,6 +19,8 @@ from quant.sites.site import quantization_of
 from quant.tensor_quantizer import quantizers_disabled
 from quant.weights_digest import weights_digest
 from tests.eval import tiny
+from tests.families import get_family
+from tests.quant.test_families import calibrated
 
 
 def test_learned_codes_are_neighbours_and_err_less_where_inputs_are_correlated():
@@ -84,6 +86,19 @@ def test_within_the_block_the_layers_compute_with_it_and_keep_their_float_weight
     assert weights_digest(model) == before
     fold.redo()
     assert weights_digest(model) == after != before
+
+
+@pytest.mark.parametrize("name", ["gpt2", "albert", "llama", "vit"])
+def test_layers_of_other_families_and_none_that_runs_several_times(name):
+    family = get_family(name)
+    model = calibrated(family, family.model(is_short=name != "albert"))
+    before = {n: layer.weight.detach().clone() for n, layer in layers_of(model).items()}
+    with learned_rounding(model, family.batch(model, 9, 8, 0)) as found:
+        assert found.num_samples == 9
+    changed = [n for n, layer in layers_of(model).items() if not torch.equal(layer.weight, before[n])]
+    assert sorted(changed) == sorted(found.kept) and set(found.kept) <= set(before)
+    assert not [n for n in found.gains if "albert_layers" in n]  # one layer stands for all blocks
+    assert found.gains  # ALBERT's embedding projection, pooler or head
 
 
 def test_nothing_is_learned_unless_the_recipe_says_so_or_from_a_handful_of_samples(prepared, model_and_data):
