@@ -57,14 +57,19 @@ class Seen:
     are_numbers_right: bool | None = None  # None: it cannot be run here
 
     def runs_in_int8(self, products: list[Product]) -> list[bool | None]:
-        """Return for each product whether it runs in INT8, None where the consumer does not tell."""
+        """Return for each product whether it runs in INT8, None where the consumer does not tell.
+
+        One operator that reads INT8 and holds a whole attention (OpenVINO's on a CPU with AVX512) multiplies in INT8
+        what the file has in INT8: behind a float softmax its second product is float.
+        """
         own = [[] if p.name.endswith("/scores") else self._named(p, products) for p in products]
         left = [layer for layer in self.layers if not layer.is_fused and not any(layer in layers for layers in own)]
         if not left:  # one operator that holds both products of attention
             own = [found or self._named(p, products) for found, p in zip(own, products, strict=True)]
         rest = {layer.is_int8 for layer in left}
         only = rest.pop() if len(rest) == 1 and not self.has_bodies else None
-        return [all(layer.is_int8 for layer in layers) if layers else only for layers in own]
+        return [all(layer.is_int8 and (p.is_int8 or not layer.is_fused) for layer in layers) if layers else only
+                for p, layers in zip(products, own, strict=True)]  # fmt: skip
 
     def _named(self, product: Product, products: list[Product]) -> list[Layer]:
         others = frozenset().union(*(each.aliases for each in products if each is not product))

@@ -71,7 +71,8 @@ def _recommendation(c: Context, chosen: System) -> list[Prose]:
     use = t("recommended", system=label(chosen), shape=c.shape(), baseline=label(data.baseline),
             latency=milliseconds(own.value), baseline_ms=milliseconds(base_ms),
             **_interval("speedup", gain),
-            over=_over_all(c, "over_all", mean=ratio(middle(mean_speedup(data, chosen)))))  # fmt: skip
+            over="" if len(data.shapes) == 1 else t(
+                "over_all", num_shapes=len(data.shapes), mean=ratio(middle(mean_speedup(data, chosen)))))  # fmt: skip
     size_ratio = ""
     if base is not None and base.row.size_bytes and row.row.size_bytes:
         size_ratio = f" ({row.row.size_bytes / base.row.size_bytes:.2f} x)"
@@ -87,11 +88,6 @@ def _recommendation(c: Context, chosen: System) -> list[Prose]:
     if same is not None:
         cost += " " + t("same_runtime", ratio=ratio(same.value))
     return [Prose(use, (row.number,)), Prose(cost)]
-
-
-def _over_all(c: Context, key: str, **figures: str) -> str:
-    """Return what holds over all shapes; nothing where there is one alone, of which all is said."""
-    return c.t(key, num_shapes=len(c.data.shapes), **figures) if len(c.data.shapes) > 1 else ""
 
 
 def _interval(name: str, found: object) -> dict[str, str]:
@@ -119,7 +115,8 @@ def _stay_with_float(c: Context, advice: Advice) -> Prose:
         return Prose(text)
     more = t("float_ahead", rival=label(rival), system=label(best), shape=c.shape(),
              rival_ms=milliseconds(theirs.value), latency=milliseconds(own.value),
-             over=_over_all(c, "over_all_ahead", rival=label(rival), mean=ratio(ahead.value)))  # fmt: skip
+             over=t("over_one_ahead" if len(data.shapes) == 1 else "over_all_ahead", rival=label(rival),
+                    mean=ratio(ahead.value), num_shapes=len(data.shapes)))  # fmt: skip
     return Prose(f"{text} {more}", (other.number, row.number))
 
 
