@@ -7,7 +7,8 @@ AdaRound (Nagel et al. 2020, arXiv:2004.10568), layer after layer in order of ru
 - All samples are one batch and one forward pass learns all layers, as in bias correction; the error is a quadratic form
   of the weights, so that a step multiplies by the inputs' second moments and reads no sample.
 - A position weighs by 1 / |float output|^2, and a constant shift counts for nothing: bias correction takes it.
-- A layer keeps its learned rounding where held-out samples say that its output errs less.
+- Held-out samples judge twice, as in bias correction: a layer keeps its learned rounding where its output errs less on
+  them, and the model keeps all of them where the relative error of its last hidden state falls on them.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calib.bias_correction import MIN_SAMPLES, batch_of, positions_of
-from calib.collect import MASK, mask_names
+from calib.bias_correction import HELD_OUT, MIN_SAMPLES, batch_of, last_hidden, positions_of, relative_error
+from calib.collect import DECODER_MASK, MASK, mask_names
 from calib.samples import Samples
 from quant.dropout import evaluation_mode
 from quant.fake_quantize import along_axis
@@ -67,28 +68,40 @@ class LearnedRounding:
     """What was learned."""
 
     gains: dict[str, float]
-    """Layer → error of its output on held-out samples with the learned rounding, over that with the nearest."""
+    """Layer → squared error of its output on held-out samples with the learned rounding, over that with the nearest."""
+    error_before: float
+    """Relative error of the last hidden state on held-out samples, rounded to the nearest."""
+    error_after: float
     num_samples: int
     seconds: float
 
     @property
-    def kept(self) -> list[str]:
-        """The layers that bear it."""
+    def is_kept(self) -> bool:
+        """Whether the model bears it."""
+        return bool(self.better) and self.error_after < self.error_before
+
+    @property
+    def better(self) -> list[str]:
+        """The layers that err less by it, which bear it where the model does."""
         return [name for name, gain in self.gains.items() if gain < 1]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a checkpoint's provenance and a result row hold it."""
-        return {"num_kept": len(self.kept), "num_layers": len(self.gains), "gains": self.gains,
+        return {"kept": self.is_kept, "num_learned": len(self.better), "num_layers": len(self.gains),
+                "error_before": self.error_before, "error_after": self.error_after,
+                "gains": {name: round(gain, 4) for name, gain in self.gains.items()},
                 "num_samples": self.num_samples, "seconds": round(self.seconds, 1)}  # fmt: skip
 
     def __str__(self) -> str:
         if self.num_samples < MIN_SAMPLES:
             return f"learned rounding: left out, it takes at least {MIN_SAMPLES} samples"
-        if not self.kept:
+        if not self.better:
             return f"learned rounding: of {len(self.gains)} layers none errs less by it"
-        mean = sum(self.gains[name] for name in self.kept) / len(self.kept)
-        return (f"learned rounding: {len(self.kept)} of {len(self.gains)} layers; squared error of their outputs on "
-                f"held-out samples {mean:.2f} times that of the nearest")  # fmt: skip
+        mean = sum(self.gains[name] for name in self.better) / len(self.better)
+        return (f"learned rounding: {len(self.better)} of {len(self.gains)} layers, whose squared error falls to "
+                f"{mean:.2f}; relative error of the last hidden state on held-out samples {self.error_before:.4f} -> "
+                f"{self.error_after:.4f}: {'kept' if self.is_kept else 'not kept, more samples teach it better'}"
+                )  # fmt: skip
 
 
 @contextmanager
@@ -115,9 +128,11 @@ def learned_rounding(model: Any, batch: dict[str, Tensor], seed: int = 0) -> Ite
     start = time.perf_counter()
     num_samples = len(next(iter(batch.values())))
     learner = _Learner(model, batch, seed)
-    if num_samples >= MIN_SAMPLES:
-        learner.learn()
-    yield LearnedRounding(learner.gains, num_samples, time.perf_counter() - start)
+    before, after = learner.learn() if num_samples >= MIN_SAMPLES else (0.0, 0.0)
+    found = LearnedRounding(learner.gains, before, after, num_samples, time.perf_counter() - start)
+    if not found.is_kept:
+        learner.forget()
+    yield found
     learner.finish()
 
 
@@ -142,23 +157,45 @@ class _Learner:
         self.learned: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def learn(self) -> None:
-        """Learn every layer's rounding; the weight quantizers give it from then on."""
+    def learn(self) -> tuple[float, float]:
+        """Learn every layer's rounding; the weight quantizers give it from then on.
+
+        Returns: the relative error of the last hidden state on held-out samples before and after.
+        """
         with evaluation_mode(self.model):
             if is_encoder_decoder(self.model) and "decoder_input_ids" not in self.batch:
                 with quantizers_disabled(self.model):
                     self.batch |= write_greedily(self.model, self.batch)
-            self._watch(self._count)
+            with quantizers_disabled(self.model):
+                target = self._watch(self._count)
             with tqdm(total=len(self.layers), desc="rounding", unit="layer", disable=None) as bar:
-                self._watch(lambda name, layer, x: bar.update(self._round(name, layer, x)))
+                after = self._watch(lambda name, layer, x: bar.update(self._round(name, layer, x)))
+            learned = self.forget()
+            before = self._watch(lambda *_: None)
+            for name, values in learned.items():
+                self._give(name, values)
+        mask = self.batch.get(DECODER_MASK if is_encoder_decoder(self.model) else MASK)
+        mask = None if mask is None else mask[::HELD_OUT].bool()
+        seen = mask if mask is not None and target.shape[:2] == mask.shape else None
+        return relative_error(before, target, seen), relative_error(after, target, seen)
+
+    def forget(self) -> dict[str, Tensor]:
+        """Let the weight quantizers round to the nearest again; return what they gave."""
+        learned, self.learned = self.learned, {}
+        for name in learned:
+            del self.layers[name].weight_quantizer.forward  # the instance's own, which `give` put there
+        return learned
+
+    def _give(self, name: str, values: Tensor) -> None:
+        self.learned[name] = values
+        give(self.layers[name].weight_quantizer, values)
 
     @torch.no_grad()
     def finish(self) -> None:
         """Write what was learned into the weights and let their quantizers round to the nearest again."""
         done = []
-        for name, learned in self.learned.items():
+        for name, learned in self.forget().items():
             layer = self.layers[name]
-            del layer.weight_quantizer.forward  # the instance's own, which `give` put there
             quantizer = layer.input_quantizer
             factor = quantizer.pre_quant_scale if quantizer.is_active else None
             after = learned if factor is None else learned * along_axis(factor, learned, layer.input_axis)
@@ -170,11 +207,18 @@ class _Learner:
             folds = (*quantization.folds, AppliedRounding(tuple(done)))
             self.model.quantization = dataclasses.replace(quantization, folds=folds)
 
-    def _watch(self, see: Callable[[str, Any, Tensor], object]) -> None:
-        handles = [layer.register_forward_pre_hook(lambda module, args, name=name: see(name, module, args[0]) and None)
-                   for name, layer in self.layers.items()]  # fmt: skip
+    def _watch(self, see: Callable[[str, Any, Tensor], object]) -> Tensor:
+        """Run the model with `see(name, layer, input)` before each; return the held-out samples' last hidden state."""
+
+        def hook(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
+            def before(layer: Any, args: tuple[Any, ...]) -> None:
+                see(name, layer, args[0])
+
+            return before
+
+        handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in self.layers.items()]
         try:
-            self.model(**self.batch)
+            return last_hidden(self.model(**self.batch, output_hidden_states=True))[::HELD_OUT]
         finally:
             for handle in handles:
                 handle.remove()
@@ -203,8 +247,7 @@ class _Learner:
         before, after = (float(((x @ (each - weight).T).square() * judge).sum()) for each in (nearest, learned))
         self.gains[name] = after / max(before, 1e-30)
         if self.gains[name] < 1:
-            self.learned[name] = learned.movedim(0, layer.weight_axis)
-            give(quantizer, self.learned[name])
+            self._give(name, learned.movedim(0, layer.weight_axis))
         return True
 
 

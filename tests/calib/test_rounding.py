@@ -70,7 +70,7 @@ def test_within_the_block_the_layers_compute_with_it_and_keep_their_float_weight
         plain = model(**batch).logits
     before, nearest = weights_digest(model), {n: rounded(layer) for n, layer in layers_of(model).items()}
     with rounded_as_told(model, load_recipe("int8_smoothquant").with_options(rounding="learned"), samples) as found:
-        assert found.kept and set(found.gains) <= set(nearest)
+        assert found.is_kept and found.error_after < found.error_before and set(found.gains) <= set(nearest)
         assert weights_digest(model) == before
         with quantizers_disabled(model), torch.no_grad():
             torch.testing.assert_close(model(**batch).logits, plain, rtol=0, atol=0)
@@ -79,7 +79,7 @@ def test_within_the_block_the_layers_compute_with_it_and_keep_their_float_weight
         torch.testing.assert_close(rounded(layer), within[name])  # the nearest of the new weight is what was learned
         scale = layer.weight_quantizer.broadcast_scale(within[name])
         assert ((within[name] - nearest[name]).abs() <= scale * 1.001).all()
-        assert torch.equal(within[name], nearest[name]) == (name not in found.kept)
+        assert torch.equal(within[name], nearest[name]) == (name not in found.better)
     (fold,) = [each for each in quantization_of(model).folds if isinstance(each, AppliedRounding)]
     after = weights_digest(model)
     fold.undo()
@@ -96,9 +96,19 @@ def test_layers_of_other_families_and_none_that_runs_several_times(name):
     with learned_rounding(model, family.batch(model, 9, 8, 0)) as found:
         assert found.num_samples == 9
     changed = [n for n, layer in layers_of(model).items() if not torch.equal(layer.weight, before[n])]
-    assert sorted(changed) == sorted(found.kept) and set(found.kept) <= set(before)
+    assert sorted(changed) == (sorted(found.better) if found.is_kept else []) and set(found.better) <= set(before)
     assert not [n for n in found.gains if "albert_layers" in n]  # one layer stands for all blocks
     assert found.gains  # ALBERT's embedding projection, pooler or head
+
+
+def test_where_the_held_out_samples_see_no_gain_the_model_stays_as_it_was(prepared, monkeypatch):
+    model, samples = prepared
+    before, nearest = weights_digest(model), {n: rounded(layer) for n, layer in layers_of(model).items()}
+    monkeypatch.setattr("calib.rounding.relative_error", lambda *_: 1.0)
+    with rounded_as_told(model, load_recipe("int8_smoothquant").with_options(rounding="learned"), samples) as found:
+        assert found.better and not found.is_kept and "not kept" in str(found)
+        assert all(torch.equal(rounded(layer), nearest[n]) for n, layer in layers_of(model).items())
+    assert weights_digest(model) == before
 
 
 def test_nothing_is_learned_unless_the_recipe_says_so_or_from_a_handful_of_samples(prepared, model_and_data):
@@ -130,7 +140,7 @@ def test_the_command_learns_it_and_the_checkpoint_bears_it(model_and_data, tmp_p
         assert ended.value.code == 0
     assert "learned rounding: " in capsys.readouterr().err
     description = json.loads((tmp_path / "learned" / "quantization.json").read_text())
-    assert description["provenance"]["rounding"]["num_kept"] > 0
+    assert description["provenance"]["rounding"]["kept"]
     plain, learned = (load_checkpoint(tmp_path / name).model for name in ("plain", "learned"))
     assert weights_digest(plain) != weights_digest(learned)
     assert quantization_of(learned).recipe.calibrator.rounding == "learned"
