@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from calib.collect import DECODER_MASK, MASK, mask_names
+from calib.folding import AppliedValues
 from calib.samples import Samples
 from quant.dropout import evaluation_mode
 from quant.models.encoder_decoder import is_encoder_decoder, write_greedily
@@ -42,22 +43,8 @@ HELD_OUT = 3  # every third sample judges
 MIN_SAMPLES = 2 * HELD_OUT
 
 
-@dataclass(frozen=True)
-class AppliedCorrection:
-    """Corrected biases of a model, which can be undone to the bit (as calib.folding.AppliedFold)."""
-
-    biases: tuple[tuple[Any, Tensor, Tensor], ...]
-    """Of each layer: itself, its bias before, its bias after."""
-
-    def undo(self) -> None:
-        """Restore the biases."""
-        for layer, before, _ in self.biases:
-            layer.bias.data.copy_(before)
-
-    def redo(self) -> None:
-        """Correct again."""
-        for layer, _, after in self.biases:
-            layer.bias.data.copy_(after)
+class AppliedCorrection(AppliedValues):
+    """Corrected biases of a model."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +134,7 @@ def correct_biases(model: Any, batch: dict[str, Tensor], seed: int = 0) -> BiasC
             target = last_hidden(corrector.watch(corrector.keep_float, batch))[::HELD_OUT]
         before = last_hidden(model(**batch, output_hidden_states=True))[::HELD_OUT]
         after = last_hidden(corrector.watch(corrector.correct, batch))[::HELD_OUT]
-        mask = batch.get(DECODER_MASK if is_encoder_decoder(model) else MASK)
-        mask = None if mask is None else mask[::HELD_OUT].bool()
-        seen = mask if mask is not None and target.shape[:2] == mask.shape else None
-        error_before, error_after = (relative_error(each, target, seen) for each in (before, after))
+        error_before, error_after = (held_out_error(model, batch, each, target) for each in (before, after))
         if error_after < error_before:
             corrector.fit_on_all(batch)
     done = corrector.applied()
@@ -181,6 +165,13 @@ def relative_error(x: Tensor, target: Tensor, mask: Tensor | None = None) -> flo
     x, target = (each.float() if mask is None else each[mask].float() for each in (x, target))
     square = (x - target).square().sum(-1) / target.square().sum(-1).clamp_min(1e-20)
     return float(square.mean().sqrt())
+
+
+def held_out_error(model: Any, batch: dict[str, Tensor], x: Tensor, target: Tensor) -> float:
+    """Return the relative error of the held-out samples' last hidden state, where the batch is not padded."""
+    mask = batch.get(DECODER_MASK if is_encoder_decoder(model) else MASK)
+    mask = None if mask is None else mask[::HELD_OUT].bool()
+    return relative_error(x, target, mask if mask is not None and target.shape[:2] == mask.shape else None)
 
 
 def last_hidden(outputs: Any) -> Tensor:
@@ -215,7 +206,7 @@ class _Corrector:
         self.calls: Counter[str] = Counter()
         self.corrected: list[str] = []
         self.judged: frozenset[str] | None = None  # layers whose correction the held-out samples were for
-        self._biases: list[tuple[Any, Tensor, Tensor]] = []
+        self._biases: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def watch(self, see: Any, batch: dict[str, Tensor]) -> Any:
         """Run the model with `see(layer's name, layer, output)` at each layer, whose return goes on in its place."""
@@ -257,7 +248,7 @@ class _Corrector:
         before = layer.bias.detach().clone()
         layer.bias += shift.to(before.dtype)
         self.corrected.append(name)
-        self._biases.append((layer, before, layer.bias.detach().clone()))
+        self._biases.append((layer.bias, before, layer.bias.detach().clone()))
         axis = y.dim() - self._channel_axis(layer, y) - 1
         return y + shift.to(y.dtype).reshape(-1, *[1] * axis)
 

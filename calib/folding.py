@@ -162,6 +162,24 @@ class AppliedFold:
         self.fold.apply(self.s)
 
 
+@dataclass(frozen=True)
+class AppliedValues:
+    """New values of parameters, which can be undone to the bit."""
+
+    values: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    """Of each parameter: itself, what it held before, what it holds after."""
+
+    def undo(self) -> None:
+        """Restore what they held."""
+        for parameter, before, _ in self.values:
+            parameter.data.copy_(before)
+
+    def redo(self) -> None:
+        """Give them their new values again."""
+        for parameter, _, after in self.values:
+            parameter.data.copy_(after)
+
+
 def apply_fold(fold: Fold, s: Tensor) -> AppliedFold:
     """Fold a constrained s into the weights, in place, and return what undoes it."""
     before = [part.clone() for part, _, _ in fold.parts(s)]

@@ -19,14 +19,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calib.bias_correction import HELD_OUT, MIN_SAMPLES, batch_of, last_hidden, positions_of, relative_error
-from calib.collect import DECODER_MASK, MASK, mask_names
+from calib.bias_correction import HELD_OUT, MIN_SAMPLES, batch_of, held_out_error, last_hidden, positions_of
+from calib.collect import MASK, mask_names
+from calib.folding import AppliedValues
 from calib.samples import Samples
 from quant.dropout import evaluation_mode
 from quant.fake_quantize import along_axis
@@ -45,22 +47,8 @@ TIMES = 4  # so many times the samples of bias correction
 MOST = 65_536  # positions of a layer's input
 
 
-@dataclass(frozen=True)
-class AppliedRounding:
-    """Weights on their grids, which can be undone to the bit (as calib.folding.AppliedFold)."""
-
-    weights: tuple[tuple[Any, Tensor, Tensor], ...]
-    """Of each layer: itself, its weight before, its weight after."""
-
-    def undo(self) -> None:
-        """Restore the weights."""
-        for layer, before, _ in self.weights:
-            layer.weight.data.copy_(before)
-
-    def redo(self) -> None:
-        """Round again."""
-        for layer, _, after in self.weights:
-            layer.weight.data.copy_(after)
+class AppliedRounding(AppliedValues):
+    """Weights on their grids."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +162,8 @@ class _Learner:
             before = self._watch(lambda *_: None)
             for name, values in learned.items():
                 self._give(name, values)
-        mask = self.batch.get(DECODER_MASK if is_encoder_decoder(self.model) else MASK)
-        mask = None if mask is None else mask[::HELD_OUT].bool()
-        seen = mask if mask is not None and target.shape[:2] == mask.shape else None
-        return relative_error(before, target, seen), relative_error(after, target, seen)
+        held = partial(held_out_error, self.model, self.batch)
+        return held(before, target), held(after, target)
 
     def forget(self) -> dict[str, Tensor]:
         """Let the weight quantizers round to the nearest again; return what they gave."""
@@ -201,7 +187,7 @@ class _Learner:
             after = learned if factor is None else learned * along_axis(factor, learned, layer.input_axis)
             before = layer.weight.detach().clone()
             layer.weight.copy_(after.to(before.dtype))
-            done.append((layer, before, layer.weight.detach().clone()))
+            done.append((layer.weight, before, layer.weight.detach().clone()))
         if done:
             quantization = quantization_of(self.model)
             folds = (*quantization.folds, AppliedRounding(tuple(done)))

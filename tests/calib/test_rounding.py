@@ -104,7 +104,7 @@ def test_layers_of_other_families_and_none_that_runs_several_times(name):
 def test_where_the_held_out_samples_see_no_gain_the_model_stays_as_it_was(prepared, monkeypatch):
     model, samples = prepared
     before, nearest = weights_digest(model), {n: rounded(layer) for n, layer in layers_of(model).items()}
-    monkeypatch.setattr("calib.rounding.relative_error", lambda *_: 1.0)
+    monkeypatch.setattr("calib.rounding.held_out_error", lambda *_: 1.0)
     with rounded_as_told(model, load_recipe("int8_smoothquant").with_options(rounding="learned"), samples) as found:
         assert found.better and not found.is_kept and "not kept" in str(found)
         assert all(torch.equal(rounded(layer), nearest[n]) for n, layer in layers_of(model).items())
