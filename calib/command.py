@@ -14,10 +14,9 @@ import torch
 from torch import distributed as dist
 
 from calib.apply import apply_statistics
-from calib.bias_correction import correct_as_told
 from calib.collect import collect
 from calib.defaults import STATISTICS_FILE
-from calib.rounding import rounded_as_told
+from calib.rounding import refine_as_told
 from calib.samples import Samples
 from calib.statistics import Statistics
 from engine.cli import UsageError, check_free, print_result, whole_output
@@ -62,13 +61,9 @@ def calibrate(arguments: argparse.Namespace, recipe: Recipe, draw: Callable[[Loa
     provenance["num_samples"] = statistics.num_samples
     used = apply_statistics(loaded.model, statistics, arguments.method)
     if samples is not None:
-        with rounded_as_told(loaded.model, used, samples, arguments.seed) as rounding:
-            if rounding is not None:
-                print(rounding, file=sys.stderr)
-                provenance["rounding"] = rounding.to_dict()
-            if (correction := correct_as_told(loaded.model, used, samples, arguments.seed)) is not None:
-                print(correction, file=sys.stderr)
-                provenance["bias_correction"] = correction.to_dict()
+        for name, each in refine_as_told(loaded.model, used, samples, arguments.seed).items():
+            print(each, file=sys.stderr)
+            provenance[name] = each.to_dict()
     else:
         for what, is_wanted in (("bias correction", used.calibrator.bias_correction != OFF),
                                 ("learned rounding", used.calibrator.rounding == LEARNED)):  # fmt: skip

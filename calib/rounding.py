@@ -26,7 +26,16 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from calib.bias_correction import HELD_OUT, MIN_SAMPLES, batch_of, held_out_error, last_hidden, positions_of
+from calib.bias_correction import (
+    HELD_OUT,
+    MIN_SAMPLES,
+    BiasCorrection,
+    batch_of,
+    correct_as_told,
+    held_out_error,
+    last_hidden,
+    positions_of,
+)
 from calib.collect import MASK, mask_names
 from calib.folding import AppliedValues
 from calib.samples import Samples
@@ -90,6 +99,17 @@ class LearnedRounding:
                 f"{mean:.2f}; relative error of the last hidden state on held-out samples {self.error_before:.4f} -> "
                 f"{self.error_after:.4f}: {'kept' if self.is_kept else 'not kept, more samples teach it better'}"
                 )  # fmt: skip
+
+
+def refine_as_told(model: Any, recipe: Recipe, samples: Samples, seed: int = 0
+                   ) -> dict[str, LearnedRounding | BiasCorrection]:  # fmt: skip
+    """Learn the rounding and correct the biases of a model calibrated from these samples, as its recipe says.
+
+    Returns: what was tried, by the name under which a checkpoint's provenance holds it.
+    """
+    with rounded_as_told(model, recipe, samples, seed) as rounding:
+        found = {"rounding": rounding, "bias_correction": correct_as_told(model, recipe, samples, seed)}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 @contextmanager

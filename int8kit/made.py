@@ -13,9 +13,8 @@ import torch
 import transformers
 
 from calib.apply import apply_statistics
-from calib.bias_correction import correct_as_told
 from calib.collect import collect
-from calib.rounding import rounded_as_told
+from calib.rounding import refine_as_told
 from calib.samples import Samples
 from engine.backend import BuildOptions, get_backend
 from engine.gpu import find_gpu
@@ -66,11 +65,10 @@ class Maker:
             provenance: dict[str, Any] = {"model": self.source, "seed": self.seed, "samples": samples.source,
                                           "samples_digest": samples.digest,
                                           "num_samples": samples.num_samples}  # fmt: skip
-            with rounded_as_told(loaded.model, used, samples, self.seed) as rounding:
-                if (correction := correct_as_told(loaded.model, used, samples, self.seed)) is not None:
-                    provenance |= {"bias_correction": correction.to_dict(), "said": str(correction)}
-            if rounding is not None:
-                provenance["rounding"] = rounding.to_dict()
+            refined = refine_as_told(loaded.model, used, samples, self.seed)
+            provenance |= {name: each.to_dict() for name, each in refined.items()}
+            if (correction := refined.get("bias_correction")) is not None:
+                provenance["said"] = str(correction)
             save_checkpoint(loaded.model, folder, processor=loaded.processor, provenance=provenance)
 
         return self.store.make("checkpoint", inputs, build, "calibrate")

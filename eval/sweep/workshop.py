@@ -15,9 +15,8 @@ import onnx
 import torch
 
 from calib.apply import apply_statistics
-from calib.bias_correction import correct_as_told
 from calib.collect import collect
-from calib.rounding import rounded_as_told
+from calib.rounding import refine_as_told
 from calib.samples import Samples, load_samples
 from calib.statistics import FORMAT, Statistics
 from engine.backend import Backend, BuildOptions, get_backend, saturation_of
@@ -135,11 +134,8 @@ class Workshop:
             model = loaded.model.to(self.options.device)  # type: ignore[arg-type]
             insert_quantizers(model, recipe)
             apply_statistics(model, Statistics.load(statistics / STATISTICS_FILE))
-            with rounded_as_told(model, recipe, self.samples, self.options.seed) as rounding:
-                if (correction := correct_as_told(model, recipe, self.samples, self.options.seed)) is not None:
-                    provenance["bias_correction"] = correction.to_dict()
-            if rounding is not None:
-                provenance["rounding"] = rounding.to_dict()
+            refined = refine_as_told(model, recipe, self.samples, self.options.seed)
+            provenance.update((name, each.to_dict()) for name, each in refined.items())
             save_checkpoint(model.cpu(), folder, processor=loaded.processor, provenance=provenance)
 
         inputs = {"statistics": statistics.name, "recipe": recipe.to_dict(), "model": self.model_digest,

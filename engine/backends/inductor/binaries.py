@@ -66,7 +66,6 @@ def recorded() -> Iterator[Binaries]:
 @contextmanager
 def served(binaries: Binaries) -> Iterator[None]:
     """Let Triton take from `binaries` what its cache does not hold; it writes it there."""
-
     before = knobs.cache.manager_class or FileCacheManager
 
     class Serving(before):  # type: ignore[misc, valid-type]
