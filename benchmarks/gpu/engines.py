@@ -7,7 +7,8 @@ one). fp16 is the float model by torch.compile with torch's attention, in each o
 (`export.py --checkpoint M --target inductor`), whose Q, K and V are one product too; all under CUDA graphs, with a
 padding mask in use where the model reads one (lengths from half to all of the length). A row for each recipe: the
 ratio is the fastest fp16's time over the engine's, the median of rounds in which all ran in turn. --peers runs
-torchao's INT8 configurations in the same rounds; --profile puts the kernels of a call into the row.
+torchao's INT8 configurations in the same rounds, --tensorrt TensorRT's engines of the same model and recipes (enqueued,
+not under a graph); --profile puts the kernels of a call into the row.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from quant.insert import insert_quantizers
 from quant.int8_program.export import export_program, save_program
 from quant.models.example_inputs import example_inputs
 from quant.models.pretrained import load_float_model
+from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe
 
 FLOAT = "float"
@@ -76,19 +78,26 @@ def make_model(name: str, checkpoints: dict[str, str]) -> Any:
     return transformers.BertForSequenceClassification(transformers.BertConfig(**common)).eval()
 
 
-def export_one(name: str, recipe: str, path: Path, checkpoints: dict[str, str]) -> None:
-    """Calibrate a model on two random batches (the ranges do not change the speed) and write its program."""
+def export_one(name: str, recipe: str, path: Path, checkpoints: dict[str, str], has_onnx: bool) -> None:
+    """Calibrate a model on two random batches (the ranges do not change the speed), write its program and ONNX."""
     model = make_model(name, checkpoints)
     if recipe != FLOAT:
         batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
         insert_quantizers(model, load_recipe(recipe), batches[0])
         apply_statistics(model, collect(model, batches, progress=False))
+    if has_onnx:
+        export_onnx(model, path.with_suffix(".onnx"))
     save_program(*export_program(model), path)
 
 
 def program_path(folder: Path, name: str, recipe: str, checkpoints: dict[str, str]) -> Path:
     """Return where a program stands: real weights and random ones are never taken for each other."""
     return folder / f"{name}{'-real' if name in checkpoints else ''}.{short_recipe(recipe)}.pt2"
+
+
+def exists(program: Path, args: argparse.Namespace) -> bool:
+    """Return whether a program stands, and its ONNX file where TensorRT builds from it."""
+    return program.exists() and (args.tensorrt is None or program.with_suffix(".onnx").exists())
 
 
 def without_needless_masks() -> AbstractContextManager[Any]:
@@ -103,10 +112,10 @@ def without_needless_masks() -> AbstractContextManager[Any]:
                              lambda padding_mask, *_, **__: padding_mask is None)  # fmt: skip
 
 
-def feeds_of(model: Any, batch: int, length: int, is_masked: bool) -> dict[str, torch.Tensor]:
-    """Return random inputs, with padding where the benchmark has it."""
+def feeds_of(model: Any, batch: int, length: int) -> dict[str, torch.Tensor]:
+    """Return random inputs, with padding where the model reads a mask of it."""
     feeds = example_inputs(model, batch_size=batch, seq_length=length)
-    if is_masked:
+    if "attention_mask" in feeds:
         lengths = torch.randint(length // 2, length + 1, (batch,), generator=torch.Generator().manual_seed(1))
         feeds["attention_mask"] = (torch.arange(length)[None, :] < lengths[:, None]).long()
     return feeds
@@ -116,11 +125,13 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
     """Time one shape of one model; append a row for each recipe."""
     model = make_model(name, args.checkpoint)
     shape = MODELS[name]
-    feeds = feeds_of(model, batch, length, shape.is_masked)
+    feeds = feeds_of(model, batch, length)
+    arrays = {name: np.asarray(x) for name, x in feeds.items()}
+    is_masked = "attention_mask" in feeds
     on_gpu = {k: (x.cuda().half() if x.is_floating_point() else x.cuda()) for k, x in feeds.items()}
     graphs, labels, reports, keep = [], [], {}, []
     half_model = model.half().cuda()
-    mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length) if shape.is_masked else None
+    mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length, shape.is_causal) if is_masked else None
     backend, alone = gpu_half.fastest_attention(shape, batch, length, mask, time_ms)
     options = {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
     # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
@@ -163,7 +174,7 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         start = time.perf_counter()
         runner: Any = get_backend("inductor").load(path)
         loaded = time.perf_counter() - start
-        captured, _ = runner.fed({k: np.asarray(x) for k, x in feeds.items()})
+        captured, _ = runner.fed(arrays)
         captured.replay()
         weights = sum(x.numel() * x.element_size() for x in (*runner.module.parameters(), *runner.module.buffers()))
         with zipfile.ZipFile(path) as archive:
@@ -173,19 +184,29 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
                            "memory_bytes": torch.cuda.memory_allocated() - before,
                            "peak_bytes": torch.cuda.max_memory_allocated() - before}  # fmt: skip
         if args.profile:
-            reports[recipe]["kernels"] = kernels_of(runner, {k: np.asarray(x) for k, x in feeds.items()})
+            reports[recipe]["kernels"] = kernels_of(runner, arrays)
         keep.append(runner)
         graphs.append(captured.graph)
         labels.append(recipe)
         log(name, batch, length, recipe, {k: v for k, v in reports[recipe].items() if k != "memory_bytes"})
-    times = dict(zip(labels, time_in_turn(graphs, ROUNDS), strict=True))
+    others = peers.TensorRTPeers(args.tensorrt, args.tensorrt_arguments) if args.tensorrt else None
+    for recipe in (FLOAT, *args.recipes) if others else ():
+        source = program_path(folder, name, recipe, args.checkpoint).with_suffix(".onnx")
+        label = "fp16" if recipe == FLOAT else short_recipe(recipe)
+        found_peers.append(others.add(label, source, arrays))  # type: ignore[union-attr]
+        log(name, batch, length, found_peers[-1])
+    times: dict[str, list[float]] = {}
+    for _ in range(ROUNDS):
+        taken = {label: ms for label, (ms,) in zip(labels, time_in_turn(graphs, 1), strict=True)}
+        for label, ms in (taken | (others.round() if others else {})).items():
+            times.setdefault(label, []).append(ms)
     floats = [label for label in labels if label not in (*args.recipes, *found_peers)]
     fastest = min(floats, key=lambda label: statistics.median(times[label]))
     for recipe in args.recipes:
         ratios = [a / b for a, b in zip(times[fastest], times[recipe], strict=True)]
         row = append_row(
             args.out, "gpu_engine", model=name, weights="real" if name in args.checkpoint else "random", batch=batch,
-            length=length, recipe=short_recipe(recipe), masked=shape.is_masked,
+            length=length, recipe=short_recipe(recipe), masked=is_masked,
             int8_ms=statistics.median(times[recipe]),
             fp16_ms={label: statistics.median(times[label]) for label in floats}, fastest_fp16=fastest,
             fp16_attention=backend, fp16_attention_ms=alone, ratio=statistics.median(ratios), ratio_min=min(ratios),
@@ -196,8 +217,8 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
               f"int8 {row['int8_ms']:.4f} ms, "
               f"{row['ratio']:.3f} times {fastest} [{row['ratio_min']:.3f}, {row['ratio_max']:.3f}]",
               flush=True)  # fmt: skip
-    for each in keep:
-        if isinstance(each, InductorRunner):
+    for each in (*keep, others):
+        if isinstance(each, InductorRunner | peers.TensorRTPeers):
             each.close()
 
 
@@ -223,6 +244,8 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["int8_smoothquant", "int8_full"], help="names or files")
     parser.add_argument("--modes", nargs="+", default=["default"], help="of torch.compile")
     parser.add_argument("--peers", action="store_true", help="also torchao, compiled in the last of --modes")
+    parser.add_argument("--tensorrt", metavar="PYTHON", help="an interpreter with TensorRT: also its engines")
+    parser.add_argument("--tensorrt-arguments", default="", help="for its builder, as in a sweep's --build-arguments")
     parser.add_argument("--profile", action="store_true", help="put the kernels of a call into the row")
     parser.add_argument("--checkpoint", nargs="+", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--out", required=True)
@@ -234,11 +257,12 @@ def main() -> None:
         folder = Path(args.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if args.export:
-            export_one(*args.export, program_path(folder, *args.export, args.checkpoint), args.checkpoint)
+            export_one(*args.export, program_path(folder, *args.export, args.checkpoint), args.checkpoint,
+                       args.tensorrt is not None)  # fmt: skip
             return
         stacks = [(name, *map(int, size.split("x"))) for name, _, size in (each.partition(":") for each in args.stack)]
         wanted = [(name, recipe) for name in dict.fromkeys(s[0] for s in stacks) for recipe in (FLOAT, *args.recipes)]
-        missing = [pair for pair in wanted if not program_path(folder, *pair, args.checkpoint).exists()]
+        missing = [pair for pair in wanted if not exists(program_path(folder, *pair, args.checkpoint), args)]
         base = [sys.executable, "-m", "benchmarks.gpu.engines", *sys.argv[1:], "--folder", str(folder)]
         running = [subprocess.Popen([*base, "--export", *pair]) for pair in missing]
         codes = [each.wait() for each in running]

@@ -84,12 +84,16 @@ def layer_function(model: Model):
     return layer
 
 
-def half_mask(lengths: Tensor, length: int) -> Tensor:
-    """Return what Transformers gives SDPA for padding: 0 and finfo.min in fp16, shape (B, 1, S, S), expanded."""
-    keep = torch.arange(length, device=lengths.device)[None, :] < lengths[:, None]
+def half_mask(lengths: Tensor, length: int, is_causal: bool = False) -> Tensor:
+    """Return what Transformers gives SDPA for padding: 0 and finfo.min in fp16, shape (B, 1, S, S), expanded.
+
+    A causal model's holds what lies ahead too, since SDPA takes no mask beside `is_causal`.
+    """
+    keep = (torch.arange(length, device=lengths.device)[None, :] < lengths[:, None])[:, None, None, :]
+    if is_causal:
+        keep = keep & torch.ones(length, length, dtype=torch.bool, device=lengths.device).tril()
     added = torch.zeros(keep.shape, dtype=torch.float16, device=lengths.device)
-    added = added.masked_fill(~keep, torch.finfo(torch.float16).min)
-    return added[:, None, None, :].expand(-1, 1, length, -1)
+    return added.masked_fill(~keep, torch.finfo(torch.float16).min).expand(-1, 1, length, -1)
 
 
 def fastest_attention(
@@ -108,8 +112,9 @@ def fastest_attention(
         def call(backend=backend):
             with sdpa_kernel(backend):
                 F.scaled_dot_product_attention(
-                    q, k, v, mask, is_causal=model.is_causal, enable_gqa=model.heads != model.kv_heads
-                )
+                    q, k, v, mask, is_causal=model.is_causal and mask is None,
+                    enable_gqa=model.heads != model.kv_heads,
+                )  # fmt: skip
 
         try:
             found[name] = time_ms([call] * 10)

@@ -1,17 +1,25 @@
-"""What torchao makes of the same float model: its INT8 configurations, compiled as its documentation says.
+"""Peers on the same model: torchao's INT8 configurations, compiled as its documentation says, and TensorRT.
 
-Both end in `torch._int_mm`: the compiler puts the quantizers of activations and the scales around it.
+Both of torchao's end in `torch._int_mm`: the compiler puts the quantizers of activations and the scales around it.
+TensorRT lives in an interpreter of its own; the types of what is not INT8 are its builder's.
 """
 
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from engine.backend import Backend, BuildOptions, get_backend
+from engine.backends.own_options import own_from_words
+from engine.shapes import ShapeRange
 
 # torchao's recommended_inductor_config_setter, which sets them for the whole process.
 COMPILER = {"coordinate_descent_tuning": True, "coordinate_descent_check_all_directions": True,
@@ -59,3 +67,40 @@ def torchao_compiler() -> Iterator[None]:
     """Set the compiler as torchao recommends, and back."""
     with torch._inductor.config.patch(COMPILER):
         yield
+
+
+class TensorRTPeers:
+    """Engines of TensorRT in another interpreter, timed in the rounds of others.
+
+    Args:
+        python: that interpreter, as in a sweep's --tensorrt-python.
+        arguments: for its builder, as in a sweep's --build-arguments.
+    """
+
+    def __init__(self, python: str, arguments: str) -> None:
+        found = get_backend("tensorrt").in_interpreter(python)
+        assert found is not None, "the backend tensorrt lives in other interpreters"
+        self.backend: Backend = found
+        self.own = own_from_words("--tensorrt-arguments", arguments, "tensorrt")
+        self.runners: dict[str, Any] = {}
+        self._feeds: dict[str, dict[str, np.ndarray]] = {}
+
+    def add(self, label: str, onnx: Path, feeds: Mapping[str, np.ndarray]) -> str:
+        """Build an engine for the feeds' shapes from an ONNX file, load it, and return its name in a row."""
+        shapes = {name: ShapeRange(*(tuple(x.shape),) * 3) for name, x in feeds.items()}
+        engine = onnx.with_suffix(".trt")
+        self.backend.build(onnx, engine, BuildOptions(shapes, force=True, precision="fp16", own=self.own))
+        name = f"TensorRT {self.backend.version()} {label}"
+        self.runners[name] = self.backend.load(engine)
+        self._feeds[name] = {key: feeds[key] for key in self.runners[name].input_names}
+        return name
+
+    def round(self) -> dict[str, float]:
+        """Return each engine's milliseconds of a call: the median of ten, by the device's events."""
+        return {name: statistics.median(runner.time(self._feeds[name], iterations=10, warmup=3))
+                for name, runner in self.runners.items()}  # fmt: skip
+
+    def close(self) -> None:
+        for runner in self.runners.values():
+            runner.close()
+        self.runners.clear()

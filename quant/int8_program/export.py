@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ MOST_EXTRA_ROWS = 2  # of a table of positions, before the first that is used: O
 GROWN_BY = 3
 FLOAT_LINEARS = (aten.linear.default, aten.conv2d.default, aten.conv1d.default, aten.addmm.default)
 FLOAT_PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.scaled_dot_product_attention.default)
-PASSES = (
+PASSES: tuple[Callable[[Editor], None], ...] = (
     tidy, views.merge_equal, views.hoist_quantize, views.sink_dequantize, views.merge_equal, norms.read_plain_masks,
     products.make_linears, products.fuse_gated, products.fuse_results, products.merge_linears,
     products.merge_float_linears,
@@ -95,11 +95,14 @@ class _Named(nn.Module):
 
 
 def export_program(
-    model: PreTrainedModel, dtype: str = "fp16", *, processor: Any = None, metadata: Mapping[str, str] | None = None
+    model: PreTrainedModel, dtype: str = "fp16", *, processor: Any = None, metadata: Mapping[str, str] | None = None,
+    passes: Sequence[Callable[[Editor], None]] = PASSES,
 ) -> tuple[ExportedProgram, Description]:
     """Return the program of a model, quantized or float, with free batch and length, and its description.
 
-    Args: dtype: of all that is not INT8, "fp16" or "bf16".
+    Args:
+        dtype: of all that is not INT8, "fp16" or "bf16".
+        passes: over the graph, in order; what is left out is not fused, and the program computes the same.
     Raises: RuntimeError: quantizers without an amax. ValueError: a whole encoder-decoder, outputs nobody knows.
     """
     if is_encoder_decoder(model):
@@ -118,7 +121,7 @@ def export_program(
         feeds = tuple(x.cpu() for x in inputs.values())
         traced = torch.export.export(made.cpu(), feeds, dynamic_shapes=(free,), strict=False)
         graph: Any = traced.module(check_guards=False)
-        found, unfused = fuse(graph)
+        found, unfused = fuse(graph, passes)
         program = torch.export.export(graph, feeds, dynamic_shapes=free, strict=False)
     symbols, limits = _symbols(program, axes)
     if SEQUENCE in symbols.values() and (longest := table_of_positions(model)) is not None:
@@ -210,10 +213,12 @@ def _symbols(program: ExportedProgram, axes: dict[str, dict[int, str]]) -> tuple
     return names, limits
 
 
-def fuse(graph: GraphModule) -> tuple[tuple[ProgramProduct, ...], int]:
-    """Run every pass over a traced graph (in place); return its products and how many Q/DQ the compiler is left."""
+def fuse(
+    graph: GraphModule, passes: Sequence[Callable[[Editor], None]] = PASSES
+) -> tuple[tuple[ProgramProduct, ...], int]:
+    """Run the passes over a traced graph (in place); return its products and how many Q/DQ the compiler is left."""
     editor = Editor(graph)
-    for each in PASSES:
+    for each in passes:
         each(editor)
     found = _products(graph)
     unfused = len(calls(graph, *lower.WRITERS)) - len(calls(graph, lower.markers.ACTIVATION, lower.markers.MASK))

@@ -7,10 +7,11 @@ import pytest
 import torch
 import transformers
 
+from benchmarks.gpu.ladder import STEPS, passes_of
 from calib.apply import apply_statistics
 from calib.collect import collect
 from quant.insert import insert_quantizers
-from quant.int8_program.export import DESCRIPTION, export_program, save_program, table_of_positions
+from quant.int8_program.export import DESCRIPTION, PASSES, export_program, save_program, table_of_positions
 from quant.models.encoder_decoder import PARTS, model_part
 from quant.models.example_inputs import example_inputs
 from quant.recipe import Rule, load_recipe
@@ -97,6 +98,18 @@ def test_what_fuses_in_a_post_norm_encoder():
     assert description.unfused == 0
     targets = {str(node.target) for node in program.graph.nodes}
     assert not any("int8kit_program" in target for target in targets)
+
+
+def test_what_no_pass_fuses_still_computes_the_quantized_model():
+    family = get_family("bert")
+    model = calibrated(family, family.model(is_short=True), "int8_full")
+    first, *_, last = STEPS
+    fused, bare = (export_program(model, passes=passes_of(step)) for step in (last, first))
+    assert passes_of(last) == PASSES
+    assert fused[1].unfused == 0
+    assert bare[1].unfused > 0
+    assert {each.op for each in bare[1].products if each.is_int8} == {"linear", "attention"}
+    check_near(*bare, model, family.batch(model, 4, 12, 3))
 
 
 def test_a_gated_pair_is_one_product():

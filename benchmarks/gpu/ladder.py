@@ -1,0 +1,186 @@
+"""What each fusion buys: one model's engine built with more and more of the passes over its program, all in turn.
+
+    python -m benchmarks.gpu.ladder --stack bert-base:128x128 --recipe int8_smoothquant --out rows.jsonl
+
+The ladder begins with torch.compile's fp16 and its INT8 by `torch._int_mm` (torchao's static configuration, where
+torchao is there), then our float twin, then INT8 products with nothing fused, and ends with the engine as it is by
+default. A row for each step: its milliseconds (the median of rounds in which all ran in turn), what it takes off the
+step before, the kernels of a call in groups. --picture draws the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu import half as gpu_half
+from benchmarks.gpu import peers
+from benchmarks.gpu.engines import feeds_of, kernels_of, log, make_model, without_needless_masks
+from benchmarks.gpu.kernels import environment, time_ms
+from benchmarks.gpu.profile_plot import GROUPS, group_of
+from benchmarks.gpu.shapes import MODELS
+from benchmarks.rows import append_row, read_rows
+from calib.apply import apply_statistics
+from calib.collect import collect
+from engine.backend import BuildOptions, get_backend
+from engine.shapes import parse_shapes
+from eval.report.figure_style import COLORS, new_figure
+from eval.report.run_data import short_recipe
+from kernels.tune import capture, time_in_turn
+from quant.insert import insert_quantizers
+from quant.int8_program import norms, products
+from quant.int8_program.export import PASSES, export_program, save_program
+from quant.models.example_inputs import example_inputs
+from quant.recipe import load_recipe
+
+ROUNDS = 21
+COMPILED, INT_MM, TWIN = "torch.compile, fp16", "torch._int_mm, compiled (torchao static)", "our fp16 twin"
+# Each step runs what stands before it and these passes too; the rest of PASSES runs in all.
+STEPS: dict[str, tuple[Any, ...]] = {
+    "INT8 products, nothing fused": (),
+    "+ GELU and codes in the product": (products.fuse_gated, products.fuse_results),
+    "+ Q, K and V in one product": (products.merge_linears, products.merge_float_linears),
+    "+ codes written by attention": (norms.fuse_attention_results,),
+    "+ codes written by norms": (norms.fuse_norms,),
+}
+
+
+def passes_of(step: str) -> tuple[Any, ...]:
+    """Return the passes of a step of STEPS, in their order."""
+    names = list(STEPS)
+    later = {each for name in names[names.index(step) + 1 :] for each in STEPS[name]}
+    return tuple(each for each in PASSES if each not in later)
+
+
+def programs(name: str, recipe: str, folder: Path) -> dict[str, Path]:
+    """Write the program of the float twin and of every step; return their paths."""
+    model = make_model(name, {})
+    paths = {TWIN: folder / "twin.pt2"}
+    save_program(*export_program(model), paths[TWIN])
+    batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
+    insert_quantizers(model, load_recipe(recipe), batches[0])
+    apply_statistics(model, collect(model, batches, progress=False))
+    for index, step in enumerate(STEPS):
+        paths[step] = folder / f"step{index}.pt2"
+        save_program(*export_program(model, passes=passes_of(step)), paths[step])
+        log("exported", step)
+    return paths
+
+
+def in_groups(kernels: list[dict[str, Any]]) -> dict[str, float]:
+    """Return group → milliseconds of a call's kernels."""
+    sums = dict.fromkeys(GROUPS, 0.0)
+    for kernel in kernels:
+        sums[group_of(kernel)] += kernel["us"] / 1e3
+    return sums
+
+
+def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder: Path) -> None:
+    """Build every step, time them in turn, append their rows."""
+    paths = programs(name, args.recipe, folder)
+    shape, graphs, groups, keep = MODELS[name], {}, {}, []
+    model = make_model(name, {})
+    feeds = feeds_of(model, batch, length)
+    arrays = {key: np.asarray(x) for key, x in feeds.items()}
+    on_gpu = {key: (x.cuda().half() if x.is_floating_point() else x.cuda()) for key, x in feeds.items()}
+    mask = None
+    if "attention_mask" in feeds:
+        mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length, shape.is_causal)
+    attention = gpu_half.BACKENDS[gpu_half.fastest_attention(shape, batch, length, mask, time_ms)[0]]
+    half_model = model.half().cuda()
+    preferred = list(dict.fromkeys([attention, *gpu_half.BACKENDS.values(), SDPBackend.MATH]))
+
+    def add_compiled(label: str, module: Any) -> None:
+        torch._dynamo.reset()
+        compiled = torch.compile(module, dynamic=False)
+        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
+            graphs[label] = capture([lambda: compiled(**on_gpu)])
+        keep.append(compiled)
+        log("compiled", label)
+
+    add_compiled(COMPILED, half_model)
+    try:
+        with peers.torchao_compiler():
+            add_compiled(INT_MM, peers.quantized_copy(half_model, "torchao static", on_gpu, {}))
+    except Exception as error:  # torchao is not there, or it or the compiler fails on its code: the ladder lacks a step
+        log("without", INT_MM, type(error).__name__, str(error)[:200])
+    first = next(iter(arrays))
+    shapes = parse_shapes([f"{first}:{'x'.join(map(str, arrays[first].shape))}"])
+    for label, path in paths.items():
+        torch._dynamo.reset()
+        get_backend("inductor").build(path, path.with_suffix(".engine"), BuildOptions(shapes, force=True))
+        torch._dynamo.reset()
+        runner: Any = get_backend("inductor").load(path.with_suffix(".engine"))
+        graphs[label] = runner.fed(arrays)[0].graph
+        groups[label] = in_groups(kernels_of(runner, arrays))
+        keep.append(runner)
+        log("built", label)
+    times = dict(zip(graphs, time_in_turn(list(graphs.values()), ROUNDS), strict=True))
+    before = None
+    for label, taken in times.items():
+        ms = statistics.median(taken)
+        saved = None if before is None else statistics.median(a - b for a, b in zip(times[before], taken, strict=True))
+        append_row(args.out, "gpu_ladder", model=name, batch=batch, length=length, recipe=short_recipe(args.recipe),
+                   step=label, ms=ms, ms_min=min(taken), ms_max=max(taken), saved_ms=saved, groups_ms=groups.get(label),
+                   ratio=statistics.median(a / b for a, b in zip(times[COMPILED], taken, strict=True)),
+                   **environment())  # fmt: skip
+        print(f"LADDER {name} {batch}x{length} {label:44s} {ms:.4f} ms "
+              + " ".join(f"{key} {value:.3f}" for key, value in (groups.get(label) or {}).items()), flush=True)
+        before = label
+    for each in keep:
+        if hasattr(each, "close"):
+            each.close()
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """Draw one bar for each step: its kernels in groups where they are known, else its time as one."""
+    figure, axis = new_figure(9.6, 1.2 + 0.42 * len(rows))
+    named: set[str] = set()
+    for place, row in enumerate(rows):
+        left = 0.0
+        for group, color in zip(GROUPS, COLORS, strict=False):
+            ms = (row["groups_ms"] or {}).get(group, 0.0)
+            axis.barh(place, ms, left=left, color=color, height=0.72, label=None if group in named else group)
+            named.add(group)
+            left += ms
+        if row["groups_ms"] is None:
+            axis.barh(place, row["ms"], color="#c9c9c9", height=0.72)
+        axis.text(max(left, row["ms"]) + 0.05, place, f"{row['ms']:.2f} ms", va="center", fontsize=9)
+    axis.set_yticks(range(len(rows)), [row["step"] for row in rows])
+    axis.invert_yaxis()
+    axis.grid(axis="y", visible=False)
+    axis.set_xlim(0, 1.12 * max(row["ms"] for row in rows))
+    last = rows[-1]
+    axis.set_xlabel(f"ms of a call, {last['model']} {last['batch']} x {last['length']}, {last['recipe']}")
+    figure.legend(loc="outside lower center", ncols=len(GROUPS))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=130, facecolor="white", metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stack", default="bert-base:128x128", metavar="MODEL:BxS")
+    parser.add_argument("--recipe", default="int8_smoothquant", help="a name or a file")
+    parser.add_argument("--out", required=True, help="rows; with --picture, those that are drawn")
+    parser.add_argument("--picture", metavar="PNG", help="measure nothing: draw the rows of the stack")
+    args = parser.parse_args()
+    name, _, size = args.stack.partition(":")
+    batch, length = map(int, size.split("x"))
+    if args.picture:
+        wanted = {"model": name, "batch": batch, "length": length, "recipe": short_recipe(args.recipe)}
+        rows = [row for row in read_rows(args.out) if wanted.items() <= row.items()]
+        draw(list({row["step"]: row for row in rows}.values()), Path(args.picture))
+        return
+    with tempfile.TemporaryDirectory() as folder, without_needless_masks():
+        measure(name, batch, length, args, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
