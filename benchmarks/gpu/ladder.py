@@ -60,15 +60,18 @@ def passes_of(step: str) -> tuple[Any, ...]:
 
 
 def programs(name: str, recipe: str, folder: Path) -> dict[str, Path]:
-    """Write the program of the float twin and of every step; return their paths."""
+    """Write the program of the float twin and of every step where they do not stand; return their paths."""
+    names = [f"{name}.{short_recipe(recipe)}.step{index}.pt2" for index in range(len(STEPS))]
+    paths = {TWIN: folder / f"{name}.twin.pt2"} | {step: folder / each for step, each in zip(STEPS, names, strict=True)}
+    if all(path.exists() for path in paths.values()):
+        return paths
+    folder.mkdir(parents=True, exist_ok=True)
     model = make_model(name, {})
-    paths = {TWIN: folder / "twin.pt2"}
     save_program(*export_program(model), paths[TWIN])
     batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
     insert_quantizers(model, load_recipe(recipe), batches[0])
     apply_statistics(model, collect(model, batches, progress=False))
-    for index, step in enumerate(STEPS):
-        paths[step] = folder / f"step{index}.pt2"
+    for step in STEPS:
         save_program(*export_program(model, passes=passes_of(step)), paths[step])
         log("exported", step)
     return paths
@@ -169,6 +172,7 @@ def main() -> None:
     parser.add_argument("--stack", default="bert-base:128x128", metavar="MODEL:BxS")
     parser.add_argument("--recipe", default="int8_smoothquant", help="a name or a file")
     parser.add_argument("--out", required=True, help="rows; with --picture, those that are drawn")
+    parser.add_argument("--folder", help="keeps the programs, and takes those that are there")
     parser.add_argument("--picture", metavar="PNG", help="measure nothing: draw the rows of the stack")
     args = parser.parse_args()
     name, _, size = args.stack.partition(":")
@@ -178,8 +182,8 @@ def main() -> None:
         rows = [row for row in read_rows(args.out) if wanted.items() <= row.items()]
         draw(list({row["step"]: row for row in rows}.values()), Path(args.picture))
         return
-    with tempfile.TemporaryDirectory() as folder, without_needless_masks():
-        measure(name, batch, length, args, Path(folder))
+    with tempfile.TemporaryDirectory() as temporary, without_needless_masks():
+        measure(name, batch, length, args, Path(args.folder or temporary))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch._inductor.runtime import compile_tasks
 from triton import knobs
+from triton.backends.nvidia.compiler import get_ptxas_version
 from triton.runtime.cache import FileCacheManager
 
 import kernels.attention_kernel
@@ -25,6 +27,18 @@ SUFFIXES = (".json", ".cubin", ".so")  # of what a launch reads: description, co
 MODULES = (kernels.attention_kernel, kernels.linear_kernel, kernels.rows_kernel)
 Binaries = dict[str, dict[str, bytes]]  # Triton's key → file name → content
 _SETTING = threading.RLock()  # Triton's cache is one setting of the process
+
+
+def use_torchs_tools() -> None:
+    """Let Triton assemble as torch's compiler makes it, and ask for the assembler's version anew.
+
+    The version is part of Triton's keys, and asked for once in a process. Torch's compiler points Triton at its own
+    assembler when it first compiles a kernel: one that was compiled before, while tiles were timed, would be kept by
+    a key that a process which only loads never asks for.
+    """
+    for each in ("_set_triton_ptxas_path", "_set_triton_libdevice_path"):  # the latter is newer than torch 2.11
+        getattr(compile_tasks, each, lambda: None)()
+    get_ptxas_version.cache_clear()
 
 
 @contextmanager
@@ -55,6 +69,7 @@ def recorded() -> Iterator[Binaries]:
             return path
 
     found: Binaries = {}
+    use_torchs_tools()
     with _managed(Recording), _without_memory():
         yield found
     names = {each.__name__ for each in launched_kernels()}
@@ -83,6 +98,7 @@ def served(binaries: Binaries) -> Iterator[None]:
             super().put_group(filename, group)
             return group
 
+    use_torchs_tools()
     with _managed(Serving):
         yield
 

@@ -3,6 +3,7 @@
 import io
 import os
 import zipfile
+from functools import partial
 
 import pytest
 
@@ -10,7 +11,9 @@ triton = pytest.importorskip("triton", reason="the kernels need the package trit
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets in this process, and compiles nothing", allow_module_level=True)
 
+from torch._inductor.runtime import compile_tasks  # noqa: E402
 from triton import knobs  # noqa: E402
+from triton.backends.nvidia.compiler import get_ptxas_version  # noqa: E402
 
 from engine.backends.inductor.binaries import read_binaries, recorded, served, write_binaries  # noqa: E402
 from tests.kernels.test_compile import compile_for, quantize_kernel  # noqa: E402
@@ -48,6 +51,25 @@ def test_what_a_cache_has_already_is_recorded_too(kept, tmp_path):
     with recorded() as again:
         compiled(tmp_path / "first")
     assert again == binaries and "manager_class" not in vars(knobs.cache)
+
+
+def test_kernels_are_kept_by_the_assembler_that_torchs_compiler_sets(tmp_path, monkeypatch):
+    compiled(tmp_path / "before")  # Triton asks its own assembler's version, and remembers it
+    other = tmp_path / "ptxas"
+    real = knobs.nvidia.ptxas.path
+    other.write_text(f'#!/bin/sh\n"{real}" "$@" || exit 1\n[ "$1" != --version ] || echo another build\n')
+    other.chmod(0o755)
+    setting = partial(monkeypatch.setenv, "TRITON_PTXAS_PATH", str(other))
+    monkeypatch.setattr(compile_tasks, "_set_triton_ptxas_path", setting)
+    with recorded() as binaries:
+        compiled(tmp_path / "first")
+    (key,) = binaries
+    setting()
+    get_ptxas_version.cache_clear()  # as in a process that loads, where torch's compiler ran first
+    compiled(tmp_path / "later")
+    assert [path.name for path in (tmp_path / "later").iterdir()] == [key]
+    monkeypatch.undo()
+    get_ptxas_version.cache_clear()
 
 
 def test_nothing_foreign_is_served(kept, tmp_path):
