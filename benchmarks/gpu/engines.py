@@ -52,7 +52,6 @@ from quant.insert import insert_quantizers
 from quant.int8_program.export import export_program, save_program
 from quant.models.example_inputs import example_inputs
 from quant.models.pretrained import load_float_model
-from quant.onnx_export import export_onnx
 from quant.recipe import load_recipe
 
 FLOAT = "float"
@@ -78,15 +77,15 @@ def make_model(name: str, checkpoints: dict[str, str]) -> Any:
     return transformers.BertForSequenceClassification(transformers.BertConfig(**common)).eval()
 
 
-def export_one(name: str, recipe: str, path: Path, checkpoints: dict[str, str], has_onnx: bool) -> None:
+def export_one(name: str, recipe: str, path: Path, args: argparse.Namespace) -> None:
     """Calibrate a model on two random batches (the ranges do not change the speed), write its program and ONNX."""
-    model = make_model(name, checkpoints)
+    model = make_model(name, args.checkpoint)
     if recipe != FLOAT:
         batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
         insert_quantizers(model, load_recipe(recipe), batches[0])
         apply_statistics(model, collect(model, batches, progress=False))
-    if has_onnx:
-        export_onnx(model, path.with_suffix(".onnx"))
+    if args.tensorrt:
+        peers.TensorRTPeers(args.tensorrt, "").export(model, path.with_suffix(".onnx"))
     save_program(*export_program(model), path)
 
 
@@ -190,11 +189,14 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         labels.append(recipe)
         log(name, batch, length, recipe, {k: v for k, v in reports[recipe].items() if k != "memory_bytes"})
     others = peers.TensorRTPeers(args.tensorrt, args.tensorrt_arguments) if args.tensorrt else None
-    for recipe in (FLOAT, *args.recipes) if others else ():
-        source = program_path(folder, name, recipe, args.checkpoint).with_suffix(".onnx")
-        label = "fp16" if recipe == FLOAT else short_recipe(recipe)
-        found_peers.append(others.add(label, source, arrays))  # type: ignore[union-attr]
-        log(name, batch, length, found_peers[-1])
+    try:
+        for recipe in (FLOAT, *args.recipes) if others else ():
+            source = program_path(folder, name, recipe, args.checkpoint).with_suffix(".onnx")
+            label = "fp16" if recipe == FLOAT else short_recipe(recipe)
+            found_peers.append(others.add(label, source, arrays))  # type: ignore[union-attr]
+            log(name, batch, length, found_peers[-1])
+    except Exception as error:  # of TensorRT on the file; the row then lacks this peer
+        log("PEER FAILED", "TensorRT", type(error).__name__, str(error)[:300])
     times: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
         taken = {label: ms for label, (ms,) in zip(labels, time_in_turn(graphs, 1), strict=True)}
@@ -257,8 +259,7 @@ def main() -> None:
         folder = Path(args.folder or temporary)
         folder.mkdir(parents=True, exist_ok=True)
         if args.export:
-            export_one(*args.export, program_path(folder, *args.export, args.checkpoint), args.checkpoint,
-                       args.tensorrt is not None)  # fmt: skip
+            export_one(*args.export, program_path(folder, *args.export, args.checkpoint), args)
             return
         stacks = [(name, *map(int, size.split("x"))) for name, _, size in (each.partition(":") for each in args.stack)]
         wanted = [(name, recipe) for name in dict.fromkeys(s[0] for s in stacks) for recipe in (FLOAT, *args.recipes)]

@@ -16,10 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from engine.backend import Backend, BuildOptions, get_backend
 from engine.backends.own_options import own_from_words
+from engine.graph_file import save_graph
+from engine.passes.qdq import prepare_graph
+from engine.passes.targets import check_dtype
 from engine.shapes import ShapeRange
+from quant.onnx_export import export_graph
 
 # torchao's recommended_inductor_config_setter, which sets them for the whole process.
 COMPILER = {"coordinate_descent_tuning": True, "coordinate_descent_check_all_directions": True,
@@ -84,6 +89,13 @@ class TensorRTPeers:
         self.own = own_from_words("--tensorrt-arguments", arguments, "tensorrt")
         self.runners: dict[str, Any] = {}
         self._feeds: dict[str, dict[str, np.ndarray]] = {}
+
+    def export(self, model: PreTrainedModel, path: Path) -> None:
+        """Write the ONNX file of a model, float or quantized, that this TensorRT reads."""
+        target = self.backend.target()
+        graph = export_graph(model)
+        prepare_graph(graph, target, {}, check_dtype(target, None))
+        save_graph(graph, path)
 
     def add(self, label: str, onnx: Path, feeds: Mapping[str, np.ndarray]) -> str:
         """Build an engine for the feeds' shapes from an ONNX file, load it, and return its name in a row."""
