@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--against", nargs="*", default=["int8_linear"])
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--share", type=float, default=0.9, help="of the linear arithmetic that stays in INT8")
+    parser.add_argument("--num-calibration", type=int, default=256, metavar="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="a draw of samples for each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", required=True)
@@ -102,11 +103,13 @@ def main() -> None:
     errors: dict[tuple[object, object], list[float]] = {}
     for draw in args.seeds:
         options = replace(options_of(args, draw), columns=tuple(args.column),
-                          recipes=(args.recipe, *args.against), backends=tuple(args.backends))  # fmt: skip
+                          recipes=(args.recipe, *args.against), backends=tuple(args.backends),
+                          num_calibration=args.num_calibration)  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             rows = draw_rows(options, args.share, Path(folder))
         for row in rows:
-            append_row(args.out, "search_draws", model=Path(args.model).name, recipe=args.recipe, seed=draw, **row)
+            append_row(args.out, "search_draws", model=Path(args.model).name, recipe=args.recipe, seed=draw,
+                       num_calibration=args.num_calibration, **row)  # fmt: skip
             errors.setdefault((row["plan"], row["backend"]), []).append(float(str(row["error"])))
             print(f"draw {draw}: {row}", flush=True)
     for (plan, backend), values in errors.items():
