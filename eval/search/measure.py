@@ -24,13 +24,14 @@ from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, System
 from eval.sweep.parallel import Point
 from eval.sweep.workshop import STATISTICS_FILE, Workshop
+from eval.tasks import get_task
 from eval.timing.in_turn import time_systems
 from eval.timing.ratios import time_of
 from quant.insert import insert_quantizers
 from quant.recipe import Recipe
 from quant.sites.site import Site
 
-SCHEMA = 3
+SCHEMA = 4
 WORTH = 0.95  # an error with a fix must be so much smaller, on both halves of the samples
 AS_IT_IS = "recipe"  # among what was tried: the unit as the recipe calibrates it
 
@@ -111,7 +112,8 @@ def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool,
 def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any]) -> dict[str, Any]:
     """Return the errors of each unit alone, of all but it and of all, with the recipe as it is."""
     model = calibrated(workshop, recipe)
-    halves = [Sensitivity(model, half) for half in _halves(batch)]
+    answers = get_task(workshop.options.task).answers
+    halves = [Sensitivity(model, half, answers) for half in _halves(batch)]
     with tqdm(total=2 * (1 + 2 * len(halves[0].units)), desc="sensitivity", unit="unit", disable=None) as bar:
         (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in halves)
     pairs = {a.unit.name: (a, b) for a, b in zip(first, second, strict=True)}
@@ -170,7 +172,8 @@ def _fixed(workshop: Workshop, recipe: Recipe, batch: Callable[[], dict[str, Any
         return {"tried": tried, "untried": untried, "fixes": {}, "fixed": plain["together"]}
 
     def together() -> dict[str, Any]:
-        whole = Sensitivity(calibrated(workshop, planned(fixes, "fixed")), batch())
+        whole = Sensitivity(calibrated(workshop, planned(fixes, "fixed")), batch(),
+                            get_task(workshop.options.task).answers)  # fmt: skip
         alone = {unit.name: whole.measure([unit]) for unit in units if unit.name in fixes}
         return {"fixed": whole.measure(whole.units).to_dict(), "alone": _dicts(alone)}
 
@@ -216,10 +219,12 @@ def best_of(tried: Mapping[str, tuple[float, float | None]]) -> str:
 
 def _mean(errors: list[Errors]) -> Errors:
     squares = sum(each.hidden**2 for each in errors) / len(errors)
-    return Errors(squares**0.5, sum(each.output for each in errors) / len(errors))
+    changed = [each.changed for each in errors if each.changed is not None]
+    return Errors(squares**0.5, sum(each.output for each in errors) / len(errors),
+                  sum(changed) / len(changed) if changed else None)  # fmt: skip
 
 
-def _dicts(errors: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
+def _dicts(errors: Mapping[str, Errors]) -> dict[str, dict[str, float | None]]:
     return {name: each.to_dict() for name, each in errors.items()}
 
 

@@ -15,12 +15,13 @@ from eval.report.document.page import render_page, write_svgs, write_whole
 from eval.report.plots import Plot
 from eval.report.run_data import label
 from eval.report.speeds import mean_speedup, middle, time_at
-from eval.report.writing import Texts, count, milliseconds, ratio, small
+from eval.report.writing import Texts, count, milliseconds, percent, ratio, small
 from eval.search.answer import answer_of, failures, pays
 from eval.search.cost import Costs
 from eval.search.measure import AS_IT_IS, Measured
 from eval.search.plots import draw_all
 from eval.search.result import SearchResult
+from eval.search.sensitivity import Errors
 
 MARKDOWN, PAGE, PLOTS_FOLDER = "search.md", "search.html", "plots"
 MOST_ROWS = 40
@@ -155,9 +156,11 @@ def _units(result: SearchResult) -> Section:
     text = (
         f"Each unit (an activation and the weights of the layers that read it) alone in INT8, on "
         f"{measured.num_samples} samples {_which(measured)}. All together move the outputs by "
-        f"{small(measured.together.output)} on average"
-        + (f", with the fixes below by {small(measured.fixed.output)}." if measured.fixes else ".")
-    )
+        f"{small(measured.together.output)} on average" + _changed(measured.together)
+        + (f", with the fixes below by {small(measured.fixed.output)}{_changed(measured.fixed)}." if measured.fixes
+           else ".")
+    )  # fmt: skip
+    has_answers = measured.together.changed is not None
     worst = sorted(measured.units, key=lambda unit: -measured.alone[unit.name].output)
     total = sum(errors.output**2 for errors in measured.alone.values())
     rows = []
@@ -166,14 +169,20 @@ def _units(result: SearchResult) -> Section:
         share = 100 * alone**2 / total if total else None
         rows.append((
             Cell(unit.name), cell(small, alone), Cell("") if share is None else Cell(f"{share:.0f} %", share),
+            *([cell(percent, measured.alone[unit.name].changed)] if has_answers else []),
             cell(small, measured.without[unit.name].output), Cell(measured.fixes.get(unit.name, "")),
             cell(milliseconds, costs.gains[unit.name]) if costs else Cell(""),
         ))  # fmt: skip
-    headers = ("unit", "error alone", "share of squares", "error of all others", "fix", "saves, ms")
+    headers = ("unit", "error alone", "share of squares", *(["answers it changes, %"] if has_answers else []),
+               "error of all others", "fix", "saves, ms")  # fmt: skip
     more = Prose(f"{len(worst) - MOST_ROWS} more units bring less each; all are in search.json.", is_note=True)
     return Section("units", "Where the error comes from", (
         Prose(text), Figure("map", "Mean change of the outputs by each unit alone; darker is more"),
         Table(headers, tuple(rows)), *([more] if len(worst) > MOST_ROWS else [])))  # fmt: skip
+
+
+def _changed(errors: Errors) -> str:
+    return "" if errors.changed is None else f" and change {percent(errors.changed)} % of the answers"
 
 
 def _which(measured: Measured) -> str:

@@ -56,12 +56,15 @@ class Errors:
     Attributes:
         hidden: relative error of the last hidden state (root mean square over positions).
         output: mean |output - float output|.
+        changed: share of the answers that are not the float model's: what the task's metric can lose at most, without
+            asking for labels. None where the task has no answers (a regression).
     """
 
     hidden: float
     output: float
+    changed: float | None = None
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, float | None]:
         """Return plain numbers."""
         return asdict(self)
 
@@ -138,10 +141,11 @@ class Sensitivity:
 
     Args:
         batch: inputs as model(**batch) takes them; run `BATCH_ROWS` rows at a time.
+        answers: names of outputs whose largest value along the last axis is an answer.
     """
 
-    def __init__(self, model: Any, batch: dict[str, Tensor]) -> None:
-        self.model, self.units = model, units_of(model)
+    def __init__(self, model: Any, batch: dict[str, Tensor], answers: Collection[str] = ()) -> None:
+        self.model, self.units, self.answers = model, units_of(model), answers
         device = next(model.parameters()).device
         rows = len(next(iter(batch.values())))
         self.batches = [
@@ -152,32 +156,39 @@ class Sensitivity:
         self.float_outputs = self._run(())
 
     @torch.no_grad()
-    def _run(self, on: Collection[str]) -> list[tuple[Tensor, Tensor]]:
-        """Return for each batch the last hidden state and all outputs flat, with the quantizers in `on` active."""
+    def _run(self, on: Collection[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return for each batch the last hidden state, all outputs flat and the answers, with the quantizers in `on`
+        active."""
         with quantizers_disabled(self.model), evaluation_mode(self.model):
             for name in on:
                 self.quantizers[name].is_bypassed = False
             return [self._outputs(batch) for batch in self.batches]
 
-    def _outputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _outputs(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         found = self.model(**batch, output_hidden_states=True)
         outputs = [x for name, x in found.items() if isinstance(x, Tensor) and x.is_floating_point()
                    and name not in HIDDEN]  # fmt: skip
         hidden = last_hidden(found)
         mask = batch.get(MASK)
-        if mask is not None and hidden.shape[:2] == mask.shape:
-            hidden = hidden[mask.bool()]
-        outputs = [x[mask.bool()] if mask is not None and x.shape[:2] == mask.shape else x for x in outputs]
-        return hidden, torch.cat([x.float().flatten() for x in outputs])
+        none = torch.empty(0, dtype=torch.long, device=hidden.device)
+        answers = [_without_padding(found[name].argmax(-1), mask).flatten() for name in self.answers]
+        outputs = [_without_padding(x, mask).float().flatten() for x in outputs]
+        return _without_padding(hidden, mask), torch.cat(outputs), torch.cat([none, *answers])
 
     def measure(self, units: Iterable[Unit]) -> Errors:
         """Return the errors with these units on and all others float."""
         on = {name for unit in units for name in unit.sites}
         found = self._run(on)
-        sums = [(relative_error(h, fh) ** 2 * len(h), len(h), float((y - fy).abs().sum()), y.numel())
-                for (h, y), (fh, fy) in zip(found, self.float_outputs, strict=True)]  # fmt: skip
-        hidden, positions, output, elements = (sum(each) for each in zip(*sums, strict=True))
-        return Errors((hidden / positions) ** 0.5, output / elements)
+        sums = [(relative_error(h, fh) ** 2 * len(h), len(h), float((y - fy).abs().sum()), y.numel(),
+                 float((a != fa).sum()), a.numel())
+                for (h, y, a), (fh, fy, fa) in zip(found, self.float_outputs, strict=True)]  # fmt: skip
+        hidden, positions, output, elements, changed, answers = (sum(each) for each in zip(*sums, strict=True))
+        return Errors((hidden / positions) ** 0.5, output / elements, changed / answers if answers else None)
+
+
+def _without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return only the positions that a mask keeps, of what has a value for each."""
+    return x[mask.bool()] if mask is not None and x.shape[:2] == mask.shape else x
 
 
 def _cropped(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ from eval.tasks.parts.data import load_split
 from eval.tasks.parts.outcome import Arrays, Rows, Scores, check_features, said_by
 
 ROWS_PER_CHUNK = 256
+# Kinds of problem whose answer is the largest of several values; not a regression, nor labels that hold side by side.
+CHOOSING = ("single_label_classification", "token_classification", "question_answering", "language_modeling")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,11 @@ class Task:
     training_metric: str | None = None
     file: str | None = None
     file_digest: str | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Outputs whose largest value along the last axis is an answer: of a sample, a token, or where a span ends."""
+        return self.output_names if self.problem_type in CHOOSING else ()
 
     @property
     def is_text(self) -> bool:

@@ -20,6 +20,7 @@ from eval.search.plans import plan_recipe, write_recipe
 from eval.search.saved import read_search
 from eval.search.sensitivity import Sensitivity, measure_units, units_of
 from eval.sweep.grid import Usual
+from eval.tasks import get_task
 from quant.checkpoint import load_checkpoint
 from quant.insert import insert_quantizers
 from quant.recipe import load_recipe
@@ -87,6 +88,23 @@ def test_errors_are_those_of_the_model_with_the_units_switched():
     assert len(measured) == len(found.units) and together.output > 0
     assert all(each.alone.output >= 0 and each.without.output > 0 for each in measured)
     assert not any(q.is_bypassed for _, q in named_quantizers(model))
+
+
+def test_answers_that_change_are_counted_without_labels_and_without_padding():
+    family = get_family("gpt2")
+    model = family.model()
+    batch = family.batch(model, 7, 12, 3)
+    batch["attention_mask"][0, 5:] = 0
+    calibrated("int8_full", model, batch)
+    with torch.no_grad():
+        whole = model(**batch).logits.argmax(-1)
+        with quantizers_disabled(model):
+            target = model(**batch).logits.argmax(-1)
+    seen = batch["attention_mask"].bool()
+    found = Sensitivity(model, batch, get_task("perplexity").answers)
+    assert found.measure([]).changed == 0
+    assert found.measure(found.units).changed == pytest.approx(float((whole != target)[seen].float().mean()))
+    assert get_task("stsb").answers == () and Sensitivity(model, batch).measure(found.units).changed is None
 
 
 def test_a_plan_is_a_recipe_that_comes_back_from_its_file_and_switches_exactly_its_units(tmp_path):
@@ -210,6 +228,9 @@ def test_sensitivity_only_builds_nothing(model_and_data, tmp_path, capsys):
     assert run(model_and_data, tmp_path / "run", "--sensitivity-only") == 0
     assert "units on" in capsys.readouterr().out
     assert not (tmp_path / "run" / "proof").exists() and (tmp_path / "run" / "search.html").exists()
+    found = json.loads((tmp_path / "run" / "search.json").read_text())
+    assert 0 <= found["together"]["changed"] <= 1 and all("changed" in unit["alone"] for unit in found["units"])
+    assert "answers it changes, %" in (tmp_path / "run" / "search.md").read_text()
 
 
 @pytest.mark.parametrize(
