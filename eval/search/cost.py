@@ -1,14 +1,16 @@
 """What each unit saves in INT8, by measuring: a few engines of the runtime itself, timed in turn, and a linear fit.
 
-time(plan) = time(float) - sum of the gains of its units. Units of one part (the same layers in other blocks) cost the
-same, so an engine without each part, the float one and the whole one suffice. Engines of other plans, which the fit has
-not seen, say how far it is off.
+time(plan) = time(float) - the gains of its units - what neighbours save by being in INT8 both, where a runtime fuses
+them. Units of one part (the same layers in other blocks) cost the same, so an engine without each part and one without
+each two that follow one another suffice, beside the float one and the whole one. Engines of other plans, which the fit
+has not seen, say how far it is off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ import numpy as np
 from eval.search.sensitivity import Unit
 
 MOST_PARTS = 8  # of which each has an engine of its own; small ones share the last
+MOST_PAIRS = 6  # of neighbouring parts
+OTHERS = "others"
 UNSURE = 0.03  # of the float time: a part that loses less in INT8 may as well gain
 HOPE = 1e-4  # of the float time: what a unit of such a part counts as saving
 
@@ -29,6 +33,8 @@ class Costs:
         gains: unit → milliseconds that it saves. part_of: unit → the part that it was timed with.
         checks: (measured, predicted) milliseconds of plans that were not fitted.
         shape: batch x length at which it was measured.
+        pairs: (unit, the next one, milliseconds that both save together beyond their gains); only those that timing
+            can tell from none.
     """
 
     float_ms: float
@@ -36,10 +42,17 @@ class Costs:
     part_of: dict[str, str]
     checks: tuple[tuple[float, float], ...]
     shape: str
+    pairs: tuple[tuple[str, str, float], ...] = ()
 
-    def time(self, units: frozenset[str]) -> float:
+    def time(self, units: Collection[str]) -> float:
         """Return the predicted milliseconds of a plan."""
-        return self.float_ms - sum(self.gains[name] for name in units)
+        together = sum(ms for a, b, ms in self.pairs if a in units and b in units)
+        return self.float_ms - sum(self.gains[name] for name in units) - together
+
+    def saved_by(self, units: Collection[str]) -> float:
+        """Return the milliseconds that these units save where all others are in INT8."""
+        everything = set(self.gains)
+        return self.time(everything - set(units)) - self.time(everything)
 
     @property
     def worth(self) -> dict[str, float]:
@@ -66,7 +79,8 @@ class Costs:
 
 def costs_from_dict(values: dict[str, Any]) -> Costs:
     """Return the costs that `to_dict` wrote."""
-    return Costs(**{**values, "checks": tuple(tuple(each) for each in values["checks"])})
+    lists = {name: tuple(tuple(each) for each in values.get(name, ())) for name in ("checks", "pairs")}
+    return Costs(**{**values, **lists})
 
 
 def parts_of(units: Sequence[Unit]) -> dict[str, list[Unit]]:
@@ -78,8 +92,18 @@ def parts_of(units: Sequence[Unit]) -> dict[str, list[Unit]]:
     ordered = sorted(parts, key=lambda part: (weight_of[part] > 0, -weight_of[part]))  # attention, which has no weights
     kept = {part: parts[part] for part in ordered[:MOST_PARTS]}
     if rest := ordered[MOST_PARTS:]:
-        kept["others"] = [unit for part in rest for unit in parts[part]]
+        kept[OTHERS] = [unit for part in rest for unit in parts[part]]
     return kept
+
+
+def neighbours(units: Sequence[Unit]) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Return the parts that follow one another in a block, those of most blocks first, with the units that do."""
+    kept = {unit.name: part for part, members in parts_of(units).items() if part != OTHERS for unit in members}
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for a, b in itertools.pairwise(units):
+        if a.block == b.block and a.block and {a.name, b.name} <= kept.keys():
+            found.setdefault((a.part, b.part), []).append((a.name, b.name))
+    return dict(sorted(found.items(), key=lambda each: -len(each[1]))[:MOST_PAIRS])
 
 
 def plans_to_time(units: Sequence[Unit], seed: int, num_checks: int = 2) -> tuple[dict[str, frozenset[str]], list[str]]:
@@ -88,6 +112,9 @@ def plans_to_time(units: Sequence[Unit], seed: int, num_checks: int = 2) -> tupl
     plans = {"all": everything}
     for part, members in parts_of(units).items():
         plans[f"without {part}"] = everything - {unit.name for unit in members}
+    parts = parts_of(units)
+    for a, b in neighbours(units):
+        plans[_without(a, b)] = everything - {unit.name for part in (a, b) for unit in parts[part]}
     rng = np.random.default_rng(seed)
     checks = []
     for number in range(num_checks):
@@ -98,28 +125,41 @@ def plans_to_time(units: Sequence[Unit], seed: int, num_checks: int = 2) -> tupl
 
 
 def fit(units: Sequence[Unit], plans: Mapping[str, frozenset[str]], times: Mapping[str, float], checks: Sequence[str],
-        shape: str) -> Costs:  # fmt: skip
+        shape: str, noise: float = 0.0) -> Costs:  # fmt: skip
     """Return the costs by least squares over all plans but the checks.
 
-    Args: times: milliseconds of each plan's engine, and of "float".
+    Args:
+        times: milliseconds of each plan's engine, and of "float".
+        noise: half the width of a time's interval over the time. A pair is a difference of four times: what is below
+            twice as much of the float time is none.
     """
-    parts = parts_of(units)
-    shares = {unit.name: (part, _share(unit, members)) for part, members in parts.items() for unit in members}
     names = [name for name in plans if name not in checks]
-    rows = np.zeros((len(names) + 1, len(parts) + 1))
-    rows[:, 0] = 1
-    for row, name in zip(rows, names, strict=False):
-        for unit in plans[name]:
-            part, share = shares[unit]
-            row[1 + list(parts).index(part)] -= share
-    measured = np.array([times[name] for name in names] + [times["float"]])
-    solution = np.linalg.lstsq(rows / measured[:, None], np.ones(len(measured)), rcond=None)[0]  # relative errors
-    gain_of = dict(zip(parts, solution[1:].tolist(), strict=True))
-    gains = {unit: gain_of[part] * share for unit, (part, share) in shares.items()}
-    part_of = {unit: part for unit, (part, _) in shares.items()}
-    found = Costs(float(solution[0]), gains, part_of, (), shape)
-    seen = tuple((times[name], found.time(plans[name])) for name in checks)
-    return Costs(found.float_ms, gains, part_of, seen, shape)
+    of_parts = {part: [unit.name for unit in members] for part, members in parts_of(units).items()}
+    pairs = {pair: both for pair, both in neighbours(units).items() if _without(*pair) in plans}
+    share = {unit.name: _share(unit, members) for members in parts_of(units).values() for unit in members}
+
+    def solved(pairs: Mapping[tuple[str, str], list[tuple[str, str]]]) -> tuple[float, list[float], list[float]]:
+        rows = [[1.0, *(-sum(share[unit] for unit in members if unit in plan) for members in of_parts.values()),
+                 *(-sum(a in plan and b in plan for a, b in both) / len(both) for both in pairs.values())]
+                for plan in (*(plans[name] for name in names), frozenset[str]())]  # fmt: skip
+        measured = np.array([*(times[name] for name in names), times["float"]])
+        found = np.linalg.lstsq(np.array(rows) / measured[:, None], np.ones(len(measured)), rcond=None)[0].tolist()
+        return found[0], found[1 : 1 + len(of_parts)], found[1 + len(of_parts) :]  # of relative errors
+
+    _, _, together = solved(pairs)
+    pairs = {pair: both for (pair, both), ms in zip(pairs.items(), together, strict=True)
+             if abs(ms) > max(2 * noise, 1e-9) * times["float"]}  # fmt: skip
+    float_ms, gain_of, together = solved(pairs)
+    gains = {unit: gain * share[unit] for gain, members in zip(gain_of, of_parts.values(), strict=True)
+             for unit in members}  # fmt: skip
+    found = Costs(float_ms, gains, {unit: part for part, members in of_parts.items() for unit in members}, (), shape,
+                  tuple((a, b, ms / len(both)) for both, ms in zip(pairs.values(), together, strict=True)
+                        for a, b in both))  # fmt: skip
+    return replace(found, checks=tuple((times[name], found.time(plans[name])) for name in checks))
+
+
+def _without(a: str, b: str) -> str:
+    return f"without {a} and {b}"
 
 
 def _share(unit: Unit, members: Sequence[Unit]) -> float:

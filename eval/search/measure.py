@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from eval.sweep.parallel import Point
 from eval.sweep.workshop import STATISTICS_FILE, Workshop
 from eval.tasks import get_task
 from eval.timing.in_turn import time_systems
-from eval.timing.ratios import time_of
+from eval.timing.ratios import ratio_of, time_of
 from quant.insert import insert_quantizers
 from quant.recipe import Recipe
 from quant.sites.site import Site
@@ -282,7 +283,10 @@ def measure_costs(
         if timing.errors:
             name, error = next(iter(timing.errors.items()))
             raise RuntimeError(f"the engine '{name}' does not run: {error}")
-        times = {name: time_of(each["block_ms"]).value for name, each in timing.systems.items()}
-        return fit(units, plans, times, checks, shape.name).to_dict()
+        blocks = {name: each["block_ms"] for name, each in timing.systems.items()}
+        times = {name: time_of(each).value for name, each in blocks.items()}
+        ratios = [ratio_of(blocks["float"], each) for name, each in blocks.items() if name != "float"]
+        noise = median((each.high / each.low) ** 0.5 - 1 for each in ratios)
+        return fit(units, plans, times, checks, shape.name, noise).to_dict()
 
     return costs_from_dict(bench.workshop.store.make_json("costs", inputs, compute, "what each unit saves"))

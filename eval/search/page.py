@@ -171,7 +171,7 @@ def _units(result: SearchResult) -> Section:
             Cell(unit.name), cell(small, alone), Cell("") if share is None else Cell(f"{share:.0f} %", share),
             *([cell(percent, measured.alone[unit.name].changed)] if has_answers else []),
             cell(small, measured.without[unit.name].output), Cell(measured.fixes.get(unit.name, "")),
-            cell(milliseconds, costs.gains[unit.name]) if costs else Cell(""),
+            cell(milliseconds, costs.saved_by((unit.name,))) if costs else Cell(""),
         ))  # fmt: skip
     headers = ("unit", "error alone", "share of squares", *(["answers it changes, %"] if has_answers else []),
                "error of all others", "fix", "saves, ms")  # fmt: skip
@@ -198,15 +198,27 @@ def _costs(result: SearchResult) -> Section:
     for unit in result.measured.units:
         parts.setdefault(costs.part_of[unit.name], []).append(unit.name)
     rows = tuple((Cell(part), cell(count, len(names)), Cell(f"{saved:.3f}", saved), Cell(_remark(costs, names, saved)))
-                 for saved, part, names in sorted(((sum(costs.gains[name] for name in names), part, names)
+                 for saved, part, names in sorted(((costs.saved_by(names), part, names)
                                                    for part, names in parts.items()), reverse=True))  # fmt: skip
     checks = "; ".join(f"{milliseconds(m)} measured, {milliseconds(p)} predicted" for m, p in costs.checks)
     text = (f"Engines of {result.options.backend} at {costs.shape}, timed in turn: the float one takes "
             f"{milliseconds(costs.float_ms)} ms. Two engines that the fit has not seen: {checks}; off by "
             f"{100 * costs.error:.1f} % at most.")  # fmt: skip
-    return Section(
-        "costs", "What each part saves", (Prose(text), Table(("part", "blocks", "saves, ms", "remark"), rows))
-    )
+    table = Table(("part", "blocks", "saves, ms", "remark"), rows)
+    return Section("costs", "What each part saves", (Prose(text), table, *_pairs(costs)))
+
+
+def _pairs(costs: Costs) -> list[Block]:
+    """Return what neighbours save together, in a sentence; nothing where timing tells no pair from its parts."""
+    sums: dict[tuple[str, str], float] = {}
+    for a, b, ms in costs.pairs:
+        pair = costs.part_of[a], costs.part_of[b]
+        sums[pair] = sums.get(pair, 0.0) + ms
+    if not sums:
+        return []
+    said = "; ".join(f"{a} and {b} {abs(ms):.3f} ms {'more' if ms > 0 else 'less'}" for (a, b), ms in sums.items())
+    return [Prose("Each part saves that where all others are in INT8. Neighbours save more or less together than the "
+                  f"sum of what each saves beside a float one: {said}.", is_note=True)]  # fmt: skip
 
 
 def _remark(costs: Costs, names: list[str], saved: float) -> str:

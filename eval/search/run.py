@@ -214,7 +214,7 @@ def finer_than(sets: Sequence[frozenset[str]], measured: Measured, costs: Costs)
     prediction = measured.prediction
     whole, most = prediction.error(measured.everything), prediction.error(sets[-1])
     budgets = [prediction.budget(whole * share) for share in FINER if whole * share < most]
-    found = [fastest_within(costs.worth, prediction.squares, budget * (1 + 1e-9)) for budget in budgets]
+    found = [fastest_within(costs.worth, prediction.squares, budget * (1 + 1e-9), costs.pairs) for budget in budgets]
     return distinct([units for units in found if units not in sets], len(FINER))
 
 
@@ -231,7 +231,7 @@ def plans_for(measured: Measured, costs: Costs, max_error: float | None, scale: 
         errors = [each for each in errors if each <= max_error] + [max_error, 0.85 * max_error]
     budgets = sorted({prediction.budget(error) for error in errors}, reverse=True)
     squares = prediction.squares
-    found = [fastest_within(costs.worth, squares, budget * (1 + 1e-9)) for budget in budgets]
+    found = [fastest_within(costs.worth, squares, budget * (1 + 1e-9), costs.pairs) for budget in budgets]
     if max_error is None or whole <= max_error:
         found.insert(1, measured.everything)  # with the chosen fixes: what a user of the whole recipe would take
     return distinct(found, MOST_PLANS)

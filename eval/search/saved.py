@@ -30,7 +30,7 @@ def summary_of(result: SearchResult) -> dict[str, Any]:
                      "weights": unit.weights, "alone": measured.alone[unit.name].to_dict(),
                      "without": measured.without[unit.name].to_dict(),
                      "fix": measured.fixes.get(unit.name), "tried": measured.tried[unit.name],
-                     "gain_ms": None if costs is None else costs.gains[unit.name]})  # fmt: skip
+                     "gain_ms": None if costs is None else costs.saved_by((unit.name,))})  # fmt: skip
     return {
         "options": {**result.options.sweep.as_dict(), "max_loss": result.options.max_loss,
                     "max_error": result.options.max_error},

@@ -8,25 +8,42 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 
-def fastest_within(gains: Mapping[str, float], squares: Mapping[str, float], budget: float) -> frozenset[str]:
-    """Return the units whose gains add up to the most while their squares add up to at most `budget`.
+def fastest_within(
+    gains: Mapping[str, float], squares: Mapping[str, float], budget: float,
+    pairs: Sequence[tuple[str, str, float]] = (),
+) -> frozenset[str]:  # fmt: skip
+    """Return the units that save the most while their squares add up to at most `budget`.
 
     Args:
-        gains: milliseconds that a unit saves in INT8; those that save none stay out. squares: of errors.
+        gains: milliseconds that a unit saves in INT8; those that save none stay out, but for a pair's sake.
+        squares: of errors. pairs: (unit, unit, milliseconds that both save together beyond their gains).
     Raises: RuntimeError: the solver found no proven optimum.
     """
-    names = [name for name, gain in gains.items() if gain > 0 and squares[name] <= budget]
+    helped = {name for a, b, ms in pairs if ms > 0 for name in (a, b)}
+    names = [name for name, gain in gains.items() if (gain > 0 or name in helped) and squares[name] <= budget]
     if not names or budget <= 0:
         return frozenset()
-    weights = np.array([squares[name] for name in names])
+    place = {name: index for index, name in enumerate(names)}
+    pairs = [each for each in pairs if each[0] in place and each[1] in place]
     scale = max(budget, 1e-30)  # squares of small errors are near the solver's tolerance
-    found = milp(
-        -np.array([gains[name] for name in names]), integrality=np.ones(len(names)), bounds=Bounds(0, 1),
-        constraints=LinearConstraint(weights[None, :] / scale, ub=budget / scale), options={"mip_rel_gap": 0.0},
-    )  # fmt: skip
+    spent = np.array([squares[name] / scale for name in names] + [0.0] * len(pairs))
+    limits = [LinearConstraint(spent[None, :], ub=budget / scale)]
+    for index, (a, b, ms) in enumerate(pairs, len(names)):  # a pair is on where both of its units are, and only there
+        row = np.zeros(len(spent))
+        row[index] = 1.0
+        if ms < 0:
+            row[[place[a], place[b]]] = -1.0
+            limits.append(LinearConstraint(row[None, :], lb=-1.0))
+        for name in (a, b) if ms > 0 else ():
+            one = row.copy()
+            one[place[name]] = -1.0
+            limits.append(LinearConstraint(one[None, :], ub=0.0))
+    value = np.array([gains[name] for name in names] + [ms for _, _, ms in pairs])
+    found = milp(-value, integrality=np.ones(len(value)), bounds=Bounds(0, 1), constraints=limits,
+                 options={"mip_rel_gap": 0.0})  # fmt: skip
     if found.x is None:
         raise RuntimeError(f"the choice of units was not solved: {found.message}")
-    return frozenset(name for name, x in zip(names, found.x, strict=True) if x > 0.5)
+    return frozenset(name for name, x in zip(names, found.x, strict=False) if x > 0.5)
 
 
 def distinct(plans: Sequence[frozenset[str]], most: int) -> list[frozenset[str]]:

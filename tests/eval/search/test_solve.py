@@ -1,13 +1,14 @@
 """The choice and the costs: exact against brute force, fits that give back what made them."""
 
-from itertools import chain, combinations
+import json
+from itertools import chain, combinations, pairwise
 
 import numpy as np
 import pytest
 
 from eval.metrics.types import METRICS
 from eval.search.answer import loss_in_words, samples_needed
-from eval.search.cost import MOST_PARTS, fit, parts_of, plans_to_time
+from eval.search.cost import MOST_PARTS, costs_from_dict, fit, parts_of, plans_to_time
 from eval.search.fixes import worth_fixing
 from eval.search.measure import AS_IT_IS, best_of
 from eval.search.sensitivity import Errors, Unit, predict_from
@@ -33,6 +34,24 @@ def test_no_set_within_the_budget_saves_more(seed):
     assert sum(gains[n] for n in found) == pytest.approx(best) and all(gains[n] > 0 for n in found)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_set_saves_more_where_neighbours_save_together(seed):
+    rng = np.random.default_rng(seed)
+    names = [f"u{i}" for i in range(8)]
+    gains = dict(zip(names, rng.normal(0.1, 0.5, 8).tolist(), strict=True))
+    squares = dict(zip(names, (rng.random(8) * 1e-6).tolist(), strict=True))
+    pairs = [(a, b, float(rng.normal(0, 0.6))) for a, b in pairwise(names)]
+    budget = 0.5 * sum(squares.values())
+
+    def saved(chosen):
+        return sum(gains[n] for n in chosen) + sum(ms for a, b, ms in pairs if a in chosen and b in chosen)
+
+    every = chain.from_iterable(combinations(names, n) for n in range(9))
+    best = max(saved(s) for s in every if sum(squares[n] for n in s) <= budget)
+    found = fastest_within(gains, squares, budget, pairs)
+    assert sum(squares[n] for n in found) <= budget * (1 + 1e-6) and saved(found) == pytest.approx(best)
+
+
 def test_nothing_is_chosen_where_nothing_pays_or_nothing_may_be_lost():
     assert fastest_within({"a": -1.0, "b": 0.0}, {"a": 1.0, "b": 1.0}, 9.0) == frozenset()
     assert fastest_within({"a": 1.0}, {"a": 1.0}, 0.0) == frozenset()
@@ -50,6 +69,26 @@ def test_linear_times_are_given_back_and_checked_on_plans_that_were_not_fitted()
     assert found.gains == pytest.approx(true)
     times[checks[0]] *= 1.2
     assert fit(own, plans, times, checks, "8x64").error == pytest.approx(1 - 1 / 1.2)
+
+
+def test_what_neighbours_save_together_is_given_back_and_none_is_made_up():
+    own = units()
+    true = {unit.name: {"qkv": 0.3, "out": -0.1, "ffn": 0.8}[unit.part] for unit in own}
+    plans, checks = plans_to_time(own, seed=1)
+
+    def time(plan, extra):
+        together = sum(extra for b in range(3) if {f"{b} out", f"{b} ffn"} <= plan)
+        return 10 - sum(true[u] for u in plan) - together
+
+    times = {name: time(plan, 0.4) for name, plan in plans.items()} | {"float": 10.0}
+    found = fit(own, plans, times, checks, "8x64", noise=0.01)
+    assert found.error < 1e-9 and found.gains == pytest.approx(true)
+    assert {each[:2] for each in found.pairs} == {(f"{b} out", f"{b} ffn") for b in range(3)}
+    assert [ms for _, _, ms in found.pairs] == pytest.approx([0.4] * 3)
+    assert found.saved_by(["0 out"]) == pytest.approx(0.3)  # -0.1, and what the FFN gains by it
+    assert costs_from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    small = {name: time(plan, 0.02) for name, plan in plans.items()} | {"float": 10.0}  # 3 x 0.02 of 10: within noise
+    assert fit(own, plans, small, checks, "8x64", noise=0.01).pairs == ()
 
 
 def test_many_small_parts_share_one():
