@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,7 +25,6 @@ from eval.sweep.bench import Bench
 from eval.sweep.grid import Shape, System
 from eval.sweep.parallel import Point
 from eval.sweep.workshop import STATISTICS_FILE, Workshop
-from eval.tasks import get_task
 from eval.timing.in_turn import time_systems
 from eval.timing.ratios import ratio_of, time_of
 from quant.insert import insert_quantizers
@@ -80,20 +79,22 @@ def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
     return model
 
 
-def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool, fixes_s: float | None = None
-                        ) -> Measured:  # fmt: skip
+def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool, fixes_s: float | None = None,
+                        answers: Collection[str] = ()) -> Measured:  # fmt: skip
     """Return what quantizing each unit does, on samples that did not calibrate, as far as there are others.
 
     The errors and each fix are artifacts of their own, so that a kill loses at most one of them.
 
     Args:
         with_fixes: also every fix for every unit that it is worth for.
+        answers: outputs of the model that are answers, as `Task.answers` names them.
         fixes_s: so many seconds after the first no further one is begun. What was tried then is what counts, also for
             a later process.
     """
     samples = workshop.draw(workshop.options.seed, after=workshop.options.num_calibration)
     inputs = {"schema": SCHEMA, "model": workshop.model_digest, "recipe": recipe.to_dict(), "samples": samples.digest,
-              "calibration": workshop.samples.digest, "seed": workshop.options.seed}  # fmt: skip
+              "calibration": workshop.samples.digest, "seed": workshop.options.seed,
+              "answers": list(answers)}  # fmt: skip
 
     @cache  # which many artifacts ask for, and none where all are stored
     def batch() -> dict[str, Any]:
@@ -103,17 +104,16 @@ def measure_sensitivity(workshop: Workshop, recipe: Recipe, *, with_fixes: bool,
         return found
 
     values = workshop.store.make_json(
-        "sensitivity", inputs, lambda: _sensitivity(workshop, recipe, batch()), "sensitivity of each unit"
+        "sensitivity", inputs, lambda: _sensitivity(workshop, recipe, batch(), answers), "sensitivity of each unit"
     )
     none = {"fixes": {}, "fixed": values["together"]}
     values |= _fixed(workshop, recipe, batch, values, inputs, fixes_s) if with_fixes else none
     return _measured(samples.num_shared_with(workshop.samples), values)
 
 
-def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any]) -> dict[str, Any]:
+def _sensitivity(workshop: Workshop, recipe: Recipe, batch: dict[str, Any], answers: Collection[str]) -> dict[str, Any]:
     """Return the errors of each unit alone, of all but it and of all, with the recipe as it is."""
     model = calibrated(workshop, recipe)
-    answers = get_task(workshop.options.task).answers
     halves = [Sensitivity(model, half, answers) for half in _halves(batch)]
     with tqdm(total=2 * (1 + 2 * len(halves[0].units)), desc="sensitivity", unit="unit", disable=None) as bar:
         (first, all_first), (second, all_second) = (measure_units(half, bar.update) for half in halves)
@@ -173,8 +173,7 @@ def _fixed(workshop: Workshop, recipe: Recipe, batch: Callable[[], dict[str, Any
         return {"tried": tried, "untried": untried, "fixes": {}, "fixed": plain["together"]}
 
     def together() -> dict[str, Any]:
-        whole = Sensitivity(calibrated(workshop, planned(fixes, "fixed")), batch(),
-                            get_task(workshop.options.task).answers)  # fmt: skip
+        whole = Sensitivity(calibrated(workshop, planned(fixes, "fixed")), batch(), inputs["answers"])
         alone = {unit.name: whole.measure([unit]) for unit in units if unit.name in fixes}
         return {"fixed": whole.measure(whole.units).to_dict(), "alone": _dicts(alone)}
 
@@ -220,12 +219,11 @@ def best_of(tried: Mapping[str, tuple[float, float | None]]) -> str:
 
 def _mean(errors: list[Errors]) -> Errors:
     squares = sum(each.hidden**2 for each in errors) / len(errors)
-    changed = [each.changed for each in errors if each.changed is not None]
     return Errors(squares**0.5, sum(each.output for each in errors) / len(errors),
-                  sum(changed) / len(changed) if changed else None)  # fmt: skip
+                  sum(each.num_changed for each in errors), sum(each.num_answers for each in errors))  # fmt: skip
 
 
-def _dicts(errors: Mapping[str, Errors]) -> dict[str, dict[str, float | None]]:
+def _dicts(errors: Mapping[str, Errors]) -> dict[str, dict[str, float]]:
     return {name: each.to_dict() for name, each in errors.items()}
 
 

@@ -182,7 +182,9 @@ def _units(result: SearchResult) -> Section:
 
 
 def _changed(errors: Errors) -> str:
-    return "" if errors.changed is None else f" and change {percent(errors.changed)} % of the answers"
+    if not errors.num_answers:
+        return ""
+    return f" and change {errors.num_changed} of {errors.num_answers} answers (the place of the largest logit)"
 
 
 def _which(measured: Measured) -> str:

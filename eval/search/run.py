@@ -70,7 +70,8 @@ def run_search(options: SearchOptions, out: str | Path, command: str, budget_s: 
                              "one model; sweep its recipes instead")  # fmt: skip
         recipe = load_recipe(options.sweep.recipes[0])
         measured = measure_sensitivity(bench.workshop, recipe, with_fixes=options.with_fixes and not sensitivity_only,
-                                       fixes_s=None if budget_s is None else FIXES_SHARE * budget_s)  # fmt: skip
+                                       fixes_s=None if budget_s is None else FIXES_SHARE * budget_s,
+                                       answers=bench.task.answers)  # fmt: skip
         logger.info(
             "%d units; all in INT8 move the outputs by %.4f, with %d fixes by %.4f",
             len(measured.units), measured.together.output, len(measured.fixes), measured.fixed.output,
@@ -104,7 +105,7 @@ def _claim(options: SearchOptions, out: Path, bench: Bench, command: str, sensit
               "recipe_contents": {each: load_recipe(each).digest for each in options.sweep.recipes},
               "model_digest": bench.workshop.model_digest, "data_digest": bench.data_digest,
               "samples_digest": bench.workshop.samples.digest, "versions": package_versions(),
-              **machine_of(options.sweep)}  # fmt: skip
+              **bench.task_digest, **machine_of(options.sweep)}  # fmt: skip
     if (found := run.read_json(MANIFEST)) is not None:
         if wrong := list(differences(wanted, {key: found.get(key) for key in wanted})):
             raise FileExistsError(f"{out} holds another search: {'; '.join(wrong[:3])}. Choose another --out")

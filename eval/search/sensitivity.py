@@ -56,15 +56,21 @@ class Errors:
     Attributes:
         hidden: relative error of the last hidden state (root mean square over positions).
         output: mean |output - float output|.
-        changed: share of the answers that are not the float model's: what the task's metric can lose at most, without
-            asking for labels. None where the task has no answers (a regression).
+        num_changed: answers, one of a sample or of a token, that are not the float model's. num_answers: of so many; 0
+            where the task has none (a regression).
     """
 
     hidden: float
     output: float
-    changed: float | None = None
+    num_changed: int = 0
+    num_answers: int = 0
 
-    def to_dict(self) -> dict[str, float | None]:
+    @property
+    def changed(self) -> float | None:
+        """The share of answers that change, None where there are none."""
+        return self.num_changed / self.num_answers if self.num_answers else None
+
+    def to_dict(self) -> dict[str, float]:
         """Return plain numbers."""
         return asdict(self)
 
@@ -141,7 +147,8 @@ class Sensitivity:
 
     Args:
         batch: inputs as model(**batch) takes them; run `BATCH_ROWS` rows at a time.
-        answers: names of outputs whose largest value along the last axis is an answer.
+        answers: names of outputs whose largest value along the last axis is an answer; of several (where a span starts
+            and where it ends) an answer is all of them together.
     """
 
     def __init__(self, model: Any, batch: dict[str, Tensor], answers: Collection[str] = ()) -> None:
@@ -157,8 +164,9 @@ class Sensitivity:
 
     @torch.no_grad()
     def _run(self, on: Collection[str]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return for each batch the last hidden state, all outputs flat and the answers, with the quantizers in `on`
-        active."""
+        """Return for each batch the last hidden state, all outputs flat, and the answers of shape (N, outputs that make
+        one), with the quantizers in `on` active.
+        """
         with quantizers_disabled(self.model), evaluation_mode(self.model):
             for name in on:
                 self.quantizers[name].is_bypassed = False
@@ -170,20 +178,21 @@ class Sensitivity:
                    and name not in HIDDEN]  # fmt: skip
         hidden = last_hidden(found)
         mask = batch.get(MASK)
-        none = torch.empty(0, dtype=torch.long, device=hidden.device)
-        answers = [_without_padding(found[name].argmax(-1), mask).flatten() for name in self.answers]
+        chosen = [found[name] for name in self.answers if found[name].shape[-1] > 1]
+        places = [_without_padding(_hidden_padding(x, mask).argmax(-1), mask).flatten() for x in chosen]
+        answers = torch.stack(places, -1) if places else torch.empty(0, 1, device=hidden.device)
         outputs = [_without_padding(x, mask).float().flatten() for x in outputs]
-        return _without_padding(hidden, mask), torch.cat(outputs), torch.cat([none, *answers])
+        return _without_padding(hidden, mask), torch.cat(outputs), answers
 
     def measure(self, units: Iterable[Unit]) -> Errors:
         """Return the errors with these units on and all others float."""
         on = {name for unit in units for name in unit.sites}
         found = self._run(on)
         sums = [(relative_error(h, fh) ** 2 * len(h), len(h), float((y - fy).abs().sum()), y.numel(),
-                 float((a != fa).sum()), a.numel())
+                 int((a != fa).any(-1).sum()), len(a))
                 for (h, y, a), (fh, fy, fa) in zip(found, self.float_outputs, strict=True)]  # fmt: skip
         hidden, positions, output, elements, changed, answers = (sum(each) for each in zip(*sums, strict=True))
-        return Errors((hidden / positions) ** 0.5, output / elements, changed / answers if answers else None)
+        return Errors((hidden / positions) ** 0.5, output / elements, changed, answers)
 
 
 def _without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -199,6 +208,11 @@ def _cropped(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     used = mask.any(0).nonzero()
     longest = int(used.max()) + 1 if len(used) else 1
     return {name: x[:, :longest] if x.shape[:2] == mask.shape else x for name, x in batch.items()}
+
+
+def _hidden_padding(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return scores of positions, (B, S), with padding below all others."""
+    return x.masked_fill(~mask.bool(), float("-inf")) if mask is not None and x.shape == mask.shape else x
 
 
 @dataclass(frozen=True)

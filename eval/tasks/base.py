@@ -37,7 +37,8 @@ class Task:
         label_column: the raw column with the right answer.
         head: what the model must have: a head of `quant.models.pretrained.HEADS`, or an auto class of transformers by
             its name ("AutoModelForMaskedLM").
-        problem_type: as in the model's config ("single_label_classification", "regression", ...).
+        problem_type: as in the model's config ("single_label_classification", "regression", ...); those of `CHOOSING`
+            have answers.
         metric_names: the primary one first; what they are stands in the `MetricValue`s that `score` returns.
         output_names: outputs of a model that this task can score.
         default_data: "hub id" or "hub id:config" used without --data, None where --data is required.
@@ -69,7 +70,10 @@ class Task:
 
     @property
     def answers(self) -> tuple[str, ...]:
-        """Outputs whose largest value along the last axis is an answer: of a sample, a token, or where a span ends."""
+        """Outputs whose largest value along the last axis is the model's answer, or a part of it.
+
+        An answer is one of a sample, of a token, or a span's start and end; a problem type outside `CHOOSING` has none.
+        """
         return self.output_names if self.problem_type in CHOOSING else ()
 
     @property

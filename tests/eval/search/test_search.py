@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from calib.apply import apply_statistics
 from calib.collect import collect
@@ -90,21 +91,55 @@ def test_errors_are_those_of_the_model_with_the_units_switched():
     assert not any(q.is_bypassed for _, q in named_quantizers(model))
 
 
-def test_answers_that_change_are_counted_without_labels_and_without_padding():
+def coarsely_calibrated(model, batch, times):
+    """Give a model of random weights ranges that are far too wide, so that answers change."""
+    calibrated("int8_full", model, batch)
+    for _, quantizer in named_quantizers(model):
+        if quantizer.amax is not None:
+            quantizer.set_amax(quantizer.amax * times)
+    return model
+
+
+def outputs_of(model, batch):
+    with torch.no_grad():
+        whole = model(**batch)
+        with quantizers_disabled(model):
+            return whole, model(**batch)
+
+
+def test_answers_of_tokens_are_counted_without_padding_over_all_batches():
     family = get_family("gpt2")
     model = family.model()
-    batch = family.batch(model, 7, 12, 3)
-    batch["attention_mask"][0, 5:] = 0
-    calibrated("int8_full", model, batch)
-    with torch.no_grad():
-        whole = model(**batch).logits.argmax(-1)
-        with quantizers_disabled(model):
-            target = model(**batch).logits.argmax(-1)
-    seen = batch["attention_mask"].bool()
+    batch = family.batch(model, 41, 12, 3)
+    batch["attention_mask"][::3, 6:] = 0
+    coarsely_calibrated(model, batch, 12)
+    whole, target = (found.logits.argmax(-1) for found in outputs_of(model, batch))
+    seen, differs = batch["attention_mask"].bool(), whole != target
+    assert 0 < differs[seen].sum() < seen.sum() and differs[~seen].any()
     found = Sensitivity(model, batch, get_task("perplexity").answers)
-    assert found.measure([]).changed == 0
-    assert found.measure(found.units).changed == pytest.approx(float((whole != target)[seen].float().mean()))
+    assert len(found.batches) > 1 and found.measure([]).num_changed == 0
+    got = found.measure(found.units)
+    assert (got.num_changed, got.num_answers) == (int(differs[seen].sum()), int(seen.sum()))
+    assert got.changed == got.num_changed / got.num_answers
     assert get_task("stsb").answers == () and Sensitivity(model, batch).measure(found.units).changed is None
+
+
+def test_a_span_changes_with_its_start_or_its_end_and_lies_in_no_padding():
+    torch.manual_seed(0)
+    config = tiny_bert().config
+    config.num_labels, config.initializer_range = 2, 0.2
+    model = transformers.BertForQuestionAnswering(config).eval()
+    batch = {k: v for k, v in text_batch(40, seed=4).items() if k != "labels"}
+    batch["attention_mask"][::2, 4:] = 0
+    coarsely_calibrated(model, batch, 12)
+    hidden = ~batch["attention_mask"].bool()
+    places = [[x.masked_fill(hidden, -torch.inf).argmax(-1) for x in (found.start_logits, found.end_logits)]
+              for found in outputs_of(model, batch)]  # fmt: skip
+    start, end = (a != b for a, b in zip(*places, strict=True))
+    found = Sensitivity(model, batch, get_task("squad").answers)
+    got = found.measure(found.units)
+    assert 0 < (start & end).sum() < (start | end).sum() < 40
+    assert (got.num_changed, got.num_answers) == (int((start | end).sum()), 40)
 
 
 def test_a_plan_is_a_recipe_that_comes_back_from_its_file_and_switches_exactly_its_units(tmp_path):
@@ -229,7 +264,7 @@ def test_sensitivity_only_builds_nothing(model_and_data, tmp_path, capsys):
     assert "units on" in capsys.readouterr().out
     assert not (tmp_path / "run" / "proof").exists() and (tmp_path / "run" / "search.html").exists()
     found = json.loads((tmp_path / "run" / "search.json").read_text())
-    assert 0 <= found["together"]["changed"] <= 1 and all("changed" in unit["alone"] for unit in found["units"])
+    assert found["together"]["num_answers"] == found["num_samples"]
     assert "answers it changes, %" in (tmp_path / "run" / "search.md").read_text()
 
 
