@@ -178,8 +178,9 @@ class Sensitivity:
                    and name not in HIDDEN]  # fmt: skip
         hidden = last_hidden(found)
         mask = batch.get(MASK)
-        chosen = [found[name] for name in self.answers if found[name].shape[-1] > 1]
-        places = [_without_padding(_hidden_padding(x, mask).argmax(-1), mask).flatten() for x in chosen]
+        seen = [_hidden_padding(found[name], mask) for name in self.answers]
+        places = [_without_padding(x.argmax(-1), mask).flatten() for x in seen
+                  if x.shape[-1] > 1 or (mask is not None and x.shape == mask.shape)]  # not a head of one value
         answers = torch.stack(places, -1) if places else torch.empty(0, 1, device=hidden.device)
         outputs = [_without_padding(x, mask).float().flatten() for x in outputs]
         return _without_padding(hidden, mask), torch.cat(outputs), answers
