@@ -7,8 +7,9 @@ one). fp16 is the float model by torch.compile with torch's attention, in each o
 (`export.py --checkpoint M --target inductor`), whose Q, K and V are one product too; all under CUDA graphs, with a
 padding mask in use where the model reads one (lengths from half to all of the length). A row for each recipe: the
 ratio is the fastest fp16's time over the engine's, the median of rounds in which all ran in turn. --peers runs
-torchao's INT8 configurations in the same rounds, --tensorrt TensorRT's engines of the same model and recipes (enqueued,
-not under a graph); --profile puts the kernels of a call into the row.
+torchao's INT8 configurations in the same rounds, --tensorrt TensorRT's engines of the same model and recipes (under a
+CUDA graph too where TensorRT can be captured, the median of three calls, before ours and after them in turn); --profile
+puts the kernels of a call into the row.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,7 +48,7 @@ from engine.backends.inductor.runner import InductorRunner
 from engine.inspect.layers import InspectRequest
 from engine.shapes import parse_shapes
 from eval.report.run_data import short_recipe
-from kernels.tune import capture, time_in_turn
+from kernels.tune import capture
 from quant.insert import insert_quantizers
 from quant.int8_program.export import export_program, save_program
 from quant.models.example_inputs import example_inputs
@@ -85,18 +86,14 @@ def export_one(name: str, recipe: str, path: Path, args: argparse.Namespace) -> 
         insert_quantizers(model, load_recipe(recipe), batches[0])
         apply_statistics(model, collect(model, batches, progress=False))
     if args.tensorrt:
-        peers.TensorRTPeers(args.tensorrt, "").export(model, path.with_suffix(".onnx"))
+        with peers.TensorRTPeers(args.tensorrt, args.tensorrt_arguments) as others:
+            others.export(model, path)
     save_program(*export_program(model), path)
 
 
 def program_path(folder: Path, name: str, recipe: str, checkpoints: dict[str, str]) -> Path:
     """Return where a program stands: real weights and random ones are never taken for each other."""
     return folder / f"{name}{'-real' if name in checkpoints else ''}.{short_recipe(recipe)}.pt2"
-
-
-def exists(program: Path, args: argparse.Namespace) -> bool:
-    """Return whether a program stands, and its ONNX file where TensorRT builds from it."""
-    return program.exists() and (args.tensorrt is None or program.with_suffix(".onnx").exists())
 
 
 def without_needless_masks() -> AbstractContextManager[Any]:
@@ -120,7 +117,13 @@ def feeds_of(model: Any, batch: int, length: int) -> dict[str, torch.Tensor]:
     return feeds
 
 
-def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, folder: Path) -> None:
+def call_options(name: str) -> dict[str, Any]:
+    """Return what a float model is called with beside its inputs: a program returns no cache."""
+    return {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
+
+
+def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, folder: Path,
+              others: peers.TensorRTPeers | None) -> None:  # fmt: skip
     """Time one shape of one model; append a row for each recipe."""
     model = make_model(name, args.checkpoint)
     shape = MODELS[name]
@@ -132,7 +135,7 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
     half_model = model.half().cuda()
     mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length, shape.is_causal) if is_masked else None
     backend, alone = gpu_half.fastest_attention(shape, batch, length, mask, time_ms)
-    options = {"use_cache": False} if name in ("gpt2", "llama-1b") else {}
+    options = call_options(name)
     # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
     preferred = list(dict.fromkeys([gpu_half.BACKENDS[backend], *gpu_half.BACKENDS.values(), SDPBackend.MATH]))
 
@@ -188,20 +191,11 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         graphs.append(captured.graph)
         labels.append(recipe)
         log(name, batch, length, recipe, {k: v for k, v in reports[recipe].items() if k != "memory_bytes"})
-    others = peers.TensorRTPeers(args.tensorrt, args.tensorrt_arguments) if args.tensorrt else None
-    try:
-        for recipe in (FLOAT, *args.recipes) if others else ():
-            source = program_path(folder, name, recipe, args.checkpoint).with_suffix(".onnx")
-            label = "fp16" if recipe == FLOAT else short_recipe(recipe)
-            found_peers.append(others.add(label, source, arrays))  # type: ignore[union-attr]
-            log(name, batch, length, found_peers[-1])
-    except Exception as error:  # of TensorRT on the file; the row then lacks this peer
-        log("PEER FAILED", "TensorRT", type(error).__name__, str(error)[:300])
-    times: dict[str, list[float]] = {}
-    for _ in range(ROUNDS):
-        taken = {label: ms for label, (ms,) in zip(labels, time_in_turn(graphs, 1), strict=True)}
-        for label, ms in (taken | (others.round() if others else {})).items():
-            times.setdefault(label, []).append(ms)
+    found = {FLOAT: "fp16"} | {recipe: short_recipe(recipe) for recipe in args.recipes}
+    sources = {label: program_path(folder, name, recipe, args.checkpoint) for recipe, label in found.items()}
+    times, of_others = peers.times_of(dict(zip(labels, graphs, strict=True)), ROUNDS, others, sources, arrays)
+    found_peers += list(of_others)
+    times |= of_others
     floats = [label for label in labels if label not in (*args.recipes, *found_peers)]
     fastest = min(floats, key=lambda label: statistics.median(times[label]))
     for recipe in args.recipes:
@@ -219,8 +213,8 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
               f"int8 {row['int8_ms']:.4f} ms, "
               f"{row['ratio']:.3f} times {fastest} [{row['ratio_min']:.3f}, {row['ratio_max']:.3f}]",
               flush=True)  # fmt: skip
-    for each in (*keep, others):
-        if isinstance(each, InductorRunner | peers.TensorRTPeers):
+    for each in keep:
+        if isinstance(each, InductorRunner):
             each.close()
 
 
@@ -263,22 +257,28 @@ def main() -> None:
             return
         stacks = [(name, *map(int, size.split("x"))) for name, _, size in (each.partition(":") for each in args.stack)]
         wanted = [(name, recipe) for name in dict.fromkeys(s[0] for s in stacks) for recipe in (FLOAT, *args.recipes)]
-        missing = [pair for pair in wanted if not exists(program_path(folder, *pair, args.checkpoint), args)]
-        base = [sys.executable, "-m", "benchmarks.gpu.engines", *sys.argv[1:], "--folder", str(folder)]
-        running = [subprocess.Popen([*base, "--export", *pair]) for pair in missing]
-        codes = [each.wait() for each in running]
-        if any(codes):
-            raise SystemExit("exporting failed; the processes above say why")
-        log("exported", missing)
-        print(environment(), "torch", torch.__version__, flush=True)
         failed: list[Any] = []
-        for stack in stacks:
-            try:
-                with without_needless_masks():
-                    run_stack(*stack, args, folder)
-            except Exception as error:  # of torch, Triton or the driver; the other stacks are still measured
-                print("FAILED", stack, type(error).__name__, str(error)[:600], flush=True)
-                failed.append(stack)
+        with ExitStack() as stack:
+            others = None
+            if args.tensorrt:
+                others = stack.enter_context(peers.TensorRTPeers(args.tensorrt, args.tensorrt_arguments))
+            paths = {pair: program_path(folder, *pair, args.checkpoint) for pair in wanted}
+            missing = [pair for pair, path in paths.items()
+                       if not path.exists() or (others and not others.file_of(path).exists())]  # fmt: skip
+            base = [sys.executable, "-m", "benchmarks.gpu.engines", *sys.argv[1:], "--folder", str(folder)]
+            running = [subprocess.Popen([*base, "--export", *pair]) for pair in missing]
+            codes = [each.wait() for each in running]
+            if any(codes):
+                raise SystemExit("exporting failed; the processes above say why")
+            log("exported", missing)
+            print(environment(), "torch", torch.__version__, flush=True)
+            for each in stacks:
+                try:
+                    with without_needless_masks():
+                        run_stack(*each, args, folder, others)
+                except Exception as error:  # of torch, Triton or the driver; the other stacks are still measured
+                    print("FAILED", each, type(error).__name__, str(error)[:600], flush=True)
+                    failed.append(each)
         if failed:
             raise SystemExit(f"{len(failed)} of {len(stacks)} stacks failed")
 

@@ -2,15 +2,18 @@
 
     python -m benchmarks.gpu.ladder --stack bert-base:128x128 --recipe int8_smoothquant --out rows.jsonl
 
-The ladder begins with torch.compile's fp16 and its INT8 by `torch._int_mm` (torchao's static configuration, where
-torchao is there), then our float twin, then INT8 products with nothing fused, and ends with the engine as it is by
-default. A row for each step: its milliseconds (the median of rounds in which all ran in turn), what it takes off the
-step before, the kernels of a call in groups. --picture draws the rows.
+Beside the steps stand torch.compile's fp16, its INT8 by `torch._int_mm` (torchao's static configuration, where torchao
+is there; --modes, the first for fp16 and the last for torchao) and our float twin. The steps begin with INT8 products
+with nothing fused, and end with the engine as it is by default. A row for each: its milliseconds (the median of rounds
+in which all ran in turn), what a step takes off the one before it, the kernels of a call in groups. --picture draws the
+last row of each.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
@@ -22,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu import peers
-from benchmarks.gpu.engines import feeds_of, kernels_of, log, make_model, without_needless_masks
+from benchmarks.gpu.engines import call_options, feeds_of, kernels_of, log, make_model, without_needless_masks
 from benchmarks.gpu.kernels import environment, time_ms
 from benchmarks.gpu.profile_plot import GROUPS, group_of
 from benchmarks.gpu.shapes import MODELS
@@ -41,11 +44,11 @@ from quant.models.example_inputs import example_inputs
 from quant.recipe import load_recipe
 
 ROUNDS = 21
-COMPILED, INT_MM, TWIN = "torch.compile, fp16", "torch._int_mm, compiled (torchao static)", "our fp16 twin"
+COMPILED, INT_MM, TWIN = "torch.compile, fp16", "torch._int_mm (torchao static)", "our fp16 twin"
 # Each step runs what stands before it and these passes too; the rest of PASSES runs in all.
 STEPS: dict[str, tuple[Any, ...]] = {
     "INT8 products, nothing fused": (),
-    "+ GELU and codes in the product": (products.fuse_gated, products.fuse_results),
+    "+ activation, residual, codes in the product": (products.fuse_gated, products.fuse_results),
     "+ Q, K and V in one product": (products.merge_linears, products.merge_float_linears),
     "+ codes written by attention": (norms.fuse_attention_results,),
     "+ codes written by norms": (norms.fuse_norms,),
@@ -61,8 +64,10 @@ def passes_of(step: str) -> tuple[Any, ...]:
 
 def programs(name: str, recipe: str, folder: Path) -> dict[str, Path]:
     """Write the program of the float twin and of every step where they do not stand; return their paths."""
-    names = [f"{name}.{short_recipe(recipe)}.step{index}.pt2" for index in range(len(STEPS))]
-    paths = {TWIN: folder / f"{name}.twin.pt2"} | {step: folder / each for step, each in zip(STEPS, names, strict=True)}
+    paths = {TWIN: folder / f"{name}.twin.pt2"}
+    for step in STEPS:
+        passes = hashlib.sha256(" ".join(each.__name__ for each in passes_of(step)).encode()).hexdigest()[:8]
+        paths[step] = folder / f"{name}.{short_recipe(recipe)}.{passes}.pt2"
     if all(path.exists() for path in paths.values()):
         return paths
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,18 +105,21 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
     half_model = model.half().cuda()
     preferred = list(dict.fromkeys([attention, *gpu_half.BACKENDS.values(), SDPBackend.MATH]))
 
-    def add_compiled(label: str, module: Any) -> None:
-        torch._dynamo.reset()
-        compiled = torch.compile(module, dynamic=False)
-        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
-            graphs[label] = capture([lambda: compiled(**on_gpu)])
-        keep.append(compiled)
-        log("compiled", label)
+    options = call_options(name)
 
-    add_compiled(COMPILED, half_model)
+    def add_compiled(label: str, module: Any, mode: str) -> None:
+        torch._dynamo.reset()
+        compiled = torch.compile(module, dynamic=False, mode=None if mode == "default" else mode)
+        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
+            graphs[label] = capture([lambda: compiled(**on_gpu, **options)])
+        keep.append(compiled)
+        log("compiled", label, mode)
+
+    add_compiled(COMPILED, half_model, args.modes[0])
     try:
         with peers.torchao_compiler():
-            add_compiled(INT_MM, peers.quantized_copy(half_model, "torchao static", on_gpu, {}))
+            quantized = peers.quantized_copy(half_model, "torchao static", on_gpu, options)
+            add_compiled(INT_MM, quantized, args.modes[-1])
     except Exception as error:  # torchao is not there, or it or the compiler fails on its code: the ladder lacks a step
         log("without", INT_MM, type(error).__name__, str(error)[:200])
     first = next(iter(arrays))
@@ -126,17 +134,20 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
         keep.append(runner)
         log("built", label)
     times = dict(zip(graphs, time_in_turn(list(graphs.values()), ROUNDS), strict=True))
-    before = None
+    before = {later: earlier for earlier, later in itertools.pairwise(STEPS)}
     for label, taken in times.items():
         ms = statistics.median(taken)
-        saved = None if before is None else statistics.median(a - b for a, b in zip(times[before], taken, strict=True))
+        saved = None  # over the step before; the other three are no steps
+        if label in before:
+            saved = statistics.median(a - b for a, b in zip(times[before[label]], taken, strict=True))
+        mode = {COMPILED: args.modes[0], INT_MM: args.modes[-1]}.get(label)
         append_row(args.out, "gpu_ladder", model=name, batch=batch, length=length, recipe=short_recipe(args.recipe),
-                   step=label, ms=ms, ms_min=min(taken), ms_max=max(taken), saved_ms=saved, groups_ms=groups.get(label),
+                   step=label, mode=mode, ms=ms, ms_min=min(taken), ms_max=max(taken), saved_ms=saved,
+                   groups_ms=groups.get(label),
                    ratio=statistics.median(a / b for a, b in zip(times[COMPILED], taken, strict=True)),
                    **environment())  # fmt: skip
         print(f"LADDER {name} {batch}x{length} {label:44s} {ms:.4f} ms "
               + " ".join(f"{key} {value:.3f}" for key, value in (groups.get(label) or {}).items()), flush=True)
-        before = label
     for each in keep:
         if hasattr(each, "close"):
             each.close()
@@ -170,6 +181,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stack", default="bert-base:128x128", metavar="MODEL:BxS")
+    parser.add_argument("--modes", nargs="+", default=["default"], help="of torch.compile, for fp16 and for torchao")
     parser.add_argument("--recipe", default="int8_smoothquant", help="a name or a file")
     parser.add_argument("--out", required=True, help="rows; with --picture, those that are drawn")
     parser.add_argument("--folder", help="keeps the programs, and takes those that are there")
@@ -179,8 +191,11 @@ def main() -> None:
     batch, length = map(int, size.split("x"))
     if args.picture:
         wanted = {"model": name, "batch": batch, "length": length, "recipe": short_recipe(args.recipe)}
-        rows = [row for row in read_rows(args.out) if wanted.items() <= row.items()]
-        draw(list({row["step"]: row for row in rows}.values()), Path(args.picture))
+        last = {row["step"]: row for row in read_rows(args.out) if wanted.items() <= row.items()}
+        rows = [last[step] for step in (COMPILED, INT_MM, TWIN, *STEPS) if step in last]
+        if not rows:
+            parser.error(f"{args.out} holds no row of {args.stack}, {wanted['recipe']}; measure it without --picture")
+        draw(rows, Path(args.picture))
         return
     with tempfile.TemporaryDirectory() as temporary, without_needless_masks():
         measure(name, batch, length, args, Path(args.folder or temporary))

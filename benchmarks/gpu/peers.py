@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from engine.backend import Backend, BuildOptions, get_backend
+from engine.backend import BuildOptions
 from engine.backends.own_options import own_from_words
+from engine.backends.runner import Runner
+from engine.backends.tensorrt.process import TrtProcess
 from engine.graph_file import save_graph
 from engine.passes.qdq import prepare_graph
 from engine.passes.targets import check_dtype
 from engine.shapes import ShapeRange
+from kernels.tune import time_in_turn
 from quant.onnx_export import export_graph
 
 # torchao's recommended_inductor_config_setter, which sets them for the whole process.
@@ -75,44 +80,84 @@ def torchao_compiler() -> Iterator[None]:
 
 
 class TensorRTPeers:
-    """Engines of TensorRT in another interpreter, timed in the rounds of others.
+    """TensorRT in another interpreter: a context, whose end ends it.
 
     Args:
         python: that interpreter, as in a sweep's --tensorrt-python.
-        arguments: for its builder, as in a sweep's --build-arguments.
+        arguments: for its builder, as in a sweep's --build-arguments. Unknown ones end the program.
     """
 
     def __init__(self, python: str, arguments: str) -> None:
-        found = get_backend("tensorrt").in_interpreter(python)
-        assert found is not None, "the backend tensorrt lives in other interpreters"
-        self.backend: Backend = found
         self.own = own_from_words("--tensorrt-arguments", arguments, "tensorrt")
-        self.runners: dict[str, Any] = {}
-        self._feeds: dict[str, dict[str, np.ndarray]] = {}
+        self.backend = TrtProcess(python)
 
-    def export(self, model: PreTrainedModel, path: Path) -> None:
-        """Write the ONNX file of a model, float or quantized, that this TensorRT reads."""
-        target = self.backend.target()
+    def __enter__(self) -> TensorRTPeers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.backend.close()
+
+    @cached_property
+    def target(self) -> str:
+        """Which graph this TensorRT reads."""
+        return self.backend.target()
+
+    def file_of(self, program: Path) -> Path:
+        """Return where the ONNX file beside a program stands."""
+        return program.with_suffix(f".{self.target}.onnx")
+
+    def export(self, model: PreTrainedModel, program: Path) -> None:
+        """Write the ONNX file of a model, float or quantized, beside its program."""
         graph = export_graph(model)
-        prepare_graph(graph, target, {}, check_dtype(target, None))
-        save_graph(graph, path)
+        prepare_graph(graph, self.target, {}, check_dtype(self.target, None))
+        save_graph(graph, self.file_of(program))
 
-    def add(self, label: str, onnx: Path, feeds: Mapping[str, np.ndarray]) -> str:
-        """Build an engine for the feeds' shapes from an ONNX file, load it, and return its name in a row."""
+    @contextmanager
+    def engines(self, programs: Mapping[str, Path], feeds: Mapping[str, np.ndarray]) -> Iterator[TensorRTEngines]:
+        """Give engines for the feeds' shapes, built from the files beside these programs, by their names in a row."""
         shapes = {name: ShapeRange(*(tuple(x.shape),) * 3) for name, x in feeds.items()}
-        engine = onnx.with_suffix(".trt")
-        self.backend.build(onnx, engine, BuildOptions(shapes, force=True, precision="fp16", own=self.own))
-        name = f"TensorRT {self.backend.version()} {label}"
-        self.runners[name] = self.backend.load(engine)
-        self._feeds[name] = {key: feeds[key] for key in self.runners[name].input_names}
-        return name
+        with ExitStack() as stack:
+            found = {}
+            for label, program in programs.items():
+                engine = program.with_suffix(".trt")
+                self.backend.build(self.file_of(program), engine,
+                                   BuildOptions(shapes, force=True, precision="fp16", own=self.own))  # fmt: skip
+                name = f"TensorRT {self.backend.version()} {label}"
+                found[name] = stack.enter_context(self.backend.load(engine))
+            yield TensorRTEngines(found, feeds)
+
+
+@dataclass(frozen=True)
+class TensorRTEngines:
+    """Loaded engines by their names in a row, and what they are fed."""
+
+    runners: Mapping[str, Runner]
+    feeds: Mapping[str, np.ndarray]
 
     def round(self) -> dict[str, float]:
-        """Return each engine's milliseconds of a call: the median of ten, by the device's events."""
-        return {name: statistics.median(runner.time(self._feeds[name], iterations=10, warmup=3))
+        """Return each engine's milliseconds of a call: the median of three, by the device's events."""
+        return {name: statistics.median(runner.time({key: self.feeds[key] for key in runner.input_names}, 3, 1))
                 for name, runner in self.runners.items()}  # fmt: skip
 
-    def close(self) -> None:
-        for runner in self.runners.values():
-            runner.close()
-        self.runners.clear()
+
+def times_of(
+    graphs: Mapping[str, Any], rounds: int, others: TensorRTPeers | None, sources: Mapping[str, Path],
+    arrays: Mapping[str, np.ndarray],
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:  # fmt: skip
+    """Return milliseconds of each round by label: of the graphs, and of TensorRT's engines of `sources`."""
+    if others is None:
+        return dict(zip(graphs, time_in_turn(list(graphs.values()), rounds), strict=True)), {}
+    times: dict[str, list[float]] = {label: [] for label in graphs}
+    of_others: dict[str, list[float]] = {}
+    try:
+        with others.engines(sources, arrays) as engines:
+            for number in range(rounds):
+                before = engines.round() if number % 2 else None
+                for label, ms in zip(graphs, time_in_turn(list(graphs.values()), 1), strict=True):
+                    times[label] += ms
+                for label, taken in (before or engines.round()).items():
+                    of_others.setdefault(label, []).append(taken)
+    except Exception as error:  # of TensorRT on a file or in a round; the row then lacks this peer
+        print("PEER FAILED TensorRT", type(error).__name__, str(error)[:300], flush=True)
+        return times_of(graphs, rounds, None, sources, arrays)
+    return times, of_others

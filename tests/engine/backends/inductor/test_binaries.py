@@ -68,6 +68,12 @@ def test_kernels_are_kept_by_the_assembler_that_torchs_compiler_sets(tmp_path, m
     get_ptxas_version.cache_clear()  # as in a process that loads, where torch's compiler ran first
     compiled(tmp_path / "later")
     assert [path.name for path in (tmp_path / "later").iterdir()] == [key]
+    monkeypatch.delenv("TRITON_PTXAS_PATH")
+    get_ptxas_version.cache_clear()
+    compiled(tmp_path / "other")  # in a process that ran kernels before it loads
+    monkeypatch.setattr(triton.compiler.ASTSource, "make_ir", lambda *_: pytest.fail("compiled again"))
+    with served(binaries):
+        compiled(tmp_path / "loaded")
     monkeypatch.undo()
     get_ptxas_version.cache_clear()
 
