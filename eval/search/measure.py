@@ -72,7 +72,10 @@ class Measured:
 
 
 def calibrated(workshop: Workshop, recipe: Recipe) -> Any:
-    """Return a fresh model with the recipe's quantizers, calibrated from the run's statistics; biases and rounding as they were."""
+    """Return a fresh model with the recipe's quantizers, calibrated from the run's statistics; biases as they were.
+
+    Nor is a rounding learned, also where the recipe asks for it.
+    """
     model = workshop.fresh_model().model.to(workshop.options.device)  # type: ignore[arg-type]
     insert_quantizers(model, recipe)
     apply_statistics(model, Statistics.load(workshop.statistics(recipe) / STATISTICS_FILE))
