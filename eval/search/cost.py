@@ -14,11 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 from eval.search.sensitivity import Unit
 
 MOST_PARTS = 8  # of which each has an engine of its own; small ones share the last
 MOST_PAIRS = 6  # of neighbouring parts
+SURE = 0.01  # the p value of a pair that counts
 OTHERS = "others"
 UNSURE = 0.03  # of the float time: a part that loses less in INT8 may as well gain
 HOPE = 1e-4  # of the float time: what a unit of such a part counts as saving
@@ -111,7 +113,7 @@ def plans_to_time(units: Sequence[Unit], seed: int, num_checks: int = 2) -> tupl
     everything = frozenset(unit.name for unit in units)
     plans = {"all": everything}
     for part, members in parts_of(units).items():
-        plans[f"without {part}"] = everything - {unit.name for unit in members}
+        plans[_without(part)] = everything - {unit.name for unit in members}
     parts = parts_of(units)
     for a, b in neighbours(units):
         plans[_without(a, b)] = everything - {unit.name for part in (a, b) for unit in parts[part]}
@@ -125,41 +127,51 @@ def plans_to_time(units: Sequence[Unit], seed: int, num_checks: int = 2) -> tupl
 
 
 def fit(units: Sequence[Unit], plans: Mapping[str, frozenset[str]], times: Mapping[str, float], checks: Sequence[str],
-        shape: str, noise: float = 0.0) -> Costs:  # fmt: skip
+        shape: str, sure: Collection[tuple[str, str]] = ()) -> Costs:  # fmt: skip
     """Return the costs by least squares over all plans but the checks.
 
     Args:
         times: milliseconds of each plan's engine, and of "float".
-        noise: half the width of a time's interval over the time. A pair is a difference of four times: what is below
-            twice as much of the float time is none.
+        sure: the pairs of parts that count; see `sure_pairs`.
     """
     names = [name for name in plans if name not in checks]
     of_parts = {part: [unit.name for unit in members] for part, members in parts_of(units).items()}
-    pairs = {pair: both for pair, both in neighbours(units).items() if _without(*pair) in plans}
+    pairs = {pair: both for pair, both in neighbours(units).items() if pair in sure}
     share = {unit.name: _share(unit, members) for members in parts_of(units).values() for unit in members}
-
-    def solved(pairs: Mapping[tuple[str, str], list[tuple[str, str]]]) -> tuple[float, list[float], list[float]]:
-        rows = [[1.0, *(-sum(share[unit] for unit in members if unit in plan) for members in of_parts.values()),
-                 *(-sum(a in plan and b in plan for a, b in both) / len(both) for both in pairs.values())]
-                for plan in (*(plans[name] for name in names), frozenset[str]())]  # fmt: skip
-        measured = np.array([*(times[name] for name in names), times["float"]])
-        found = np.linalg.lstsq(np.array(rows) / measured[:, None], np.ones(len(measured)), rcond=None)[0].tolist()
-        return found[0], found[1 : 1 + len(of_parts)], found[1 + len(of_parts) :]  # of relative errors
-
-    _, _, together = solved(pairs)
-    pairs = {pair: both for (pair, both), ms in zip(pairs.items(), together, strict=True)
-             if abs(ms) > max(2 * noise, 1e-9) * times["float"]}  # fmt: skip
-    float_ms, gain_of, together = solved(pairs)
+    rows = [[1.0, *(-sum(share[unit] for unit in members if unit in plan) for members in of_parts.values()),
+             *(-sum(a in plan and b in plan for a, b in both) / len(both) for both in pairs.values())]
+            for plan in (*(plans[name] for name in names), frozenset[str]())]  # fmt: skip
+    measured = np.array([*(times[name] for name in names), times["float"]])
+    solution = np.linalg.lstsq(np.array(rows) / measured[:, None], np.ones(len(measured)), rcond=None)[0].tolist()
+    gain_of, together = solution[1 : 1 + len(of_parts)], solution[1 + len(of_parts) :]  # by relative errors
     gains = {unit: gain * share[unit] for gain, members in zip(gain_of, of_parts.values(), strict=True)
              for unit in members}  # fmt: skip
-    found = Costs(float_ms, gains, {unit: part for part, members in of_parts.items() for unit in members}, (), shape,
+    found = Costs(solution[0], gains, {unit: part for part, members in of_parts.items() for unit in members}, (), shape,
                   tuple((a, b, ms / len(both)) for both, ms in zip(pairs.values(), together, strict=True)
                         for a, b in both))  # fmt: skip
     return replace(found, checks=tuple((times[name], found.time(plans[name])) for name in checks))
 
 
-def _without(a: str, b: str) -> str:
-    return f"without {a} and {b}"
+def sure_pairs(units: Sequence[Unit], blocks: Mapping[str, Sequence[float]]) -> list[tuple[str, str]]:
+    """Return the neighbouring parts that surely save more, or less, together than each beside the other in float.
+
+    Args: blocks: milliseconds of each plan's engine by round; a round that was slow was slow for all four engines of a
+        pair.
+    """
+    found = []
+    for pair in neighbours(units):
+        names = ("all", _without(*pair), *(_without(each) for each in pair))
+        if not blocks.keys() >= set(names):
+            continue
+        whole, neither, *single = (np.asarray(blocks[name]) for name in names)
+        beyond = neither + whole - sum(single)
+        if beyond.any() and wilcoxon(beyond).pvalue < SURE:
+            found.append(pair)
+    return found
+
+
+def _without(*parts: str) -> str:
+    return f"without {' and '.join(parts)}"
 
 
 def _share(unit: Unit, members: Sequence[Unit]) -> float:

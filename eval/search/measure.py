@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from calib.apply import apply_statistics
 from calib.bias_correction import batch_of
 from calib.statistics import Statistics
 from engine.gpu import find_gpu
-from eval.search.cost import Costs, costs_from_dict, fit, plans_to_time
+from eval.search.cost import Costs, fit, plans_to_time, sure_pairs
 from eval.search.fixes import FIXES, fixable, worth_fixing
 from eval.search.plans import plan_recipe, write_recipe
 from eval.search.sensitivity import Errors, Prediction, Sensitivity, Unit, measure_units, predict_from
@@ -26,7 +25,7 @@ from eval.sweep.grid import Shape, System
 from eval.sweep.parallel import Point
 from eval.sweep.workshop import STATISTICS_FILE, Workshop
 from eval.timing.in_turn import time_systems
-from eval.timing.ratios import ratio_of, time_of
+from eval.timing.ratios import time_of
 from quant.insert import insert_quantizers
 from quant.recipe import Recipe
 from quant.sites.site import Site
@@ -250,30 +249,42 @@ def measure_costs(
 ) -> Costs:  # fmt: skip
     """Return what each unit saves in the runtime itself; see `eval.search.cost`.
 
+    Args: system, folder, prepare: of `time_plans`.
+    """
+    plans, checks = plans_to_time(units, bench.options.seed)
+    planned = {name: plan_recipe(sites, recipe, units, plan, {}, f"{recipe.name}_{number:02}")
+               for number, (name, plan) in enumerate(plans.items())}  # fmt: skip
+    blocks = time_plans(bench, planned, system, shape, folder, prepare)
+    times = {name: time_of(each).value for name, each in blocks.items()}
+    return fit(units, plans, times, checks, shape.name, sure_pairs(units, blocks))
+
+
+def time_plans(bench: Bench, plans: Mapping[str, Recipe], system: Callable[[str], System], shape: Shape, folder: Path,
+               prepare: Callable[[Sequence[Point]], None] | None = None) -> dict[str, list[float]]:  # fmt: skip
+    """Return the milliseconds of each plan's engine, and of "float", in rounds in which all ran in turn.
+
     Args:
         system: from a recipe's file, the system of the backend that is searched for; from "" the float one.
-        folder: for the recipes of the engines that are timed.
-        prepare: make what these points need beforehand, in several processes; None: one after the other.
+        folder: for their recipes. prepare: makes what these points need, in several processes; None: one by one.
+    Raises: RuntimeError: an engine does not run.
     """
     options = bench.options
-    plans, checks = plans_to_time(units, options.seed)
     folder.mkdir(parents=True, exist_ok=True)
     systems = {"float": system("")}
-    for number, (name, plan) in enumerate(plans.items()):
+    for number, (name, planned) in enumerate(plans.items()):
         path = folder / f"{number:02}.yaml"
-        planned = plan_recipe(sites, recipe, units, plan, {}, f"{recipe.name}_{number:02}")
-        planned = planned.with_options(bias_correction="off", rounding="nearest")  # which change no time
-        write_recipe(planned, path, f"timed for the costs: {name}")
+        write_recipe(planned.with_options(bias_correction="off", rounding="nearest"),  # which change no time
+                     path, f"timed for the costs: {name}")  # fmt: skip
         systems[name] = system(str(path))
     backend = bench.workshop.backend(systems["float"].backend)
-    inputs = {"schema": SCHEMA, "model": bench.workshop.model_digest, "recipe": recipe.to_dict(), "shape": shape.name,
-              "plans": {name: sorted(plan) for name, plan in plans.items()}, "backend": backend.name,
+    inputs = {"schema": SCHEMA, "model": bench.workshop.model_digest, "shape": shape.name,
+              "plans": {name: planned.digest for name, planned in plans.items()}, "backend": backend.name,
               "version": backend.version(), "threads": options.threads, "rounds": options.rounds,
               "device": bench.origin["device"]}  # fmt: skip
     if backend.info.uses_gpu:
         inputs["gpu"] = str(find_gpu())
 
-    def compute() -> dict[str, Any]:
+    def compute() -> dict[str, list[float]]:
         if prepare is not None:
             prepare([(each, shape) for each in systems.values()])
         with ExitStack() as stack:
@@ -284,10 +295,6 @@ def measure_costs(
         if timing.errors:
             name, error = next(iter(timing.errors.items()))
             raise RuntimeError(f"the engine '{name}' does not run: {error}")
-        blocks = {name: each["block_ms"] for name, each in timing.systems.items()}
-        times = {name: time_of(each).value for name, each in blocks.items()}
-        ratios = [ratio_of(blocks["float"], each) for name, each in blocks.items() if name != "float"]
-        noise = median((each.high / each.low) ** 0.5 - 1 for each in ratios)
-        return fit(units, plans, times, checks, shape.name, noise).to_dict()
+        return {name: each["block_ms"] for name, each in timing.systems.items()}
 
-    return costs_from_dict(bench.workshop.store.make_json("costs", inputs, compute, "what each unit saves"))
+    return dict(bench.workshop.store.make_json("costs", inputs, compute, "what each unit saves"))

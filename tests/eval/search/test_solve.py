@@ -8,7 +8,7 @@ import pytest
 
 from eval.metrics.types import METRICS
 from eval.search.answer import loss_in_words, samples_needed
-from eval.search.cost import MOST_PARTS, costs_from_dict, fit, parts_of, plans_to_time
+from eval.search.cost import MOST_PARTS, costs_from_dict, fit, parts_of, plans_to_time, sure_pairs
 from eval.search.fixes import worth_fixing
 from eval.search.measure import AS_IT_IS, best_of
 from eval.search.sensitivity import Errors, Unit, predict_from
@@ -81,14 +81,27 @@ def test_what_neighbours_save_together_is_given_back_and_none_is_made_up():
         return 10 - sum(true[u] for u in plan) - together
 
     times = {name: time(plan, 0.4) for name, plan in plans.items()} | {"float": 10.0}
-    found = fit(own, plans, times, checks, "8x64", noise=0.01)
+    found = fit(own, plans, times, checks, "8x64", [("out", "ffn")])
     assert found.error < 1e-9 and found.gains == pytest.approx(true)
     assert {each[:2] for each in found.pairs} == {(f"{b} out", f"{b} ffn") for b in range(3)}
     assert [ms for _, _, ms in found.pairs] == pytest.approx([0.4] * 3)
     assert found.saved_by(["0 out"]) == pytest.approx(0.3)  # -0.1, and what the FFN gains by it
     assert costs_from_dict(json.loads(json.dumps(found.to_dict()))) == found
-    small = {name: time(plan, 0.02) for name, plan in plans.items()} | {"float": 10.0}  # 3 x 0.02 of 10: within noise
-    assert fit(own, plans, small, checks, "8x64", noise=0.01).pairs == ()
+
+
+@pytest.mark.parametrize(("extra", "found"), [(0.4, [("out", "ffn")]), (-0.4, [("out", "ffn")]), (0.0, [])])
+def test_a_pair_counts_where_rounds_tell_it_from_none_however_much_the_machine_drifts(extra, found):
+    own = units()
+    plans, _ = plans_to_time(own, seed=1)
+    rng = np.random.default_rng(3)
+    drift = 1 + 0.3 * rng.random(16)
+
+    def blocks(plan):
+        together = sum(extra for b in range(3) if {f"{b} out", f"{b} ffn"} <= plan)
+        return (10 - 0.5 * len(plan) - together) * drift * (1 + 0.01 * rng.standard_normal(16))
+
+    times = {name: blocks(plan) for name, plan in plans.items()} | {"float": blocks(frozenset())}
+    assert sure_pairs(own, times) == found
 
 
 def test_many_small_parts_share_one():
