@@ -160,7 +160,7 @@ def _units(result: SearchResult) -> Section:
         + (f", with the fixes below by {small(measured.fixed.output)}{_changed(measured.fixed)}." if measured.fixes
            else ".")
     )  # fmt: skip
-    has_answers = measured.together.changed is not None
+    has_answers = any(errors.num_changed for errors in measured.alone.values())  # else a column of zeros
     worst = sorted(measured.units, key=lambda unit: -measured.alone[unit.name].output)
     total = sum(errors.output**2 for errors in measured.alone.values())
     rows = []

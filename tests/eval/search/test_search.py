@@ -265,7 +265,7 @@ def test_sensitivity_only_builds_nothing(model_and_data, tmp_path, capsys):
     assert not (tmp_path / "run" / "proof").exists() and (tmp_path / "run" / "search.html").exists()
     found = json.loads((tmp_path / "run" / "search.json").read_text())
     assert found["together"]["num_answers"] == found["num_samples"]
-    assert "answers it changes, %" in (tmp_path / "run" / "search.md").read_text()
+    assert f"of {found['num_samples']} answers (the place of" in (tmp_path / "run" / "search.md").read_text()
 
 
 @pytest.mark.parametrize(
