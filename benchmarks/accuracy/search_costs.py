@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.accuracy.search_draws import options_of
+from benchmarks.accuracy.search_draws import add_flags, options_of
 from benchmarks.rows import append_row
 from eval.search.cost import Costs, fit, plans_to_time, sure_pairs
 from eval.search.measure import calibrated, time_plans
@@ -37,18 +37,12 @@ def errors_of(costs: Costs) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="folder of the task's data set, with a train split")
-    parser.add_argument("--task", default="sst2")
-    parser.add_argument("--column", nargs="+", default=["sentence"])
-    parser.add_argument("--recipe", default="benchmarks/recipes/smoothquant_attention.yaml", help="its units are timed")
+    add_flags(parser, "benchmarks/recipes/smoothquant_attention.yaml")
     parser.add_argument("--backend", default="onnxruntime")
     parser.add_argument("--shape", default="8x64", metavar="BxS")
     parser.add_argument("--checks", type=int, default=6)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     shape = Shape(*map(int, args.shape.split("x")))

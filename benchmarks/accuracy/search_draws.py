@@ -73,6 +73,17 @@ def errors_of(data: RunData, paths: dict[str, str]) -> list[dict[str, object]]:
     return rows
 
 
+def add_flags(parser: argparse.ArgumentParser, recipe: str) -> None:
+    """Add what `options_of` reads, and the data's columns; --recipe is `recipe` by default."""
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--data", required=True, help="folder of the task's data set, with a train split")
+    parser.add_argument("--task", default="sst2")
+    parser.add_argument("--column", nargs="+", default=["sentence"])
+    parser.add_argument("--recipe", default=recipe)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", required=True)
+
+
 def options_of(args: argparse.Namespace, seed: int) -> SweepOptions:
     """Return the options of one draw of a model, on the CPU, by --model, --task, --data, --recipe and --threads."""
     return SweepOptions(
@@ -86,18 +97,12 @@ def options_of(args: argparse.Namespace, seed: int) -> SweepOptions:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True, help="folder of the task's data set, with a train split")
-    parser.add_argument("--task", default="sst2")
-    parser.add_argument("--column", nargs="+", default=["sentence"])
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE)
+    add_flags(parser, DEFAULT_RECIPE)
     parser.add_argument("--against", nargs="*", default=["int8_linear"])
     parser.add_argument("--backends", nargs="+", default=["onnxruntime", "openvino"])
     parser.add_argument("--share", type=float, default=0.9, help="of the linear arithmetic that stays in INT8")
     parser.add_argument("--num-calibration", type=int, default=256, metavar="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="a draw of samples for each")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", required=True)
     args = parser.parse_args()
     logging.basicConfig(level=logging.ERROR)
     errors: dict[tuple[object, object], list[float]] = {}

@@ -32,7 +32,6 @@ from unittest import mock
 import numpy as np
 import torch
 import transformers
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu import peers
@@ -48,7 +47,6 @@ from engine.backends.inductor.runner import InductorRunner
 from engine.inspect.layers import InspectRequest
 from engine.shapes import parse_shapes
 from eval.report.run_data import short_recipe
-from kernels.tune import capture
 from quant.insert import insert_quantizers
 from quant.int8_program.export import export_program, save_program
 from quant.models.example_inputs import example_inputs
@@ -78,13 +76,18 @@ def make_model(name: str, checkpoints: dict[str, str]) -> Any:
     return transformers.BertForSequenceClassification(transformers.BertConfig(**common)).eval()
 
 
+def calibrate(model: Any, recipe: str) -> None:
+    """Quantize a model by a recipe, calibrated on two random batches: the ranges do not change the speed."""
+    batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
+    insert_quantizers(model, load_recipe(recipe), batches[0])
+    apply_statistics(model, collect(model, batches, progress=False))
+
+
 def export_one(name: str, recipe: str, path: Path, args: argparse.Namespace) -> None:
-    """Calibrate a model on two random batches (the ranges do not change the speed), write its program and ONNX."""
+    """Write the program of a model, calibrated where there is a recipe, and its ONNX where TensorRT reads it."""
     model = make_model(name, args.checkpoint)
     if recipe != FLOAT:
-        batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
-        insert_quantizers(model, load_recipe(recipe), batches[0])
-        apply_statistics(model, collect(model, batches, progress=False))
+        calibrate(model, recipe)
     if args.tensorrt:
         with peers.TensorRTPeers(args.tensorrt, args.tensorrt_arguments) as others:
             others.export(model, path)
@@ -129,33 +132,23 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
     shape = MODELS[name]
     feeds = feeds_of(model, batch, length)
     arrays = {name: np.asarray(x) for name, x in feeds.items()}
-    is_masked = "attention_mask" in feeds
-    on_gpu = {k: (x.cuda().half() if x.is_floating_point() else x.cuda()) for k, x in feeds.items()}
     graphs, labels, reports, keep = [], [], {}, []
-    half_model = model.half().cuda()
-    mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length, shape.is_causal) if is_masked else None
-    backend, alone = gpu_half.fastest_attention(shape, batch, length, mask, time_ms)
-    options = call_options(name)
-    # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
-    preferred = list(dict.fromkeys([gpu_half.BACKENDS[backend], *gpu_half.BACKENDS.values(), SDPBackend.MATH]))
+    compiled = gpu_half.Compiled(model, shape, feeds, length, call_options(name), time_ms)
 
     def add_compiled(label: str, module: Any, mode: str) -> None:
-        torch._dynamo.reset()
         start = time.perf_counter()
-        compiled = torch.compile(module, dynamic=False, mode=None if mode == "default" else mode)
-        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
-            graphs.append(capture([lambda: compiled(**on_gpu, **options)]))
-        keep.append(compiled)  # a graph does not keep the weights that it reads
+        graphs.append(compiled.graph(module, mode))
         labels.append(label)
-        log(name, batch, length, label, backend, f"{time.perf_counter() - start:.0f} s")
+        log(name, batch, length, label, compiled.attention, f"{time.perf_counter() - start:.0f} s")
 
     for mode in args.modes:
-        add_compiled(f"torch.compile {mode}", half_model, mode)
+        add_compiled(f"torch.compile {mode}", compiled.model, mode)
     found_peers = []
     for peer in peers.NAMES if args.peers else ():
         try:
             with peers.torchao_compiler():
-                add_compiled(peer, peers.quantized_copy(half_model, peer, on_gpu, options), args.modes[-1])
+                quantized = peers.quantized_copy(compiled.model, peer, compiled.feeds, compiled.options)
+                add_compiled(peer, quantized, args.modes[-1])
             found_peers.append(peer)
         except Exception as error:  # of torchao or the compiler on its code; the row then lacks this peer
             log("PEER FAILED", peer, type(error).__name__, str(error)[:300])
@@ -202,10 +195,11 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
         ratios = [a / b for a, b in zip(times[fastest], times[recipe], strict=True)]
         row = append_row(
             args.out, "gpu_engine", model=name, weights="real" if name in args.checkpoint else "random", batch=batch,
-            length=length, recipe=short_recipe(recipe), masked=is_masked,
+            length=length, recipe=short_recipe(recipe), masked="attention_mask" in feeds,
             int8_ms=statistics.median(times[recipe]),
             fp16_ms={label: statistics.median(times[label]) for label in floats}, fastest_fp16=fastest,
-            fp16_attention=backend, fp16_attention_ms=alone, ratio=statistics.median(ratios), ratio_min=min(ratios),
+            fp16_attention=compiled.attention, fp16_attention_ms=compiled.attention_ms,
+            ratio=statistics.median(ratios), ratio_min=min(ratios),
             ratio_max=max(ratios), peers_ms={peer: statistics.median(times[peer]) for peer in found_peers},
             engine=reports[recipe], twin=reports[FLOAT], **environment(),
         )  # fmt: skip
@@ -213,9 +207,8 @@ def run_stack(name: str, batch: int, length: int, args: argparse.Namespace, fold
               f"int8 {row['int8_ms']:.4f} ms, "
               f"{row['ratio']:.3f} times {fastest} [{row['ratio_min']:.3f}, {row['ratio_max']:.3f}]",
               flush=True)  # fmt: skip
-    for each in keep:
-        if isinstance(each, InductorRunner):
-            each.close()
+    for runner in keep:
+        runner.close()
 
 
 def kernels_of(runner: InductorRunner, feeds: dict[str, np.ndarray]) -> list[dict[str, Any]]:

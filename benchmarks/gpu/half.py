@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.shapes import Model
+from kernels.tune import capture
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"), "silu": F.silu}
 BACKENDS = {
@@ -121,3 +125,36 @@ def fastest_attention(
         except RuntimeError:  # "No available kernel": this backend takes no mask, or no grouped heads
             continue
     return min(found, key=found.__getitem__), found
+
+
+class Compiled:
+    """A whole float model in fp16 on the GPU, and what is made of it, by torch.compile under CUDA graphs.
+
+    Args:
+        feeds: inputs of one call, (batch, length, ...); an "attention_mask" among them hides padding.
+        options: of a call, beside its inputs. time_ms: times calls in a row.
+    Attributes:
+        feeds: the same on the GPU. attention: torch's fastest kernel for it here. attention_ms: each one's alone.
+    """
+
+    def __init__(self, model: Any, shape: Model, feeds: Mapping[str, Tensor], length: int, options: dict[str, Any],
+                 time_ms: Callable[..., float]) -> None:  # fmt: skip
+        self.options = options
+        self.feeds = {name: x.cuda().half() if x.is_floating_point() else x.cuda() for name, x in feeds.items()}
+        self.model = model.half().cuda()
+        seen = self.feeds.get("attention_mask")
+        mask = None if seen is None else half_mask(seen.sum(1), length, shape.is_causal)
+        batch = len(next(iter(feeds.values())))
+        self.attention, self.attention_ms = fastest_attention(shape, batch, length, mask, time_ms)
+        self._kept: list[Any] = []  # a graph does not keep the weights that it reads
+
+    def graph(self, module: Any, mode: str) -> torch.cuda.CUDAGraph:
+        """Return a captured call of the model, or of a copy of it, compiled in a mode ("default" or torch's name)."""
+        torch._dynamo.reset()
+        compiled = torch.compile(module, dynamic=False, mode=None if mode == "default" else mode)
+        # the fastest first, the others where it takes no mask (transformers gives a ViT one in which all is seen)
+        preferred = list(dict.fromkeys([BACKENDS[self.attention], *BACKENDS.values(), SDPBackend.MATH]))
+        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
+            found = capture([lambda: compiled(**self.feeds, **self.options)])
+        self._kept.append(compiled)
+        return found

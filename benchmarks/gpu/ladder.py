@@ -21,27 +21,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu import peers
-from benchmarks.gpu.engines import call_options, feeds_of, kernels_of, log, make_model, without_needless_masks
+from benchmarks.gpu.engines import (
+    calibrate,
+    call_options,
+    feeds_of,
+    kernels_of,
+    log,
+    make_model,
+    without_needless_masks,
+)
 from benchmarks.gpu.kernels import environment, time_ms
-from benchmarks.gpu.profile_plot import GROUPS, group_of
+from benchmarks.gpu.profile_plot import GROUPS, in_groups
 from benchmarks.gpu.shapes import MODELS
 from benchmarks.rows import append_row, read_rows
-from calib.apply import apply_statistics
-from calib.collect import collect
 from engine.backend import BuildOptions, get_backend
 from engine.shapes import parse_shapes
 from eval.report.figure_style import COLORS, new_figure
 from eval.report.run_data import short_recipe
-from kernels.tune import capture, time_in_turn
-from quant.insert import insert_quantizers
+from kernels.tune import time_in_turn
 from quant.int8_program import norms, products
 from quant.int8_program.export import PASSES, export_program, save_program
-from quant.models.example_inputs import example_inputs
-from quant.recipe import load_recipe
 
 ROUNDS = 21
 COMPILED, INT_MM, TWIN = "torch.compile, fp16", "torch._int_mm (torchao static)", "our fp16 twin"
@@ -73,53 +75,28 @@ def programs(name: str, recipe: str, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     model = make_model(name, {})
     save_program(*export_program(model), paths[TWIN])
-    batches = [example_inputs(model, batch_size=2, seq_length=32, seed=seed) for seed in range(2)]
-    insert_quantizers(model, load_recipe(recipe), batches[0])
-    apply_statistics(model, collect(model, batches, progress=False))
+    calibrate(model, recipe)
     for step in STEPS:
         save_program(*export_program(model, passes=passes_of(step)), paths[step])
         log("exported", step)
     return paths
 
 
-def in_groups(kernels: list[dict[str, Any]]) -> dict[str, float]:
-    """Return group → milliseconds of a call's kernels."""
-    sums = dict.fromkeys(GROUPS, 0.0)
-    for kernel in kernels:
-        sums[group_of(kernel)] += kernel["us"] / 1e3
-    return sums
-
-
 def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder: Path) -> None:
     """Build every step, time them in turn, append their rows."""
     paths = programs(name, args.recipe, folder)
-    shape, graphs, groups, keep = MODELS[name], {}, {}, []
+    graphs, groups, keep = {}, {}, []
     model = make_model(name, {})
     feeds = feeds_of(model, batch, length)
     arrays = {key: np.asarray(x) for key, x in feeds.items()}
-    on_gpu = {key: (x.cuda().half() if x.is_floating_point() else x.cuda()) for key, x in feeds.items()}
-    mask = None
-    if "attention_mask" in feeds:
-        mask = gpu_half.half_mask(on_gpu["attention_mask"].sum(1), length, shape.is_causal)
-    attention = gpu_half.BACKENDS[gpu_half.fastest_attention(shape, batch, length, mask, time_ms)[0]]
-    half_model = model.half().cuda()
-    preferred = list(dict.fromkeys([attention, *gpu_half.BACKENDS.values(), SDPBackend.MATH]))
-
-    options = call_options(name)
-
-    def add_compiled(label: str, module: Any, mode: str) -> None:
-        torch._dynamo.reset()
-        compiled = torch.compile(module, dynamic=False, mode=None if mode == "default" else mode)
-        with torch.no_grad(), sdpa_kernel(preferred, set_priority=True):
-            graphs[label] = capture([lambda: compiled(**on_gpu, **options)])
-        keep.append(compiled)
-        log("compiled", label, mode)
-
-    add_compiled(COMPILED, half_model, args.modes[0])
+    compiled = gpu_half.Compiled(model, MODELS[name], feeds, length, call_options(name), time_ms)
+    graphs[COMPILED] = compiled.graph(compiled.model, args.modes[0])
+    log("compiled", COMPILED)
     try:
         with peers.torchao_compiler():
-            quantized = peers.quantized_copy(half_model, "torchao static", on_gpu, options)
-            add_compiled(INT_MM, quantized, args.modes[-1])
+            quantized = peers.quantized_copy(compiled.model, "torchao static", compiled.feeds, compiled.options)
+            graphs[INT_MM] = compiled.graph(quantized, args.modes[-1])
+        log("compiled", INT_MM)
     except Exception as error:  # torchao is not there, or it or the compiler fails on its code: the ladder lacks a step
         log("without", INT_MM, type(error).__name__, str(error)[:200])
     first = next(iter(arrays))
@@ -148,9 +125,8 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
                    **environment())  # fmt: skip
         print(f"LADDER {name} {batch}x{length} {label:44s} {ms:.4f} ms "
               + " ".join(f"{key} {value:.3f}" for key, value in (groups.get(label) or {}).items()), flush=True)
-    for each in keep:
-        if hasattr(each, "close"):
-            each.close()
+    for runner in keep:
+        runner.close()
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:

@@ -25,15 +25,17 @@ def group_of(kernel: dict[str, Any]) -> str:
     return "norms, residuals" if kind == "norm" or "layer_norm" in name else "rest"
 
 
+def in_groups(kernels: list[dict[str, Any]]) -> dict[str, float]:
+    """Return group → milliseconds of a call's kernels."""
+    sums = dict.fromkeys(GROUPS, 0.0)
+    for kernel in kernels:
+        sums[group_of(kernel)] += kernel["us"] / 1e3
+    return sums
+
+
 def bars(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return side → group → milliseconds."""
-    found = {}
-    for side, key in (("fp16", "twin"), ("INT8", "engine")):
-        sums = dict.fromkeys(GROUPS, 0.0)
-        for kernel in row[key]["kernels"]:
-            sums[group_of(kernel)] += kernel["us"] / 1e3
-        found[side] = sums
-    return found
+    return {side: in_groups(row[key]["kernels"]) for side, key in (("fp16", "twin"), ("INT8", "engine"))}
 
 
 def main() -> None:

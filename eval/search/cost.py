@@ -135,9 +135,10 @@ def fit(units: Sequence[Unit], plans: Mapping[str, frozenset[str]], times: Mappi
         sure: the pairs of parts that count; see `sure_pairs`.
     """
     names = [name for name in plans if name not in checks]
-    of_parts = {part: [unit.name for unit in members] for part, members in parts_of(units).items()}
+    parts = parts_of(units)
+    of_parts = {part: [unit.name for unit in members] for part, members in parts.items()}
     pairs = {pair: both for pair, both in neighbours(units).items() if pair in sure}
-    share = {unit.name: _share(unit, members) for members in parts_of(units).values() for unit in members}
+    share = {unit.name: _share(unit, members) for members in parts.values() for unit in members}
     rows = [[1.0, *(-sum(share[unit] for unit in members if unit in plan) for members in of_parts.values()),
              *(-sum(a in plan and b in plan for a, b in both) / len(both) for both in pairs.values())]
             for plan in (*(plans[name] for name in names), frozenset[str]())]  # fmt: skip
