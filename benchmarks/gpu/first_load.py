@@ -52,6 +52,7 @@ def load_apart(engine: str, kind: str, bytecode: Path) -> dict[str, float]:
         words = [sys.executable, "-m", "benchmarks.gpu.first_load", "--engine", engine, "--once", kind]
         done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"one load, {kind}: torch and CUDA {found['import_s']:.1f} s, load {found['load_s']:.1f} s", flush=True)
     return found
 
 

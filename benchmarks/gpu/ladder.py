@@ -130,7 +130,7 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
-    """Draw one bar for each step: its kernels in groups where they are known, else its time as one."""
+    """Draw one bar for each step: its kernels in groups, and what lies between them, or its time as one."""
     figure, axis = new_figure(9.6, 1.2 + 0.42 * len(rows))
     named: set[str] = set()
     for place, row in enumerate(rows):
@@ -140,8 +140,11 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
             axis.barh(place, ms, left=left, color=color, height=0.72, label=None if group in named else group)
             named.add(group)
             left += ms
-        if row["groups_ms"] is None:
-            axis.barh(place, row["ms"], color="#c9c9c9", height=0.72)
+        rest = "#c9c9c9" if row["groups_ms"] is None else "#ececec"
+        axis.barh(place, max(row["ms"] - left, 0), left=left, color=rest, height=0.72,
+                  label="between kernels" if left and "between" not in named else None)  # fmt: skip
+        if left:
+            named.add("between")
         axis.text(max(left, row["ms"]) + 0.05, place, f"{row['ms']:.2f} ms", va="center", fontsize=9)
     axis.set_yticks(range(len(rows)), [row["step"] for row in rows])
     axis.invert_yaxis()
@@ -149,7 +152,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     axis.set_xlim(0, 1.12 * max(row["ms"] for row in rows))
     last = rows[-1]
     axis.set_xlabel(f"ms of a call, {last['model']} {last['batch']} x {last['length']}, {last['recipe']}")
-    figure.legend(loc="outside lower center", ncols=len(GROUPS))
+    figure.legend(loc="outside lower center", ncols=len(GROUPS) + 1)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=130, facecolor="white", metadata={"Software": None})
 

@@ -8,6 +8,7 @@ import logging
 import subprocess
 import sys
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -54,13 +55,16 @@ def _model_facts(workshop: Workshop) -> dict[str, Any]:
 
 
 def _lint(run: RunFolder) -> dict[str, str] | None:
-    """Return what the linter says of the first INT8 file, None where there is no linter or no such file."""
-    row = next((r for r in run.rows() if r.row.recipe and r.details.onnx_path), None)
-    if row is None or row.details.onnx_path is None or importlib.util.find_spec("engine.lint") is None:
+    """Return what the linter says of the first INT8 ONNX file, None where there is no linter or no such file."""
+    if importlib.util.find_spec("engine.lint") is None:
         return None
-    path = run.artifacts / row.details.onnx_path
+    files = {r.system: run.artifacts / r.details.onnx_path for r in run.rows() if r.row.recipe and r.details.onnx_path}
+    graphs = [pair for pair in files.items() if not is_zipfile(pair[1])]  # a torch program is no ONNX graph
+    if not graphs:
+        return None
+    system, path = graphs[0]
     done = subprocess.run([sys.executable, "-m", "engine.lint", str(path)], cwd=ROOT, capture_output=True, text=True)
-    return {"system": row.system, "text": (done.stdout or done.stderr).replace(str(path), path.name).strip()[:4000]}
+    return {"system": system, "text": (done.stdout or done.stderr).replace(str(path), path.name).strip()[:4000]}
 
 
 def _layers(workshop: Workshop) -> dict[str, list[float]]:

@@ -95,7 +95,7 @@ class InductorBackend(Backend):
         require(self.check_build(), "build for inductor")
         import torch
 
-        from engine.backends.inductor.binaries import Binaries, recorded, use_torchs_tools, write_binaries
+        from engine.backends.inductor.binaries import Binaries, recorded, settle_keys, write_binaries
         from engine.backends.inductor.compiled import Captured, load_module, with_plans
         from engine.backends.inductor.runner import example_feeds
         from engine.backends.inductor.tuning import tune_program
@@ -105,7 +105,7 @@ class InductorBackend(Backend):
                 module = load_module(onnx_path)
             found: list[dict[str, Any]] = []
             binaries: Binaries = {}
-            use_torchs_tools()  # tiles are timed as they will run
+            settle_keys()  # tiles are timed as they will run, and found again when they are recorded
             with own_artifacts():
                 for bucket in buckets:
                     _say(f"tune {bucket_name(bucket)} ...")

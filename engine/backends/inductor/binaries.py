@@ -17,9 +17,11 @@ from torch._inductor.runtime import compile_tasks
 from triton import knobs
 from triton.backends.nvidia.compiler import get_ptxas_version
 from triton.runtime.cache import FileCacheManager
+from triton.runtime.jit import JITCallable
 
 import kernels.attention_kernel
 import kernels.linear_kernel
+import kernels.numerics
 import kernels.rows_kernel
 
 FOLDER = "kernels/"  # in an engine's file: kernels/KEY/NAME
@@ -29,16 +31,24 @@ Binaries = dict[str, dict[str, bytes]]  # Triton's key → file name → content
 _SETTING = threading.RLock()  # Triton's cache is one setting of the process
 
 
-def use_torchs_tools() -> None:
-    """Let Triton assemble as torch's compiler makes it, and ask for the assembler's version anew.
+def settle_keys() -> None:
+    """Let Triton's keys of our kernels be those of any process, whatever this one did before.
 
-    The version is part of Triton's keys, and asked for once in a process. Torch's compiler points Triton at its own
-    assembler when it first compiles a kernel: one that was compiled before, while tiles were timed, would be kept by
-    a key that a process which only loads never asks for.
+    Two parts of a key are asked for once in a process, and what they say depends on when. The assembler's version:
+    torch's compiler points Triton at its own assembler when it first compiles a kernel. And the constants that a
+    function reads: those of a function that it calls are among them only if that one was asked for its own before
+    (triton-lang/triton#10494, merged after Triton 3.7). So a kernel that was compiled while tiles were timed would be
+    kept by a key that a process which only loads never asks for.
     """
     for each in ("_set_triton_ptxas_path", "_set_triton_libdevice_path"):  # the latter is newer than torch 2.11
         getattr(compile_tasks, each, lambda: None)()
     get_ptxas_version.cache_clear()
+    for module in (kernels.numerics, *MODULES):
+        for each in vars(module).values():  # a module defines what is called before what calls it
+            if isinstance(each, JITCallable) and each.__module__ == module.__name__:
+                with each._hash_lock:
+                    each.hash, each.used_global_vals = None, {}
+                    each.cache_key  # noqa: B018 (asking makes it)
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def recorded() -> Iterator[Binaries]:
             return path
 
     found: Binaries = {}
-    use_torchs_tools()
+    settle_keys()
     with _managed(Recording), _without_memory():
         yield found
     names = {each.__name__ for each in launched_kernels()}
@@ -98,7 +108,7 @@ def served(binaries: Binaries) -> Iterator[None]:
             super().put_group(filename, group)
             return group
 
-    use_torchs_tools()
+    settle_keys()
     with _managed(Serving):
         yield
 

@@ -14,8 +14,18 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from torch._inductor.runtime import compile_tasks  # noqa: E402
 from triton import knobs  # noqa: E402
 from triton.backends.nvidia.compiler import get_ptxas_version  # noqa: E402
+from triton.runtime.jit import JITCallable  # noqa: E402
 
-from engine.backends.inductor.binaries import read_binaries, recorded, served, write_binaries  # noqa: E402
+import kernels.numerics  # noqa: E402
+from engine.backends.inductor.binaries import (  # noqa: E402
+    MODULES,
+    launched_kernels,
+    read_binaries,
+    recorded,
+    served,
+    settle_keys,
+    write_binaries,
+)
 from tests.kernels.test_compile import compile_for, quantize_kernel  # noqa: E402
 
 TYPES = {"x": "*fp16", "factor": "*fp32", "out": "*i8", "scale": "fp32", "inverse": "fp32"}
@@ -76,6 +86,19 @@ def test_kernels_are_kept_by_the_assembler_that_torchs_compiler_sets(tmp_path, m
         compiled(tmp_path / "loaded")
     monkeypatch.undo()
     get_ptxas_version.cache_clear()
+
+
+@pytest.mark.parametrize("first", range(len(launched_kernels())))
+def test_keys_are_those_of_any_process_whichever_kernel_was_compiled_first(first):
+    settle_keys()
+    wanted = {each.__name__: each.cache_key for each in launched_kernels()}
+    for module in (kernels.numerics, *MODULES):
+        for each in vars(module).values():
+            if isinstance(each, JITCallable):  # as in a new process
+                each.hash, each.used_global_vals = None, {}
+    launched_kernels()[first].cache_key  # noqa: B018 (Triton makes it, and those of what it calls)
+    settle_keys()
+    assert {each.__name__: each.cache_key for each in launched_kernels()} == wanted
 
 
 def test_nothing_foreign_is_served(kept, tmp_path):
