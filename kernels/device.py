@@ -33,14 +33,22 @@ def can_describe(x: Tensor) -> bool:
     return (x.shape[-1] * x.element_size()) % 16 == 0 and x.data_ptr() % 16 == 0 and x.numel() > 0
 
 
-# Up to so many rows a kernel starts while the one before it ends (programmatic dependent launch, 9.0 and newer): 9 % of
-# BERT-base at 1 x 128 on an H100. At 8 x 128 and above it costs 1 to 2 %: early programs take room from late ones.
-OVERLAPPED_ROWS = 512
+# Programmatic dependent launch (9.0 and newer): a kernel's programs wait on the GPU already while those of the kernel
+# before it run (EARLY), or as soon as each of them has written its result (LATE). EARLY is 9 % of BERT-base at 1 x 128
+# on an H100; at 8 x 128 and above it costs 1 to 2 %: programs that wait take room from those that work.
+APART, EARLY, LATE = 0, 1, 2
+OVERLAPPED_ROWS = 512  # up to so many rows EARLY
+BEYOND = APART  # above; LATE is not measured
 
 
-def launch_options(target: int, rows: int) -> dict[str, bool]:
-    """Return what a launch over that many rows asks for on a GPU of that capability."""
-    return {"launch_pdl": True} if target >= 90 and rows <= OVERLAPPED_ROWS and not INTERPRETED else {}
+def overlap(target: int, rows: int) -> int:
+    """Return how a kernel over that many rows overlaps with the one before it on a GPU of that capability."""
+    return APART if target < 90 or INTERPRETED else EARLY if rows <= OVERLAPPED_ROWS else BEYOND
+
+
+def launch_options(mode: int) -> dict[str, bool]:
+    """Return what a launch asks of Triton for a mode of `overlap`; its interpreter knows no such thing."""
+    return {} if mode == APART else {"launch_pdl": True}
 
 
 def runs_kernels(op: str, *tensors: Tensor | None) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors
+from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlap
 from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
 from kernels.tiles import ProductTile, pick_tile, product_tiles
 
@@ -98,7 +98,8 @@ def linear_kernel(
     time. Gated: weight rows alternate gate and up, the two accumulators of a pair are neighbours in one thread.
     """
     if PDL:  # start while the kernel before ends; read what it wrote only after it ended
-        gdc_launch_dependents()
+        if PDL == 1:
+            gdc_launch_dependents()
         gdc_wait()
     block_rows, block_columns = tl.cdiv(M, BM), tl.cdiv(N, BN)
     width = GROUP * block_columns
@@ -129,6 +130,8 @@ def linear_kernel(
                         residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
                         ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS
+    if PDL == 2:
+        gdc_launch_dependents()
 
 
 def launch_linear(
@@ -149,11 +152,11 @@ def launch_linear(
         [TensorDescriptor.from_tensor(*pair) for pair in zip(operands, blocks, strict=True)] if uses_tma else operands
     )
     num_blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-    launch = launch_options(target, rows)
+    mode = overlap(target, rows)
     linear_kernel[(min(num_blocks, multiprocessors(x) * tile.per_sm),)](
         *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
         residual_scale, *out_scale, ACTIVATION=activation, HAS_BIAS=bias is not None, RESIDUAL=residual is not None,
         HAS_FACTOR=factor is not None, OUT_INT8=out.dtype == torch.int8, GATED=gated, PARTS=parts, TMA=uses_tma,
-        PDL=bool(launch), BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=bool(tile.flatten),
-        IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch,
+        PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=bool(tile.flatten),
+        IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch_options(mode),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from kernels.device import INTERPRETED, capability, launch_options
+from kernels.device import INTERPRETED, capability, launch_options, overlap
 from kernels.numerics import quantize_int8
 from kernels.tiles import RowTile, pick_tile, row_tiles
 
@@ -21,7 +21,8 @@ def quantize_kernel(
 ):  # fmt: skip
     """Write INT8 codes of ROWS rows and WIDTH columns."""
     if PDL:
-        gdc_launch_dependents()
+        if PDL == 1:
+            gdc_launch_dependents()
         gdc_wait()
     r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     c = (tl.program_id(1) * WIDTH + tl.arange(0, WIDTH))[None, :]
@@ -30,6 +31,8 @@ def quantize_kernel(
     if HAS_FACTOR:
         y = y * tl.load(factor + c, mask=c < N, other=1.0)
     tl.store(out + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
+    if PDL == 2:
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -42,7 +45,8 @@ def norm_kernel(
     c = tl.arange(0, WIDTH)[None, :]
     scaled = tl.load(weight + c, mask=c < N, other=0).to(tl.float32)  # before the wait: no kernel writes it
     if PDL:
-        gdc_launch_dependents()
+        if PDL == 1:
+            gdc_launch_dependents()
         gdc_wait()
     r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     inside = (r < M) & (c < N)
@@ -63,6 +67,8 @@ def norm_kernel(
     if HAS_FACTOR:
         y = y * tl.load(factor + c, mask=c < N, other=1.0)
     tl.store(codes + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
+    if PDL == 2:
+        gdc_launch_dependents()
 
 
 def launch_quantize(
@@ -73,10 +79,11 @@ def launch_quantize(
     rows = x.numel() // width
     block = min(triton.next_power_of_2(width), 1024)
     tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    launch = launch_options(capability(x), rows)
+    mode = overlap(capability(x), rows)
     quantize_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(width, block))](
         x, x if factor is None else factor, out, rows, width, scale, inverse, HAS_FACTOR=factor is not None,
-        ROWS=tile.rows, WIDTH=block, PDL=bool(launch), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, **launch,
+        ROWS=tile.rows, WIDTH=block, PDL=mode, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
+        **launch_options(mode),
     )  # fmt: skip
 
 
@@ -89,10 +96,11 @@ def launch_norm(
     rows = x.numel() // width
     block = triton.next_power_of_2(width)
     tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    launch = launch_options(capability(x), rows)
+    mode = overlap(capability(x), rows)
     norm_kernel[(triton.cdiv(rows, tile.rows),)](
         x, x if residual is None else residual, weight, weight if bias is None else bias,
         weight if factor is None else factor, codes, kept, rows, width, eps, scale, inverse, RMS=rms,
         HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None, HAS_FACTOR=factor is not None, KEEP=keep,
-        ROWS=tile.rows, WIDTH=block, PDL=bool(launch), IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, **launch,
+        ROWS=tile.rows, WIDTH=block, PDL=mode, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
+        **launch_options(mode),
     )  # fmt: skip

@@ -4,9 +4,9 @@
 
 Beside the steps stand torch.compile's fp16, its INT8 by `torch._int_mm` (torchao's static configuration, where torchao
 is there; --modes, the first for fp16 and the last for torchao) and our float twin. The steps begin with INT8 products
-with nothing fused, and end with the engine as it is by default. A row for each: its milliseconds (the median of rounds
-in which all ran in turn), what a step takes off the one before it, the kernels of a call in groups. --picture draws the
-last row of each.
+with nothing fused; after them stands the whole with kernels that start as the one before them ends. A row for each: its
+milliseconds (the median of rounds in which all ran in turn), what a step takes off the one before it, the kernels of a
+call in groups. --picture draws the last row of each.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 
+import kernels.device
 from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu import peers
 from benchmarks.gpu.engines import (
@@ -55,6 +57,7 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "+ codes written by attention": (norms.fuse_attention_results,),
     "+ codes written by norms": (norms.fuse_norms,),
 }
+OVERLAPPED = "+ kernels that start as one ends"  # the last of STEPS with `kernels.device.LATE` for all sizes
 
 
 def passes_of(step: str) -> tuple[Any, ...]:
@@ -101,17 +104,21 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
         log("without", INT_MM, type(error).__name__, str(error)[:200])
     first = next(iter(arrays))
     shapes = parse_shapes([f"{first}:{'x'.join(map(str, arrays[first].shape))}"])
-    for label, path in paths.items():
-        torch._dynamo.reset()
-        get_backend("inductor").build(path, path.with_suffix(".engine"), BuildOptions(shapes, force=True))
-        torch._dynamo.reset()
-        runner: Any = get_backend("inductor").load(path.with_suffix(".engine"))
-        graphs[label] = runner.fed(arrays)[0].graph
+    whole = list(paths)[-1]
+    for label, path in {**paths, OVERLAPPED: paths[whole]}.items():
+        late = label == OVERLAPPED
+        engine = path.with_suffix(".late.engine" if late else ".engine")
+        with mock.patch.object(kernels.device, "BEYOND", kernels.device.LATE if late else kernels.device.BEYOND):
+            torch._dynamo.reset()
+            get_backend("inductor").build(path, engine, BuildOptions(shapes, force=True))
+            torch._dynamo.reset()
+            runner: Any = get_backend("inductor").load(engine)
+            graphs[label] = runner.fed(arrays)[0].graph
         groups[label] = in_groups(kernels_of(runner, arrays))
         keep.append(runner)
         log("built", label)
     times = dict(zip(graphs, time_in_turn(list(graphs.values()), ROUNDS), strict=True))
-    before = {later: earlier for earlier, later in itertools.pairwise(STEPS)}
+    before = {later: earlier for earlier, later in itertools.pairwise((*STEPS, OVERLAPPED))}
     for label, taken in times.items():
         ms = statistics.median(taken)
         saved = None  # over the step before; the other three are no steps
@@ -171,7 +178,7 @@ def main() -> None:
     if args.picture:
         wanted = {"model": name, "batch": batch, "length": length, "recipe": short_recipe(args.recipe)}
         last = {row["step"]: row for row in read_rows(args.out) if wanted.items() <= row.items()}
-        rows = [last[step] for step in (COMPILED, INT_MM, TWIN, *STEPS) if step in last]
+        rows = [last[step] for step in (COMPILED, INT_MM, TWIN, *STEPS, OVERLAPPED) if step in last]
         if not rows:
             parser.error(f"{args.out} holds no row of {args.stack}, {wanted['recipe']}; measure it without --picture")
         draw(rows, Path(args.picture))

@@ -12,6 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from triton.compiler import ASTSource  # noqa: E402
 
 from kernels.attention_kernel import attention_kernel  # noqa: E402
+from kernels.device import APART, EARLY, LATE  # noqa: E402
 from kernels.linear_kernel import linear_kernel  # noqa: E402
 from kernels.rows_kernel import norm_kernel, quantize_kernel  # noqa: E402
 
@@ -22,7 +23,7 @@ FLAGS = {"IS_INTERPRETED": False}
 def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object]):
     """Return the compiled kernel; arguments without a type are int32."""
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-    constants = {**FLAGS, "PDL": capability >= 90, **constants}
+    constants = {**FLAGS, "PDL": EARLY if capability >= 90 else APART, **constants}
     signature.update(dict.fromkeys(constants, "constexpr"))
     target = compiler.GPUTarget("cuda", capability, 32)
     source = ASTSource(kernel, signature, constants)
@@ -71,3 +72,14 @@ def test_rows(capability: int) -> None:
             "WIDTH": 1024}  # fmt: skip
     compile_for(capability, norm_kernel, types, norm)
     compile_for(capability, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024})
+
+
+@pytest.mark.parametrize("mode", [APART, EARLY, LATE])
+def test_the_next_kernel_may_start_before_this_one_reads_or_after_it_wrote(mode):
+    types = {"x": "*fp16", "factor": "*fp32", "out": "*i8", "scale": "fp32", "inverse": "fp32"}
+    found = compile_for(90, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024, "PDL": mode})
+    words = ("griddepcontrol.launch_dependents", "griddepcontrol.wait", "ld.global", "st.global")
+    places = {word: found.asm["ptx"].find(word) for word in words}
+    order = [word for word in sorted(words, key=places.__getitem__) if places[word] >= 0]
+    start, wait, read, write = words
+    assert order == {APART: [read, write], EARLY: [start, wait, read, write], LATE: [wait, read, write, start]}[mode]
