@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlap
 from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
-from kernels.tiles import ProductTile, pick_tile, product_tiles
+from kernels.tiles import FLAT, PINGPONG, ProductTile, pick_tile, product_tiles
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
 
@@ -54,12 +54,23 @@ def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, IS_INTERPRETED: tl.constexpr):
+def _of_columns(vector, column, num_columns, EVEN: tl.constexpr):
+    """Return a value for each column, (1, columns), zeros beyond the matrix; EVEN: none lies beyond it."""
+    if EVEN:
+        return tl.load(vector + column)[None, :]
+    else:
+        return tl.load(vector + column, mask=column < num_columns, other=0.0)[None, :]
+
+
+@triton.jit
+def _affine(
+    acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, IS_INTERPRETED: tl.constexpr
+):
     """Return sum * scale + bias in float32."""
     y = acc.to(tl.float32)
-    by = tl.load(scale + column, mask=column < num_columns, other=0.0)[None, :]
+    by = _of_columns(scale, column, num_columns, EVEN)
     if HAS_BIAS:
-        return fma(y, by, tl.load(bias + column, mask=column < num_columns, other=0.0)[None, :], IS_INTERPRETED)
+        return fma(y, by, _of_columns(bias, column, num_columns, EVEN), IS_INTERPRETED)
     else:
         return y * by
 
@@ -68,7 +79,7 @@ def _affine(acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, IS_IN
 def _finish(
     y, first_row, first_column, rows, columns, out, residual, factor, residual_scale, out_scale, out_inverse,
     RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr, OUT_INT8: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr,
-    IS_INTERPRETED: tl.constexpr,
+    EVEN: tl.constexpr, IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Add the residual, quantize or cast, and store one block of the result."""
     if RESIDUAL:
@@ -78,7 +89,11 @@ def _finish(
     if OUT_INT8:
         if HAS_FACTOR:
             column = first_column + tl.arange(0, y.shape[1])
-            y = y * tl.load(factor + column, mask=column < columns, other=1.0)[None, :]
+            by = _of_columns(factor, column, columns, EVEN)
+            if EXACT:
+                y = y * by
+            else:
+                out_inverse = out_inverse * by
         block = quantize_int8(y, out_scale, out_inverse, EXACT, IS_INTERPRETED)
     else:
         block = y.to(out.dtype if TMA else out.dtype.element_ty)
@@ -90,12 +105,14 @@ def linear_kernel(
     x, weight, out, residual, scale, bias, factor, M, N, K, residual_scale, out_scale, out_inverse,
     ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr, RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr,
     OUT_INT8: tl.constexpr, GATED: tl.constexpr, PARTS: tl.constexpr, TMA: tl.constexpr, PDL: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr, IS_INTERPRETED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FLATTEN: tl.constexpr, EVEN: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """out = quantize(activation(x (M, K) @ weight (N, K).T * scale + bias) + residual); `kernels.linear` says the rest.
 
     The result leaves in PARTS, columns by columns: less of it is float32 in registers, or staged in shared memory, at a
     time. Gated: weight rows alternate gate and up, the two accumulators of a pair are neighbours in one thread.
+    EVEN: BN divides N.
     """
     if PDL:  # start while the kernel before ends; read what it wrote only after it ended
         if PDL == 1:
@@ -116,19 +133,19 @@ def linear_kernel(
         if GATED:
             gate, up = acc.reshape(BM, BN // 2, 2).split()
             pair = column + 2 * tl.arange(0, BN // 2)
-            y = _affine(gate, pair, N, scale, bias, HAS_BIAS, IS_INTERPRETED)
-            y = activate(y, ACTIVATION, IS_INTERPRETED) * _affine(
-                up, pair + 1, N, scale, bias, HAS_BIAS, IS_INTERPRETED
-            )
+            y = activate(_affine(gate, pair, N, scale, bias, HAS_BIAS, EVEN, IS_INTERPRETED), ACTIVATION,
+                         IS_INTERPRETED)  # fmt: skip
+            y = y * _affine(up, pair + 1, N, scale, bias, HAS_BIAS, EVEN, IS_INTERPRETED)
             _finish(y, row, column // 2, M, N // 2, out, residual, factor, residual_scale, out_scale, out_inverse,
-                    RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
+                    RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, EVEN,
+                    IS_INTERPRETED)  # fmt: skip
         else:
             for part in tl.static_range(PARTS):
                 y = _affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
-                            IS_INTERPRETED)  # fmt: skip
+                            EVEN, IS_INTERPRETED)  # fmt: skip
                 _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor,
                         residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
-                        ACTIVATION < FIRST_APPROXIMATE, TMA, IS_INTERPRETED)  # fmt: skip
+                        ACTIVATION < FIRST_APPROXIMATE, TMA, EVEN, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS
     if PDL == 2:
         gdc_launch_dependents()
@@ -145,6 +162,14 @@ def launch_linear(
     target = capability(x)
     tile = pick_tile(tiles, rows, ProductTile) or product_tiles(target, rows, columns)[0]
     uses_tma = target >= 90 and all(can_describe(each) for each in operands)
+    if tile.schedule == PINGPONG:
+        if target == 90 and uses_tma and not INTERPRETED:
+            from kernels.hopper_kernel import launch_pingpong
+
+            launch_pingpong(x, weight, scale, bias, out, out_scale, activation, residual, residual_scale, factor, gated,
+                            tile)  # fmt: skip
+            return
+        tile = product_tiles(target, rows, columns)[0]
     parts = 2 if gated else tile.parts(out.element_size())
     stored = [tile.block_m, tile.block_n // parts]
     blocks = ([tile.block_m, tile.block_k], [tile.block_n, tile.block_k], stored, stored)
@@ -157,6 +182,7 @@ def launch_linear(
         *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
         residual_scale, *out_scale, ACTIVATION=activation, HAS_BIAS=bias is not None, RESIDUAL=residual is not None,
         HAS_FACTOR=factor is not None, OUT_INT8=out.dtype == torch.int8, GATED=gated, PARTS=parts, TMA=uses_tma,
-        PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=bool(tile.flatten),
-        IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages, **launch_options(mode),
+        PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=tile.schedule == FLAT,
+        EVEN=columns % tile.block_n == 0, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
+        num_stages=tile.num_stages, **launch_options(mode),
     )  # fmt: skip

@@ -45,10 +45,10 @@ def fma(a, b, c, IS_INTERPRETED: tl.constexpr):
 def quantize_int8(y, scale, inverse, EXACT: tl.constexpr, IS_INTERPRETED: tl.constexpr):
     """Return clamp(round_half_even(y / scale), -128, 127) in INT8.
 
-    y: float32, infinities allowed. inverse: 1 / scale rounded to float32. EXACT: the division is rounded to float32 as
-    the formula says. y * inverse alone can be two units in the last place off, which puts a few codes in a million one
-    step away; one correction by the remainder (Markstein 1990) makes it the rounded quotient for two FMAs more.
-    Bounding y instead of the quotient keeps infinities out of the remainder.
+    y: float32, infinities allowed. inverse: 1 / scale rounded to float32 (not EXACT: or that times a factor of y).
+    EXACT: the division is rounded to float32 as the formula says. y * inverse alone can be two units in the last place
+    off, which puts a few codes in a million one step away; one correction by the remainder (Markstein 1990) makes it
+    the rounded quotient for two FMAs more. Bounding y instead of the quotient keeps infinities out of the remainder.
     """
     if EXACT:
         y = tl.minimum(tl.maximum(y, -128.0 * scale), 127.0 * scale)
@@ -56,10 +56,12 @@ def quantize_int8(y, scale, inverse, EXACT: tl.constexpr, IS_INTERPRETED: tl.con
             steps = tl.div_rn(y, scale + tl.zeros_like(y))
         else:
             steps = y * inverse
-            steps = tl.fma(tl.fma(-steps, scale, y), inverse, steps)
-    else:
-        steps = tl.minimum(tl.maximum(y * inverse, -128.0), 127.0)
-    return (steps + MAGIC).to(tl.int32, bitcast=True).to(tl.int8)
+            steps = tl.fma(tl.fma(steps, -scale, y), inverse, steps)  # -steps would cost an instruction, -scale is one
+        bits = steps + MAGIC
+    else:  # rounded once, by the addition that leaves no fraction; bounded after it, which is the same
+        bits = fma(y, inverse, MAGIC, IS_INTERPRETED)
+        bits = tl.minimum(tl.maximum(bits, MAGIC - 128.0), MAGIC + 127.0)
+    return bits.to(tl.int32, bitcast=True).to(tl.int8)
 
 
 @triton.jit

@@ -11,6 +11,11 @@ from dataclasses import astuple, dataclass, fields
 from operator import itemgetter
 from typing import TypeVar
 
+# How a program of `linear` walks over its blocks: one after the other; the same, but the next one's loads start during
+# this one's epilogue; or (9.0, `kernels.hopper_kernel`) by two groups of warps in turn: one's epilogue hides behind the
+# other's product.
+STEPWISE, FLAT, PINGPONG = 0, 1, 2
+
 
 @dataclass(frozen=True)
 class ProductTile:
@@ -22,7 +27,7 @@ class ProductTile:
     num_warps: int
     num_stages: int  # steps of K in flight
     per_sm: int  # programs on a multiprocessor: with two, one's epilogue hides behind the other's product
-    flatten: int = 1  # 1: loads of the next block start during this one's epilogue
+    schedule: int = FLAT
 
     def parts(self, item_size: int) -> int:
         """Return in how many parts a block of the result leaves: each stages at most 8 KB (or 32 columns)."""
@@ -84,6 +89,14 @@ _PRODUCT_TILES = (
     ProductTile(64, 32, 256, 4, 4, 2, 0),
     ProductTile(64, 32, 128, 4, 3, 2, 0),
 )
+# As many steps as fit are in flight: num_stages is the most. They compile; they are offered once they ran on a GPU.
+OFFER_PINGPONG = False
+PINGPONG_TILES = (
+    ProductTile(128, 128, 128, 4, 6, 1, PINGPONG),
+    ProductTile(64, 256, 128, 4, 4, 1, PINGPONG),
+    ProductTile(64, 128, 128, 4, 8, 1, PINGPONG),
+    ProductTile(64, 64, 128, 4, 8, 1, PINGPONG),
+)
 # For GPUs whose multiprocessors have 100 KB (8.6, 8.9, 12.0); not measured.
 _SMALL_PRODUCT_TILES = (
     ProductTile(128, 128, 64, 8, 3, 1),
@@ -126,9 +139,10 @@ def product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
 
 
 def timed_product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
-    """Return `product_tiles` without those that no large product wants: tuning is to end soon."""
+    """Return `product_tiles` without those that no large product wants: tuning is to end soon; and those of 9.0."""
     found = product_tiles(capability, m, n)
-    return [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
+    found = [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
+    return [*(PINGPONG_TILES if capability == 90 and OFFER_PINGPONG else ()), *found]
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:

@@ -20,13 +20,15 @@ from triton.runtime.cache import FileCacheManager
 from triton.runtime.jit import JITCallable
 
 import kernels.attention_kernel
+import kernels.hopper_kernel
 import kernels.linear_kernel
 import kernels.numerics
 import kernels.rows_kernel
+from kernels.device import INTERPRETED
 
 FOLDER = "kernels/"  # in an engine's file: kernels/KEY/NAME
 SUFFIXES = (".json", ".cubin", ".so")  # of what a launch reads: description, code, launcher; not the texts before them
-MODULES = (kernels.attention_kernel, kernels.linear_kernel, kernels.rows_kernel)
+MODULES = (kernels.attention_kernel, kernels.hopper_kernel, kernels.linear_kernel, kernels.rows_kernel)
 Binaries = dict[str, dict[str, bytes]]  # Triton's key → file name → content
 _SETTING = threading.RLock()  # Triton's cache is one setting of the process
 
@@ -43,7 +45,7 @@ def settle_keys() -> None:
     for each in ("_set_triton_ptxas_path", "_set_triton_libdevice_path"):  # the latter is newer than torch 2.11
         getattr(compile_tasks, each, lambda: None)()
     get_ptxas_version.cache_clear()
-    for module in (kernels.numerics, *MODULES):
+    for module in () if INTERPRETED else (kernels.numerics, *MODULES):
         for each in vars(module).values():  # a module defines what is called before what calls it
             if isinstance(each, JITCallable) and each.__module__ == module.__name__:
                 with each._hash_lock:
@@ -114,7 +116,7 @@ def served(binaries: Binaries) -> Iterator[None]:
 
 
 def launched_kernels() -> list[Any]:
-    """Return our kernels, as Triton holds them; none in its interpreter."""
+    """Return our kernels, as Triton holds them; in its interpreter those alone that it does not interpret."""
     return [each for module in MODULES for each in vars(module).values() if hasattr(each, "device_caches")]
 
 

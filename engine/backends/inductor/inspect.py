@@ -18,8 +18,8 @@ from engine.inspect.layers import INT8, Inspection, InspectRequest, Layer, preci
 from engine.made_feeds import fit_feeds, make_feeds
 
 # Our kernels, and torch's attention, by the op that launches each.
-KERNEL_OPS = {"linear_kernel": "linear", "attention_kernel": "attention", "norm_kernel": "norm_quantize",
-              "quantize_kernel": "quantize"}  # fmt: skip
+KERNEL_OPS = {"linear_kernel": "linear", "linear_pingpong_kernel": "linear", "attention_kernel": "attention",
+              "norm_kernel": "norm_quantize", "quantize_kernel": "quantize"}  # fmt: skip
 TORCH_ATTENTION = ("fmha", "flash", "mem_efficient", "sdpa")
 KINDS = {"linear": "product", "attention": "attention", "norm_quantize": "norm", "quantize": "elementwise"}
 Call = list[tuple[str, float]]  # kernels of one replay in order, with microseconds
