@@ -70,7 +70,7 @@ def _load(
     """Fill the ring with the operands of all blocks of this program, in their order."""
     if PDL:
         gdc_wait()
-    a_ring, b_ring, _, full, empty = shared
+    a_ring, b_ring, _, full, empty, _ = shared
     M, N, K, _, _, _ = numbers
     steps = gl.cdiv(K, BK)
     at = 0
@@ -95,7 +95,7 @@ def _multiply(
     if PDL:
         gdc_wait()
     out, residual, scale, bias, factor = tensors
-    a_ring, b_ring, staged, full, empty = shared
+    a_ring, b_ring, staged, full, empty, turn = shared
     M, N, K, residual_scale, out_scale, out_inverse = numbers
     EXACT: gl.constexpr = ACTIVATION < FIRST_APPROXIMATE
     layout: gl.constexpr = gl.NVMMADistributedLayout(
@@ -105,7 +105,11 @@ def _multiply(
     at = WHO * steps
     buffer = staged.index(WHO)
     first = gl.program_id(0) + WHO * gl.num_programs(0)
+    parity = WHO ^ 1  # the first block of the first group waits for nobody
     for block in range(first, gl.cdiv(M, BM) * gl.cdiv(N, BN), 2 * gl.num_programs(0)):
+        # All that was loaded for the block before has been seen: a barrier tells one lap of the ring from the next alone.
+        mbarrier.wait(turn.index(WHO), parity)
+        parity ^= 1
         stage = at % STAGES
         mbarrier.wait(full.index(stage), (at // STAGES) & 1)
         acc = warpgroup_mma(a_ring.index(stage), b_ring.index(stage).permute((1, 0)),
@@ -119,6 +123,7 @@ def _multiply(
             acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
             mbarrier.arrive(empty.index((at + STAGES - 1) % STAGES), count=1)  # that of the step before
             at += 1
+        mbarrier.arrive(turn.index(WHO ^ 1), count=1)  # its products follow these
         acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
         mbarrier.arrive(empty.index((at + STAGES - 1) % STAGES), count=1)
         at += steps  # those of the other group
@@ -179,12 +184,15 @@ def linear_pingpong_kernel(
     staged = gl.allocate_shared_memory(out.dtype, [2, BM, BN // 2 if GATED else BN], out.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(turn.index(0), count=1)
+    mbarrier.init(turn.index(1), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
     fence_async_shared()  # the barriers are there before a copy signals one
     tensors = (out, residual, scale, bias, factor)
-    shared = (a_ring, b_ring, staged, full, empty)
+    shared = (a_ring, b_ring, staged, full, empty, turn)
     numbers = (M, N, K, residual_scale, out_scale, out_inverse)
     gl.warp_specialize(
         [
