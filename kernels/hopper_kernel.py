@@ -107,7 +107,7 @@ def _multiply(
     first = gl.program_id(0) + WHO * gl.num_programs(0)
     parity = WHO ^ 1  # the first block of the first group waits for nobody
     for block in range(first, gl.cdiv(M, BM) * gl.cdiv(N, BN), 2 * gl.num_programs(0)):
-        # All that was loaded for the block before has been seen: a barrier tells one lap of the ring from the next alone.
+        # What was loaded for the block before has all been seen: a barrier tells two laps of the ring apart, not three.
         mbarrier.wait(turn.index(WHO), parity)
         parity ^= 1
         stage = at % STAGES
