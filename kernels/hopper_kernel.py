@@ -177,6 +177,7 @@ def linear_pingpong_kernel(
     Launched with four warps, the first group; eight more are the second and the one that loads. STAGES steps of K lie
     in a ring; `full` and `empty` say of each what it is. EVEN: BN divides N.
     """
+    gl.static_assert(STAGES >= 2)  # a step is given back once the next one is there
     if PDL == 1:
         gdc_launch_dependents()
     a_ring = gl.allocate_shared_memory(x.dtype, [STAGES, BM, BK], x.layout)

@@ -142,7 +142,7 @@ def timed_product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     """Return `product_tiles` without those that no large product wants: tuning is to end soon; and those of 9.0."""
     found = product_tiles(capability, m, n)
     found = [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
-    return [*(PINGPONG_TILES if capability == 90 and OFFER_PINGPONG else ()), *found]
+    return [*found, *(PINGPONG_TILES if capability == 90 and OFFER_PINGPONG else ())]
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:

@@ -1,14 +1,18 @@
 """Runs a Gluon kernel of `kernels.hopper_kernel` on a CPU: one thread for each partition, and the latest moments.
 
 Triton's interpreter knows no Gluon. What is asynchronous happens here as late as the kernel allows: a product reads its
-operands when it is waited for, a store its buffer when that is. So a buffer that is given back, or written, too early
-spoils the result, and a barrier that nobody arrives at ends the test.
+operands when it is waited for, a store its buffer when that is, a load comes a moment after it was asked for, and who
+arrives at a barrier lets the others go first. So a buffer that is given back, or written, too early spoils the result,
+and a barrier that nobody arrives at ends the test. The threads of a partition are one here: what lies between them
+(barriers that the compiler adds, stores of one thread for all) is not seen, nor are layouts.
 """
 
 from __future__ import annotations
 
 import operator
+import random
 import threading
+import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +22,8 @@ import numpy as np
 from kernels import hopper_kernel
 
 SECONDS = 5.0  # a wait that takes longer never ends
+DELAYS = random.Random(0)
+LOADING, YIELDING = 0.012, 0.008  # seconds at most until a load comes, and after an arrival
 
 
 class Value:
@@ -87,7 +93,7 @@ class Shared:
     """Shared memory, or a part or view of it."""
 
     def __init__(self, array: Any) -> None:
-        self.array = array
+        self.array, self.is_fenced = array, True
 
     def index(self, at: int) -> Shared:
         return Shared(self.array[at])
@@ -97,7 +103,18 @@ class Shared:
 
     def store(self, value: Value) -> None:
         assert value.array.dtype == self.array.dtype
-        self.array[...] = value.array
+        self.array[...], self.is_fenced = value.array, False
+        WRITTEN.append(self)
+
+
+WRITTEN: list[Shared] = []  # by threads, not fenced yet
+
+
+def fence_async_shared() -> None:
+    """What threads wrote may now be read by copies."""
+    for each in WRITTEN:
+        each.is_fenced = True
+    WRITTEN.clear()
 
 
 class Barrier:
@@ -135,16 +152,17 @@ class Program:
             NVMMADistributedLayout=lambda **_: None, arange=lambda low, high, layout: Value(np.arange(low, high)),
             zeros=lambda shape, dtype, layout: Value(np.zeros(shape, dtype)), load=lambda at, **kw: at.load(**kw),
             int8=np.int8, int32=np.int32, int64=np.int64, float32=np.float32, warp_specialize=self.partitions,
-            allocate_shared_memory=self.allocate,
+            allocate_shared_memory=self.allocate, static_assert=lambda condition: None,
         )  # fmt: skip
         mbarrier = types.SimpleNamespace(
             MBarrierLayout=lambda: "barriers", wait=lambda bar, phase: bar.wait(phase),
             init=lambda bar, count: vars(bar).update(count=count, missing=count),
-            expect=lambda bar, size: bar.update(1, size), arrive=lambda bar, count: bar.update(count),
+            expect=lambda bar, size: bar.update(1, size),
+            arrive=lambda bar, count: (bar.update(count), time.sleep(DELAYS.uniform(0, YIELDING))),
         )  # fmt: skip
         tma = types.SimpleNamespace(async_copy_global_to_shared=self.fetch, async_copy_shared_to_global=self.send,
                                     store_wait=self.wait_for_stores)  # fmt: skip
-        return {"gl": gl, "mbarrier": mbarrier, "tma": tma, "fence_async_shared": lambda: None, "range": range,
+        return {"gl": gl, "mbarrier": mbarrier, "tma": tma, "fence_async_shared": fence_async_shared, "range": range,
                 "warpgroup_mma": self.multiply, "warpgroup_mma_wait": self.wait_for_products, "min": min,
                 "gdc_wait": lambda: None, "gdc_launch_dependents": lambda: None, "GROUP": 8, "FIRST_APPROXIMATE": 2}
 
@@ -170,14 +188,19 @@ class Program:
             thread.join(3 * SECONDS)
         if errors:
             raise errors[0]
+        assert not any(thread.is_alive() for thread in threads)
 
     def fetch(self, source: Descriptor, place: Any, bar: Barrier, into: Shared) -> None:
-        found = source.array[source.box(place)]
-        into.array[...] = 0
-        into.array[: found.shape[0], : found.shape[1]] = found
-        bar.update(0, -source.block_type.nbytes)
+        def come() -> None:
+            found = source.array[source.box(place)]
+            into.array[...] = 0
+            into.array[: found.shape[0], : found.shape[1]] = found
+            bar.update(0, -source.block_type.nbytes)
+
+        threading.Timer(DELAYS.uniform(0, LOADING), come).start()
 
     def send(self, target: Descriptor, place: Any, source: Shared) -> None:
+        assert source.is_fenced, "a copy of what a thread wrote, without a fence"
         vars(self.stores).setdefault("waiting", []).append((target, place, source))
 
     def wait_for_stores(self, pendings: int) -> None:

@@ -1,4 +1,7 @@
-"""The product of 9.0 run on a CPU by `tests.kernels.gluon`, against plain torch."""
+"""The product of 9.0 run on a CPU by `tests.kernels.gluon`, against plain torch; and on a GPU."""
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch.nn.functional as F
 pytest.importorskip("triton", reason="the kernels need the package triton")
 from kernels.linear import interleave, linear_reference
 from kernels.reference import quantize_reference
+from tests.kernels.device import needs_gpu
 from tests.kernels.gluon import Descriptor, Pointer, Value, run_linear
 
 BM, BN, BK = 16, 16, 16
@@ -67,3 +71,9 @@ def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind)
         ELEMENTWISE, programs,
     )  # fmt: skip
     np.testing.assert_array_equal(out, expected.numpy())
+
+
+@needs_gpu
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0), reason="for 9.0 alone")
+def test_every_tile_of_it_on_the_gpu():
+    subprocess.run([sys.executable, "-m", "tests.kernels.pingpong"], check=True, timeout=120)

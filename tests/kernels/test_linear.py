@@ -152,7 +152,7 @@ def test_a_tile_that_this_gpu_does_not_take_is_replaced() -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("tile", on_gpu([*tiles.product_tiles(90, 4096, 3072), *tiles.PINGPONG_TILES]))
+@pytest.mark.parametrize("tile", on_gpu(tiles.product_tiles(90, 4096, 3072)))
 @pytest.mark.parametrize("kind", on_gpu(["gelu to int8", "fast gelu", "residual to half", "gated"]))
 def test_every_tile_on_the_gpu(tile, kind: str) -> None:
     x, w, scale, bias = operands(1000, 1040, 784)
@@ -163,9 +163,8 @@ def test_every_tile_on_the_gpu(tile, kind: str) -> None:
         "gated": {"out_dtype": INT8, "out_scale": 0.31, "activation": "silu", "gated": True},
     }[kind]
     capability = 10 * torch.cuda.get_device_capability()[0] + torch.cuda.get_device_capability()[1]
-    offered = [*tiles.product_tiles(capability, 4096, 3072), *(tiles.PINGPONG_TILES if capability == 90 else ())]
-    if tile not in offered:
-        pytest.skip(f"{dataclasses.astuple(tile)} is not for this GPU")
+    if tile not in tiles.product_tiles(capability, 4096, 3072):
+        pytest.skip(f"{dataclasses.astuple(tile)} needs more shared memory than this GPU has")
     got = linear.linear(x, w, scale / 16, bias, tiles=tiles.store_plan({2**31 - 1: tile}), **options)
     expected = linear.linear_reference(x, w, scale / 16, bias, **options)
     if kind == "residual to half":

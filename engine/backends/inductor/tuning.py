@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
+from engine.backends.inductor.binaries import launched_kernels
 from engine.backends.inductor.compiled import TUNED_OPS, tuned_nodes
 from kernels.attention import is_torchs
 from kernels.device import capability
-from kernels.tiles import ANY_SIZE, TORCHS, Tile, attention_tiles, row_tiles, store_plan, timed_product_tiles
+from kernels.tiles import ANY_SIZE, PINGPONG, TORCHS, Tile, attention_tiles, row_tiles, store_plan, timed_product_tiles
 from kernels.tune import CANNOT_RUN, tune
 
 MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
@@ -72,7 +73,9 @@ def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     target = capability(x)
     kind = TUNED_OPS[node.target]  # type: ignore[index]
     if kind == "linear":
-        return timed_product_tiles(target, x.numel() // x.shape[-1], args[1].shape[0])
+        found = timed_product_tiles(target, x.numel() // x.shape[-1], args[1].shape[0])
+        fits = x.shape[-1] % 16 == 0 and args[1].shape[0] % 32 == 0  # rows that descriptors take, those of a result too
+        return [tile for tile in found if fits or tile.schedule != PINGPONG]
     if kind == "attention":
         q, k = args[:2]
         own = [] if is_torchs(q, k) else attention_tiles(target, k.shape[1])
@@ -111,6 +114,8 @@ def _compile_ahead(jobs: Sequence[tuple[Any, Node, Tile]]) -> None:
         torch.cuda.set_device(stream.device)
         torch.cuda.synchronize()  # gives the thread the device's context, which Triton's launcher needs
 
+    for each in launched_kernels():  # made by one thread: for a moment Triton takes one in Gluon for its own language
+        each.device_caches[stream.device.index]
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1), initializer=enter) as pool:
         list(pool.map(compile_one, jobs))
     torch.cuda.synchronize()
