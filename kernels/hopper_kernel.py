@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -24,42 +23,13 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.device import launch_options, multiprocessors, overlap
-from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
+from kernels.linear_kernel import place_of
+from kernels.numerics import FIRST_APPROXIMATE, activate, affine, fma, int8_to_float, of_columns, quantize_int8
 from kernels.tiles import ProductTile
 
-GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
 GLUON_TYPES = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 REGISTERS = 168  # of each of the 384 threads at first; the loading warps give theirs to the others
 SHARED_BYTES = 227 * 1024  # what one program may take
-
-
-@gluon.jit
-def _place(block, M, N, BM: gl.constexpr, BN: gl.constexpr):
-    """Return first row and column of a block of the result."""
-    block_rows, width = gl.cdiv(M, BM), GROUP * gl.cdiv(N, BN)
-    group = block // width
-    size = gl.minimum(block_rows - group * GROUP, GROUP)
-    return (group * GROUP + (block % width) % size) * BM, ((block % width) // size) * BN
-
-
-@gluon.jit
-def _of_columns(vector, column, N, EVEN: gl.constexpr):
-    """Return a value for each column, (1, columns), zeros beyond the matrix; EVEN: none lies beyond it."""
-    if EVEN:
-        return gl.load(vector + column)[None, :]
-    else:
-        return gl.load(vector + column, mask=column < N, other=0.0)[None, :]
-
-
-@gluon.jit
-def _affine(acc, column, N, scale, bias, HAS_BIAS: gl.constexpr, EVEN: gl.constexpr):
-    """Return sum * scale + bias in float32."""
-    y = acc.to(gl.float32)
-    by = _of_columns(scale, column, N, EVEN)
-    if HAS_BIAS:
-        return fma(y, by, _of_columns(bias, column, N, EVEN), False)
-    else:
-        return y * by
 
 
 @gluon.jit
@@ -75,7 +45,7 @@ def _load(
     steps = gl.cdiv(K, BK)
     at = 0
     for block in range(gl.program_id(0), gl.cdiv(M, BM) * gl.cdiv(N, BN), gl.num_programs(0)):
-        row, column = _place(block, M, N, BM, BN)
+        row, column = place_of(block, M, N, BM, BN)
         for k in range(steps):
             stage = at % STAGES
             mbarrier.wait(empty.index(stage), ((at // STAGES) & 1) ^ 1)
@@ -128,17 +98,17 @@ def _multiply(
         mbarrier.arrive(empty.index((at + STAGES - 1) % STAGES), count=1)
         at += steps  # those of the other group
 
-        row, column = _place(block, M, N, BM, BN)
+        row, column = place_of(block, M, N, BM, BN)
         if GATED:
             gate, up = acc.reshape([BM, BN // 2, 2]).split()
             pair = column + 2 * gl.arange(0, BN // 2, layout=gl.SliceLayout(0, gate.type.layout))
-            y = activate(_affine(gate, pair, N, scale, bias, HAS_BIAS, EVEN), ACTIVATION, False)
-            y = y * _affine(up, pair + 1, N, scale, bias, HAS_BIAS, EVEN)
+            y = activate(affine(gate, pair, N, scale, bias, HAS_BIAS, EVEN, False), ACTIVATION, False)
+            y = y * affine(up, pair + 1, N, scale, bias, HAS_BIAS, EVEN, False)
             column = column // 2
             columns = N // 2
         else:
             each = column + gl.arange(0, BN, layout=gl.SliceLayout(0, layout))
-            y = activate(_affine(acc, each, N, scale, bias, HAS_BIAS, EVEN), ACTIVATION, False)
+            y = activate(affine(acc, each, N, scale, bias, HAS_BIAS, EVEN, False), ACTIVATION, False)
             columns = N
         own = column + gl.arange(0, y.shape[1], layout=gl.SliceLayout(0, y.type.layout))
         if RESIDUAL:
@@ -150,7 +120,7 @@ def _multiply(
         if OUT_INT8:
             inverse = out_inverse
             if HAS_FACTOR:
-                by = _of_columns(factor, own, columns, EVEN)
+                by = of_columns(factor, own, columns, EVEN)
                 if EXACT:
                     y = y * by
                 else:

@@ -12,10 +12,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlap
-from kernels.numerics import FIRST_APPROXIMATE, activate, fma, int8_to_float, quantize_int8
+from kernels.numerics import FIRST_APPROXIMATE, activate, affine, fma, int8_to_float, of_columns, quantize_int8
 from kernels.tiles import FLAT, PINGPONG, ProductTile, pick_tile, product_tiles
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
+
+
+@triton.jit
+def place_of(block, M, N, BM: tl.constexpr, BN: tl.constexpr):
+    """Return first row and column of a block of the result."""
+    block_rows, width = tl.cdiv(M, BM), GROUP * tl.cdiv(N, BN)
+    group = block // width
+    size = tl.minimum(block_rows - group * GROUP, GROUP)
+    return (group * GROUP + (block % width) % size) * BM, ((block % width) // size) * BN
 
 
 @triton.jit
@@ -54,28 +63,6 @@ def _part(acc, PART: tl.constexpr, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _of_columns(vector, column, num_columns, EVEN: tl.constexpr):
-    """Return a value for each column, (1, columns), zeros beyond the matrix; EVEN: none lies beyond it."""
-    if EVEN:
-        return tl.load(vector + column)[None, :]
-    else:
-        return tl.load(vector + column, mask=column < num_columns, other=0.0)[None, :]
-
-
-@triton.jit
-def _affine(
-    acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, IS_INTERPRETED: tl.constexpr
-):
-    """Return sum * scale + bias in float32."""
-    y = acc.to(tl.float32)
-    by = _of_columns(scale, column, num_columns, EVEN)
-    if HAS_BIAS:
-        return fma(y, by, _of_columns(bias, column, num_columns, EVEN), IS_INTERPRETED)
-    else:
-        return y * by
-
-
-@triton.jit
 def _finish(
     y, first_row, first_column, rows, columns, out, residual, factor, residual_scale, out_scale, out_inverse,
     RESIDUAL: tl.constexpr, HAS_FACTOR: tl.constexpr, OUT_INT8: tl.constexpr, EXACT: tl.constexpr, TMA: tl.constexpr,
@@ -89,7 +76,7 @@ def _finish(
     if OUT_INT8:
         if HAS_FACTOR:
             column = first_column + tl.arange(0, y.shape[1])
-            by = _of_columns(factor, column, columns, EVEN)
+            by = of_columns(factor, column, columns, EVEN)
             if EXACT:
                 y = y * by
             else:
@@ -118,13 +105,8 @@ def linear_kernel(
         if PDL == 1:
             gdc_launch_dependents()
         gdc_wait()
-    block_rows, block_columns = tl.cdiv(M, BM), tl.cdiv(N, BN)
-    width = GROUP * block_columns
-    for tile in tl.range(tl.program_id(0), block_rows * block_columns, tl.num_programs(0), flatten=FLATTEN):
-        group = tile // width
-        size = tl.minimum(block_rows - group * GROUP, GROUP)
-        row = (group * GROUP + (tile % width) % size) * BM
-        column = ((tile % width) // size) * BN
+    for block in tl.range(tl.program_id(0), tl.cdiv(M, BM) * tl.cdiv(N, BN), tl.num_programs(0), flatten=FLATTEN):
+        row, column = place_of(block, M, N, BM, BN)
         acc = tl.zeros((BM, BN), dtype=tl.int32)
         for k in range(tl.cdiv(K, BK)):
             a = _load_block(x, row, k * BK, M, K, BM, BK, TMA)
@@ -133,15 +115,15 @@ def linear_kernel(
         if GATED:
             gate, up = acc.reshape(BM, BN // 2, 2).split()
             pair = column + 2 * tl.arange(0, BN // 2)
-            y = activate(_affine(gate, pair, N, scale, bias, HAS_BIAS, EVEN, IS_INTERPRETED), ACTIVATION,
+            y = activate(affine(gate, pair, N, scale, bias, HAS_BIAS, EVEN, IS_INTERPRETED), ACTIVATION,
                          IS_INTERPRETED)  # fmt: skip
-            y = y * _affine(up, pair + 1, N, scale, bias, HAS_BIAS, EVEN, IS_INTERPRETED)
+            y = y * affine(up, pair + 1, N, scale, bias, HAS_BIAS, EVEN, IS_INTERPRETED)
             _finish(y, row, column // 2, M, N // 2, out, residual, factor, residual_scale, out_scale, out_inverse,
                     RESIDUAL, HAS_FACTOR, OUT_INT8, ACTIVATION < FIRST_APPROXIMATE, TMA, EVEN,
                     IS_INTERPRETED)  # fmt: skip
         else:
             for part in tl.static_range(PARTS):
-                y = _affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
+                y = affine(_part(acc, part, PARTS), column + tl.arange(0, BN // PARTS), N, scale, bias, HAS_BIAS,
                             EVEN, IS_INTERPRETED)  # fmt: skip
                 _finish(activate(y, ACTIVATION, IS_INTERPRETED), row, column, M, N, out, residual, factor,
                         residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,

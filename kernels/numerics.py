@@ -42,6 +42,28 @@ def fma(a, b, c, IS_INTERPRETED: tl.constexpr):
 
 
 @triton.jit
+def of_columns(vector, column, num_columns, EVEN: tl.constexpr):
+    """Return a value for each column, (1, columns), zeros beyond the matrix; EVEN: none lies beyond it."""
+    if EVEN:
+        return tl.load(vector + column)[None, :]
+    else:
+        return tl.load(vector + column, mask=column < num_columns, other=0.0)[None, :]
+
+
+@triton.jit
+def affine(
+    acc, column, num_columns, scale, bias, HAS_BIAS: tl.constexpr, EVEN: tl.constexpr, IS_INTERPRETED: tl.constexpr
+):
+    """Return sum * scale + bias in float32."""
+    y = acc.to(tl.float32)
+    by = of_columns(scale, column, num_columns, EVEN)
+    if HAS_BIAS:
+        return fma(y, by, of_columns(bias, column, num_columns, EVEN), IS_INTERPRETED)
+    else:
+        return y * by
+
+
+@triton.jit
 def quantize_int8(y, scale, inverse, EXACT: tl.constexpr, IS_INTERPRETED: tl.constexpr):
     """Return clamp(round_half_even(y / scale), -128, 127) in INT8.
 

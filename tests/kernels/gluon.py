@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import hopper_kernel
+from kernels import hopper_kernel, linear_kernel, numerics
 
 SECONDS = 5.0  # a wait that takes longer never ends
 DELAYS = random.Random(0)
@@ -229,6 +229,9 @@ def run_linear(arguments: dict[str, Any], elementwise: dict[str, Callable[..., A
     """Run `linear_pingpong_kernel` with its arguments by name, and these functions for those of `kernels.numerics`."""
     for number in range(programs):
         names = {**Program(number, programs).names(), **elementwise}
+        names["tl"] = names["gl"]
+        for each in (linear_kernel.place_of, numerics.affine, numerics.of_columns):  # Triton's run in Gluon as they are
+            names[each.__name__] = types.FunctionType(each.fn.__code__, names)
         for each in vars(hopper_kernel).values():
             if hasattr(each, "fn") and each.__module__ == hopper_kernel.__name__:
                 names[each.__name__] = types.FunctionType(each.fn.__code__, names)

@@ -28,7 +28,8 @@ from kernels.device import INTERPRETED
 
 FOLDER = "kernels/"  # in an engine's file: kernels/KEY/NAME
 SUFFIXES = (".json", ".cubin", ".so")  # of what a launch reads: description, code, launcher; not the texts before them
-MODULES = (kernels.attention_kernel, kernels.hopper_kernel, kernels.linear_kernel, kernels.rows_kernel)
+# With kernels.numerics before them, each after those whose functions it calls.
+MODULES = (kernels.attention_kernel, kernels.linear_kernel, kernels.hopper_kernel, kernels.rows_kernel)
 Binaries = dict[str, dict[str, bytes]]  # Triton's key → file name → content
 _SETTING = threading.RLock()  # Triton's cache is one setting of the process
 
