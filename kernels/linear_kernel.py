@@ -21,7 +21,8 @@ GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operand
 @triton.jit
 def place_of(block, M, N, BM: tl.constexpr, BN: tl.constexpr):
     """Return first row and column of a block of the result."""
-    block_rows, width = tl.cdiv(M, BM), GROUP * tl.cdiv(N, BN)
+    block_rows = tl.cdiv(M, BM)
+    width = GROUP * tl.cdiv(N, BN)
     group = block // width
     size = tl.minimum(block_rows - group * GROUP, GROUP)
     return (group * GROUP + (block % width) % size) * BM, ((block % width) // size) * BN
