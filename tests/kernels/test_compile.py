@@ -101,7 +101,7 @@ def test_rows(capability: int) -> None:
     types = {"x": "*fp16", "residual": "*fp16", "weight": "*fp16", "bias": "*fp16", "factor": "*fp32", "codes": "*i8",
              "kept": "*fp16", "out": "*i8", "eps": "fp32", "scale": "fp32", "inverse": "fp32"}  # fmt: skip
     norm = {"RMS": False, "HAS_RESIDUAL": True, "HAS_BIAS": True, "HAS_FACTOR": True, "KEEP": 1, "ROWS": 1,
-            "WIDTH": 1024}  # fmt: skip
+            "WIDTH": 512, "REST": 256, "EVEN": True}  # fmt: skip
     compile_for(capability, norm_kernel, types, norm)
     compile_for(capability, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024})
 

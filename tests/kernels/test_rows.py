@@ -33,13 +33,13 @@ def test_quantize_equals_the_formula_on_many_scales() -> None:
         assert torch.equal(rows.quantize(x, scale), rows.quantize_float(x, scale)), scale
 
 
-@pytest.mark.parametrize("width", [48, 50, 384])
+@pytest.mark.parametrize(("count", "width"), [(9, 48), (9, 50), (8, 384), (8, 768), (9, 768), (8, 1024), (8, 80)])
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("keep", ["none", "sum", "normed"])
 @pytest.mark.parametrize("has_residual", [False, True])
-def test_norm_is_rounded_right(width: int, rms: bool, keep: str, has_residual: bool) -> None:
-    x, weight, bias = normal(9, width), normal(width, seed=1), None if rms else normal(width, seed=2)
-    residual = normal(9, width, seed=3) if has_residual else None
+def test_norm_is_rounded_right(count: int, width: int, rms: bool, keep: str, has_residual: bool) -> None:
+    x, weight, bias = normal(count, width), normal(width, seed=1), None if rms else normal(width, seed=2)
+    residual = normal(count, width, seed=3) if has_residual else None
     codes, kept = rows.norm_quantize(x, weight, bias, 1e-5, 0.02, residual, None, rms, keep, PLAN)
     y, total = rows.norm_reference(x, weight, bias, 1e-5, residual, rms, keep)
     # Mean and variance are summed in float32 (2^-24 of up to 5, over a step of 0.02): 1e-4 of a step near a tie.
