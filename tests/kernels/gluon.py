@@ -21,7 +21,7 @@ import numpy as np
 
 from kernels import hopper_kernel, linear_kernel, numerics
 
-SECONDS = 5.0  # a wait that takes longer never ends
+SECONDS = 30.0  # a wait that takes longer never ends
 DELAYS = random.Random(0)
 LOADING, YIELDING = 0.012, 0.008  # seconds at most until a load comes, and after an arrival
 
