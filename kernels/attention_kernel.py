@@ -6,9 +6,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.device import INTERPRETED, capability, launch_options, overlap
+from kernels.launches import begin_kernel, end_kernel
 from kernels.numerics import LOG2_E, MAGIC, int8_to_half, quantize_int8
 from kernels.tiles import AttentionTile, attention_tiles
 
@@ -67,10 +67,7 @@ def attention_kernel(
     Codes of the softmax (0 to 127) and V's are exact in fp16, their sums (at most 254 * 128) exact in float32: the fp16
     product gives INT8's integers to the bit, without the transposed V that the INT8 tensor cores want.
     """
-    if PDL:
-        if PDL == 1:
-            gdc_launch_dependents()
-        gdc_wait()
+    begin_kernel(PDL)
     head, batch = tl.program_id(0) % heads, (tl.program_id(0) // heads).to(tl.int64)
     queries = tl.program_id(1) * BM + tl.arange(0, BM)
     offset = num_keys - num_queries  # causal: the queries are the last of the keys
@@ -139,8 +136,7 @@ def attention_kernel(
         tl.store(where, quantize_int8(y, out_scale, out_inverse, True, IS_INTERPRETED), mask=inside)
     else:
         tl.store(where, y.to(out.dtype.element_ty), mask=inside)
-    if PDL == 2:
-        gdc_launch_dependents()
+    end_kernel(PDL)
 
 
 def launch_attention(

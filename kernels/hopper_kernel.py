@@ -20,11 +20,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.device import launch_options, multiprocessors, overlap
+from kernels.launches import begin_kernel, end_kernel
 from kernels.linear_kernel import place_of
-from kernels.numerics import FIRST_APPROXIMATE, activate, affine, fma, int8_to_float, of_columns, quantize_int8
+from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
 from kernels.tiles import ProductTile
 
 GLUON_TYPES = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
@@ -38,8 +38,7 @@ def _load(
     STAGES: gl.constexpr,
 ):  # fmt: skip
     """Fill the ring with the operands of all blocks of this program, in their order."""
-    if PDL:
-        gdc_wait()
+    begin_kernel(PDL)
     a_ring, b_ring, _, full, empty, _ = shared
     M, N, K, _, _, _ = numbers
     steps = gl.cdiv(K, BK)
@@ -62,8 +61,7 @@ def _multiply(
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr,
 ):  # fmt: skip
     """Compute every second block of this program, the first or the second of each pair by WHO."""
-    if PDL:
-        gdc_wait()
+    begin_kernel(PDL)
     out, residual, scale, bias, factor = tensors
     a_ring, b_ring, staged, full, empty, turn = shared
     M, N, K, residual_scale, out_scale, out_inverse = numbers
@@ -115,17 +113,9 @@ def _multiply(
             r = row + gl.arange(0, BM, layout=gl.SliceLayout(1, y.type.layout))
             inside = (r < M)[:, None] & (own < columns)[None, :]
             other = gl.load(residual + r.to(gl.int64)[:, None] * columns + own[None, :], mask=inside, other=0)
-            other = int8_to_float(other) if other.dtype == gl.int8 else other.to(gl.float32)
-            y = fma(other, residual_scale, y, False)
+            y = add_residual(y, other, residual_scale, False)
         if OUT_INT8:
-            inverse = out_inverse
-            if HAS_FACTOR:
-                by = of_columns(factor, own, columns, EVEN)
-                if EXACT:
-                    y = y * by
-                else:
-                    inverse = out_inverse * by
-            result = quantize_int8(y, out_scale, inverse, EXACT, False)
+            result = quantize_columns(y, own, columns, factor, out_scale, out_inverse, HAS_FACTOR, EXACT, EVEN, False)
         else:
             result = y.to(out.dtype)
         tma.store_wait(0)  # the block before has left the buffer
@@ -148,8 +138,6 @@ def linear_pingpong_kernel(
     in a ring; `full` and `empty` say of each what it is. EVEN: BN divides N.
     """
     gl.static_assert(STAGES >= 2)  # a step is given back once the next one is there
-    if PDL == 1:
-        gdc_launch_dependents()
     a_ring = gl.allocate_shared_memory(x.dtype, [STAGES, BM, BK], x.layout)
     b_ring = gl.allocate_shared_memory(weight.dtype, [STAGES, BN, BK], weight.layout)
     staged = gl.allocate_shared_memory(out.dtype, [2, BM, BN // 2 if GATED else BN], out.layout)
@@ -176,8 +164,7 @@ def linear_pingpong_kernel(
         [4, 1],
         [232, 24],
     )  # fmt: skip
-    if PDL == 2:
-        gdc_launch_dependents()
+    end_kernel(PDL)
 
 
 def launch_pingpong(

@@ -8,11 +8,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlap
-from kernels.numerics import FIRST_APPROXIMATE, activate, affine, fma, int8_to_float, of_columns, quantize_int8
+from kernels.launches import begin_kernel, end_kernel
+from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
 from kernels.tiles import FLAT, PINGPONG, ProductTile, pick_tile, product_tiles
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
@@ -72,17 +72,11 @@ def _finish(
     """Add the residual, quantize or cast, and store one block of the result."""
     if RESIDUAL:
         other = _load_block(residual, first_row, first_column, rows, columns, y.shape[0], y.shape[1], TMA)
-        other = int8_to_float(other) if other.dtype == tl.int8 else other.to(tl.float32)
-        y = fma(other, residual_scale, y, IS_INTERPRETED)
+        y = add_residual(y, other, residual_scale, IS_INTERPRETED)
     if OUT_INT8:
-        if HAS_FACTOR:
-            column = first_column + tl.arange(0, y.shape[1])
-            by = of_columns(factor, column, columns, EVEN)
-            if EXACT:
-                y = y * by
-            else:
-                out_inverse = out_inverse * by
-        block = quantize_int8(y, out_scale, out_inverse, EXACT, IS_INTERPRETED)
+        column = first_column + tl.arange(0, y.shape[1])
+        block = quantize_columns(y, column, columns, factor, out_scale, out_inverse, HAS_FACTOR, EXACT, EVEN,
+                                 IS_INTERPRETED)  # fmt: skip
     else:
         block = y.to(out.dtype if TMA else out.dtype.element_ty)
     _store_block(out, block, first_row, first_column, rows, columns, TMA)
@@ -102,10 +96,7 @@ def linear_kernel(
     time. Gated: weight rows alternate gate and up, the two accumulators of a pair are neighbours in one thread.
     EVEN: BN divides N.
     """
-    if PDL:  # start while the kernel before ends; read what it wrote only after it ended
-        if PDL == 1:
-            gdc_launch_dependents()
-        gdc_wait()
+    begin_kernel(PDL)
     for block in tl.range(tl.program_id(0), tl.cdiv(M, BM) * tl.cdiv(N, BN), tl.num_programs(0), flatten=FLATTEN):
         row, column = place_of(block, M, N, BM, BN)
         acc = tl.zeros((BM, BN), dtype=tl.int32)
@@ -130,8 +121,7 @@ def linear_kernel(
                         residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
                         ACTIVATION < FIRST_APPROXIMATE, TMA, EVEN, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS
-    if PDL == 2:
-        gdc_launch_dependents()
+    end_kernel(PDL)
 
 
 def launch_linear(

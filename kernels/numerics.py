@@ -87,6 +87,28 @@ def quantize_int8(y, scale, inverse, EXACT: tl.constexpr, IS_INTERPRETED: tl.con
 
 
 @triton.jit
+def quantize_columns(
+    y, column, num_columns, factor, scale, inverse, HAS_FACTOR: tl.constexpr, EXACT: tl.constexpr, EVEN: tl.constexpr,
+    IS_INTERPRETED: tl.constexpr,
+):  # fmt: skip
+    """Return `quantize_int8` of y times its columns' factor; where not EXACT, both are one multiplication."""
+    if HAS_FACTOR:
+        by = of_columns(factor, column, num_columns, EVEN)
+        if EXACT:
+            y = y * by
+        else:
+            inverse = inverse * by
+    return quantize_int8(y, scale, inverse, EXACT, IS_INTERPRETED)
+
+
+@triton.jit
+def add_residual(y, other, scale, IS_INTERPRETED: tl.constexpr):
+    """Return y + other * scale; other: INT8 or half precision."""
+    other = int8_to_float(other) if other.dtype == tl.int8 else other.to(tl.float32)
+    return fma(other, scale, y, IS_INTERPRETED)
+
+
+@triton.jit
 def tanh(x, IS_INTERPRETED: tl.constexpr):
     """Return tanh(x): one instruction on a GPU, with a relative error of 2^-11 (PTX's tanh.approx)."""
     if IS_INTERPRETED:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kernels.device import INTERPRETED, capability, launch_options, overlap
-from kernels.numerics import quantize_int8
+from kernels.launches import begin_kernel, end_kernel
+from kernels.numerics import of_columns, quantize_int8
 from kernels.tiles import RowTile, pick_tile, row_tiles
 
 
@@ -20,10 +20,7 @@ def quantize_kernel(
     PDL: tl.constexpr, IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Write INT8 codes of ROWS rows and WIDTH columns."""
-    if PDL:
-        if PDL == 1:
-            gdc_launch_dependents()
-        gdc_wait()
+    begin_kernel(PDL)
     r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     c = (tl.program_id(1) * WIDTH + tl.arange(0, WIDTH))[None, :]
     inside = (r < M) & (c < N)
@@ -31,20 +28,19 @@ def quantize_kernel(
     if HAS_FACTOR:
         y = y * tl.load(factor + c, mask=c < N, other=1.0)
     tl.store(out + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
-    if PDL == 2:
-        gdc_launch_dependents()
+    end_kernel(PDL)
 
 
 @triton.jit
 def _read_rows(x, residual, kept, r, c, M, N, HAS_RESIDUAL: tl.constexpr, KEEP: tl.constexpr, EVEN: tl.constexpr):
     """Return x + residual in float32, zeros outside the matrix; KEEP 1 writes it."""
-    at = r * N + c
+    at = r * N + c[None, :]
     if EVEN:
         y = tl.load(x + at).to(tl.float32)
         if HAS_RESIDUAL:
             y += tl.load(residual + at).to(tl.float32)
     else:
-        inside = (r < M) & (c < N)
+        inside = (r < M) & (c < N)[None, :]
         y = tl.load(x + at, mask=inside, other=0).to(tl.float32)
         if HAS_RESIDUAL:
             y += tl.load(residual + at, mask=inside, other=0).to(tl.float32)
@@ -53,7 +49,7 @@ def _read_rows(x, residual, kept, r, c, M, N, HAS_RESIDUAL: tl.constexpr, KEEP: 
         if EVEN:
             tl.store(kept + at, kept_sum)
         else:
-            tl.store(kept + at, kept_sum, mask=(r < M) & (c < N))
+            tl.store(kept + at, kept_sum, mask=(r < M) & (c < N)[None, :])
         y = kept_sum.to(tl.float32)  # as a model in half precision: the norm reads the sum that is kept
     return y
 
@@ -64,31 +60,22 @@ def _write_rows(
     KEEP: tl.constexpr, EVEN: tl.constexpr, IS_INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Finish the norm of y, whose rows have length 1; write its codes, and with KEEP 2 the norm itself."""
-    at = tl.max_contiguous(r * N + c, [1, 8])  # as many codes for a thread as halves: nothing is exchanged
-    inside = (r < M) & (c < N)
+    at = tl.max_contiguous(r * N + c[None, :], [1, 8])  # as many codes for a thread as halves: nothing is exchanged
+    inside = (r < M) & (c < N)[None, :]
     y = y * scaled
     if HAS_BIAS:
-        y += _vector(bias, c, N, EVEN)
+        y += of_columns(bias, c, N, EVEN).to(tl.float32)
     if KEEP == 2:
         if EVEN:
             tl.store(kept + at, y.to(kept.dtype.element_ty))
         else:
             tl.store(kept + at, y.to(kept.dtype.element_ty), mask=inside)
     if HAS_FACTOR:
-        y = y * _vector(factor, c, N, EVEN)
+        y = y * of_columns(factor, c, N, EVEN)
     if EVEN:
         tl.store(codes + at, quantize_int8(y, scale, inverse, True, IS_INTERPRETED))
     else:
         tl.store(codes + at, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
-
-
-@triton.jit
-def _vector(vector, c, N, EVEN: tl.constexpr):
-    """Return a vector's values at columns c, (1, columns), in float32."""
-    if EVEN:
-        return tl.load(vector + c).to(tl.float32)
-    else:
-        return tl.load(vector + c, mask=c < N, other=0).to(tl.float32)
 
 
 @triton.jit
@@ -103,15 +90,12 @@ def norm_kernel(
     A row is held in WIDTH columns and REST more, powers of two both (768 is 512 and 256; 1,024 would be a third more),
     or REST is 0. EVEN: ROWS divides M, and WIDTH + REST is N.
     """
-    c = tl.arange(0, WIDTH)[None, :]
-    scaled = _vector(weight, c, N, EVEN)  # before the wait: no kernel writes it
+    c = tl.arange(0, WIDTH)
+    scaled = of_columns(weight, c, N, EVEN).to(tl.float32)  # before the wait: no kernel writes it
     if REST:
-        d = WIDTH + tl.arange(0, REST)[None, :]
-        scaled_rest = _vector(weight, d, N, EVEN)
-    if PDL:
-        if PDL == 1:
-            gdc_launch_dependents()
-        gdc_wait()
+        d = WIDTH + tl.arange(0, REST)
+        scaled_rest = of_columns(weight, d, N, EVEN).to(tl.float32)
+    begin_kernel(PDL)
     r = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     y = _read_rows(x, residual, kept, r, c, M, N, HAS_RESIDUAL, KEEP, EVEN)
     if REST:
@@ -121,9 +105,9 @@ def norm_kernel(
         if REST:
             total += tl.sum(z, 1)
         mean = (total / N)[:, None]
-        y = y - mean if EVEN else tl.where(c < N, y - mean, 0.0)
+        y = y - mean if EVEN else tl.where((c < N)[None, :], y - mean, 0.0)
         if REST:
-            z = z - mean if EVEN else tl.where(d < N, z - mean, 0.0)
+            z = z - mean if EVEN else tl.where((d < N)[None, :], z - mean, 0.0)
     power = tl.sum(y * y, 1)
     if REST:
         power += tl.sum(z * z, 1)
@@ -133,8 +117,7 @@ def norm_kernel(
     if REST:
         _write_rows(z * by, scaled_rest, bias, factor, codes, kept, r, d, M, N, scale, inverse, HAS_BIAS, HAS_FACTOR,
                     KEEP, EVEN, IS_INTERPRETED)  # fmt: skip
-    if PDL == 2:
-        gdc_launch_dependents()
+    end_kernel(PDL)
 
 
 def launch_quantize(

@@ -59,10 +59,10 @@ def _lint(run: RunFolder) -> dict[str, str] | None:
     if importlib.util.find_spec("engine.lint") is None:
         return None
     files = {r.system: run.artifacts / r.details.onnx_path for r in run.rows() if r.row.recipe and r.details.onnx_path}
-    graphs = [pair for pair in files.items() if not is_zipfile(pair[1])]  # a torch program is no ONNX graph
-    if not graphs:
+    graph = next((pair for pair in files.items() if not is_zipfile(pair[1])), None)  # a torch program is none
+    if graph is None:
         return None
-    system, path = graphs[0]
+    system, path = graph
     done = subprocess.run([sys.executable, "-m", "engine.lint", str(path)], cwd=ROOT, capture_output=True, text=True)
     return {"system": system, "text": (done.stdout or done.stderr).replace(str(path), path.name).strip()[:4000]}
 

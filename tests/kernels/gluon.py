@@ -164,7 +164,7 @@ class Program:
                                     store_wait=self.wait_for_stores)  # fmt: skip
         return {"gl": gl, "mbarrier": mbarrier, "tma": tma, "fence_async_shared": fence_async_shared, "range": range,
                 "warpgroup_mma": self.multiply, "warpgroup_mma_wait": self.wait_for_products, "min": min,
-                "gdc_wait": lambda: None, "gdc_launch_dependents": lambda: None, "GROUP": 8, "FIRST_APPROXIMATE": 2}
+                "begin_kernel": lambda mode: None, "end_kernel": lambda mode: None, "GROUP": 8, "FIRST_APPROXIMATE": 2}
 
     def allocate(self, dtype: Any, shape: Any, layout: Any) -> Any:
         if layout == "barriers":
@@ -230,7 +230,8 @@ def run_linear(arguments: dict[str, Any], elementwise: dict[str, Callable[..., A
     for number in range(programs):
         names = {**Program(number, programs).names(), **elementwise}
         names["tl"] = names["gl"]
-        for each in (linear_kernel.place_of, numerics.affine, numerics.of_columns):  # Triton's run in Gluon as they are
+        shared = (numerics.of_columns, numerics.affine, numerics.add_residual, numerics.quantize_columns)
+        for each in (linear_kernel.place_of, *shared):  # Triton's functions run in Gluon as they are
             names[each.__name__] = types.FunctionType(each.fn.__code__, names)
         for each in vars(hopper_kernel).values():
             if hasattr(each, "fn") and each.__module__ == hopper_kernel.__name__:

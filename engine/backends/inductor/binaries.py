@@ -21,6 +21,7 @@ from triton.runtime.jit import JITCallable
 
 import kernels.attention_kernel
 import kernels.hopper_kernel
+import kernels.launches
 import kernels.linear_kernel
 import kernels.numerics
 import kernels.rows_kernel
@@ -28,7 +29,8 @@ from kernels.device import INTERPRETED
 
 FOLDER = "kernels/"  # in an engine's file: kernels/KEY/NAME
 SUFFIXES = (".json", ".cubin", ".so")  # of what a launch reads: description, code, launcher; not the texts before them
-# With kernels.numerics before them, each after those whose functions it calls.
+HELPERS = (kernels.launches, kernels.numerics)
+# Those with kernels, after the two whose functions they call (HELPERS), each after what it calls itself.
 MODULES = (kernels.attention_kernel, kernels.linear_kernel, kernels.hopper_kernel, kernels.rows_kernel)
 Binaries = dict[str, dict[str, bytes]]  # Triton's key → file name → content
 _SETTING = threading.RLock()  # Triton's cache is one setting of the process
@@ -46,7 +48,7 @@ def settle_keys() -> None:
     for each in ("_set_triton_ptxas_path", "_set_triton_libdevice_path"):  # the latter is newer than torch 2.11
         getattr(compile_tasks, each, lambda: None)()
     get_ptxas_version.cache_clear()
-    for module in () if INTERPRETED else (kernels.numerics, *MODULES):
+    for module in () if INTERPRETED else (*HELPERS, *MODULES):
         for each in vars(module).values():  # a module defines what is called before what calls it
             if isinstance(each, JITCallable) and each.__module__ == module.__name__:
                 with each._hash_lock:

@@ -16,8 +16,8 @@ from triton import knobs  # noqa: E402
 from triton.backends.nvidia.compiler import get_ptxas_version  # noqa: E402
 from triton.runtime.jit import JITCallable  # noqa: E402
 
-import kernels.numerics  # noqa: E402
 from engine.backends.inductor.binaries import (  # noqa: E402
+    HELPERS,
     MODULES,
     launched_kernels,
     read_binaries,
@@ -92,7 +92,7 @@ def test_kernels_are_kept_by_the_assembler_that_torchs_compiler_sets(tmp_path, m
 def test_keys_are_those_of_any_process_whichever_kernel_was_compiled_first(first):
     settle_keys()
     wanted = {each.__name__: each.cache_key for each in launched_kernels()}
-    for module in (kernels.numerics, *MODULES):
+    for module in (*HELPERS, *MODULES):
         for each in vars(module).values():
             if isinstance(each, JITCallable):  # as in a new process
                 each.hash, each.used_global_vals = None, {}
