@@ -28,7 +28,8 @@ from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, 
 from kernels.tiles import ProductTile
 
 GLUON_TYPES = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
-REGISTERS = 168  # of each of the 384 threads at first; the loading warps give theirs to the others
+# Of each thread at first, and then of those that multiply, by the warps of a group; the loading warps keep LOADING.
+REGISTERS, LOADING = {4: (168, 232), 8: (96, 112)}, 24
 SHARED_BYTES = 227 * 1024  # what one program may take
 
 
@@ -39,7 +40,7 @@ def _load(
 ):  # fmt: skip
     """Fill the ring with the operands of all blocks of this program, in their order."""
     begin_kernel(PDL)
-    a_ring, b_ring, _, full, empty, _ = shared
+    a_ring, b_ring, _, _, full, empty, _, _ = shared
     M, N, K, _, _, _ = numbers
     steps = gl.cdiv(K, BK)
     at = 0
@@ -59,21 +60,24 @@ def _multiply(
     tensors, shared, numbers, WHO: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     RESIDUAL: gl.constexpr, HAS_FACTOR: gl.constexpr, OUT_INT8: gl.constexpr, GATED: gl.constexpr, PDL: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr,
+    WARPS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second block of this program, the first or the second of each pair by WHO."""
     begin_kernel(PDL)
     out, residual, scale, bias, factor = tensors
-    a_ring, b_ring, staged, full, empty, turn = shared
+    a_ring, b_ring, staged, others, full, empty, turn, there = shared
     M, N, K, residual_scale, out_scale, out_inverse = numbers
     EXACT: gl.constexpr = ACTIVATION < FIRST_APPROXIMATE
+    DOWN: gl.constexpr = WARPS if BM >= 16 * WARPS else 4  # an instruction takes 64 rows by four warps
     layout: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, min(BN, 128), 32]
+        version=[3, 0], warps_per_cta=[DOWN, WARPS // DOWN], instr_shape=[16, min(BN * DOWN // WARPS, 128), 32]
     )
     steps = gl.cdiv(K, BK)
     at = WHO * steps
-    buffer = staged.index(WHO)
+    buffer, other = staged.index(WHO), others.index(WHO)
     first = gl.program_id(0) + WHO * gl.num_programs(0)
     parity = WHO ^ 1  # the first block of the first group waits for nobody
+    lap = 0
     for block in range(first, gl.cdiv(M, BM) * gl.cdiv(N, BN), 2 * gl.num_programs(0)):
         # What was loaded for the block before has all been seen: a barrier tells two laps of the ring apart, not three.
         mbarrier.wait(turn.index(WHO), parity)
@@ -82,6 +86,11 @@ def _multiply(
         mbarrier.wait(full.index(stage), (at // STAGES) & 1)
         acc = warpgroup_mma(a_ring.index(stage), b_ring.index(stage).permute((1, 0)),
                             gl.zeros((BM, BN), gl.int32, layout), use_acc=False, is_async=True)  # fmt: skip
+        row, column = place_of(block, M, N, BM, BN)
+        if RESIDUAL:
+            tma.store_wait(0)  # it may come to where the block before leaves from
+            mbarrier.expect(there.index(WHO), residual.block_type.nbytes)
+            tma.async_copy_global_to_shared(residual, [row, column // 2 if GATED else column], there.index(WHO), other)
         acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
         at += 1
         for _ in range(1, steps):
@@ -95,8 +104,10 @@ def _multiply(
         acc = warpgroup_mma_wait(num_outstanding=0, deps=(acc,))
         mbarrier.arrive(empty.index((at + STAGES - 1) % STAGES), count=1)
         at += steps  # those of the other group
+        if RESIDUAL:  # before vectors are read: the compiler moves no reading over a barrier, and would keep them all
+            mbarrier.wait(there.index(WHO), lap)
+            lap ^= 1
 
-        row, column = place_of(block, M, N, BM, BN)
         if GATED:
             gate, up = acc.reshape([BM, BN // 2, 2]).split()
             pair = column + 2 * gl.arange(0, BN // 2, layout=gl.SliceLayout(0, gate.type.layout))
@@ -110,10 +121,7 @@ def _multiply(
             columns = N
         own = column + gl.arange(0, y.shape[1], layout=gl.SliceLayout(0, y.type.layout))
         if RESIDUAL:
-            r = row + gl.arange(0, BM, layout=gl.SliceLayout(1, y.type.layout))
-            inside = (r < M)[:, None] & (own < columns)[None, :]
-            other = gl.load(residual + r.to(gl.int64)[:, None] * columns + own[None, :], mask=inside, other=0)
-            y = add_residual(y, other, residual_scale, False)
+            y = add_residual(y, other.load(y.type.layout), residual_scale, False)
         if OUT_INT8:
             result = quantize_columns(y, own, columns, factor, out_scale, out_inverse, HAS_FACTOR, EXACT, EVEN, False)
         else:
@@ -130,12 +138,14 @@ def linear_pingpong_kernel(
     x, weight, out, residual, scale, bias, factor, M, N, K, residual_scale, out_scale, out_inverse,
     ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr, RESIDUAL: gl.constexpr, HAS_FACTOR: gl.constexpr,
     OUT_INT8: gl.constexpr, GATED: gl.constexpr, PDL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr,
+    BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, WARPS: gl.constexpr, MULTIPLYING: gl.constexpr,
+    LOADING: gl.constexpr,
 ):  # fmt: skip
     """out = quantize(activation(x (M, K) @ weight (N, K).T * scale + bias) + residual), as `kernels.linear` says.
 
-    Launched with four warps, the first group; eight more are the second and the one that loads. STAGES steps of K lie
-    in a ring; `full` and `empty` say of each what it is. EVEN: BN divides N.
+    Launched with WARPS warps, the first group; as many are the second, four the one that loads. STAGES steps of K lie
+    in a ring; `full` and `empty` say of each what it is; `turn` whose products are next, `there` that a group's part of
+    the residual has come. EVEN: BN divides N.
     """
     gl.static_assert(STAGES >= 2)  # a step is given back once the next one is there
     a_ring = gl.allocate_shared_memory(x.dtype, [STAGES, BM, BK], x.layout)
@@ -144,25 +154,31 @@ def linear_pingpong_kernel(
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     turn = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
-    mbarrier.init(turn.index(0), count=1)
-    mbarrier.init(turn.index(1), count=1)
+    there = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    if RESIDUAL and residual.dtype != out.dtype:
+        others = gl.allocate_shared_memory(residual.dtype, [2, BM, BN // 2 if GATED else BN], residual.layout)
+    else:
+        others = staged  # a residual makes room for the result
+    for group in gl.static_range(2):
+        mbarrier.init(turn.index(group), count=1)
+        mbarrier.init(there.index(group), count=1)
     for stage in gl.static_range(STAGES):
         mbarrier.init(full.index(stage), count=1)
         mbarrier.init(empty.index(stage), count=1)
     fence_async_shared()  # the barriers are there before a copy signals one
     tensors = (out, residual, scale, bias, factor)
-    shared = (a_ring, b_ring, staged, full, empty, turn)
+    shared = (a_ring, b_ring, staged, others, full, empty, turn, there)
     numbers = (M, N, K, residual_scale, out_scale, out_inverse)
     gl.warp_specialize(
         [
             (_multiply, (tensors, shared, numbers, 0, ACTIVATION, HAS_BIAS, RESIDUAL, HAS_FACTOR, OUT_INT8, GATED, PDL,
-                         BM, BN, BK, STAGES, EVEN)),
+                         BM, BN, BK, STAGES, EVEN, WARPS)),
             (_multiply, (tensors, shared, numbers, 1, ACTIVATION, HAS_BIAS, RESIDUAL, HAS_FACTOR, OUT_INT8, GATED, PDL,
-                         BM, BN, BK, STAGES, EVEN)),
+                         BM, BN, BK, STAGES, EVEN, WARPS)),
             (_load, (x, weight, shared, numbers, PDL, BM, BN, BK, STAGES)),
         ],
-        [4, 1],
-        [232, 24],
+        [WARPS, 1],
+        [MULTIPLYING, LOADING],
     )  # fmt: skip
     end_kernel(PDL)
 
@@ -176,26 +192,31 @@ def launch_pingpong(
     (rows, depth), columns = x.shape, weight.shape[0]
     width = tile.block_n // 2 if gated else tile.block_n
     mode = overlap(90, rows)
+    other = out if residual is None else residual
     operands = [
         TensorDescriptor.from_tensor(each, shape, gl.NVMMASharedLayout.get_default_for(shape, kind))
         for each, shape, kind in (
             (x, [tile.block_m, tile.block_k], gl.int8),
             (weight, [tile.block_n, tile.block_k], gl.int8),
             (out, [tile.block_m, width], GLUON_TYPES[out.dtype]),
+            (other, [tile.block_m, width], GLUON_TYPES[other.dtype]),
         )
     ]
     blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
+    item_bytes = out.element_size() + (other.element_size() if other.dtype != out.dtype else 0)
+    registers, multiplying = REGISTERS[tile.num_warps]
     linear_pingpong_kernel[(min(blocks, multiprocessors(x)),)](
-        *operands, out if residual is None else residual, scale, scale if bias is None else bias,
+        *operands, scale, scale if bias is None else bias,
         scale if factor is None else factor, rows, columns, depth, residual_scale, *out_scale, ACTIVATION=activation,
         HAS_BIAS=bias is not None, RESIDUAL=residual is not None, HAS_FACTOR=factor is not None,
         OUT_INT8=out.dtype == torch.int8, GATED=gated, PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
-        STAGES=stages_of(tile, width * out.element_size()), EVEN=columns % tile.block_n == 0, num_warps=4,
-        maxnreg=REGISTERS, **launch_options(mode),
+        STAGES=stages_of(tile, width * item_bytes), EVEN=columns % tile.block_n == 0,
+        WARPS=tile.num_warps, MULTIPLYING=multiplying, LOADING=LOADING, num_warps=tile.num_warps,
+        maxnreg=registers, **launch_options(mode),
     )  # fmt: skip
 
 
 def stages_of(tile: ProductTile, row_bytes: int) -> int:
-    """Return how many steps of K fit beside two blocks of the result, whose rows take that many bytes."""
+    """Return how many steps of K fit beside two blocks of the result (and residual), whose rows take so many bytes."""
     left = SHARED_BYTES - 2 * tile.block_m * row_bytes - 1024  # barriers, and what the compiler keeps
     return min(tile.num_stages, left // ((tile.block_m + tile.block_n) * tile.block_k))

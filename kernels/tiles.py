@@ -89,11 +89,12 @@ _PRODUCT_TILES = (
     ProductTile(64, 32, 256, 4, 4, 2, 0),
     ProductTile(64, 32, 128, 4, 3, 2, 0),
 )
-# As many steps as fit are in flight: num_stages is the most. They compile; they are offered once they ran on a GPU.
-OFFER_PINGPONG = False
+# As many steps as fit are in flight: num_stages is the most. num_warps are those of one group.
 PINGPONG_TILES = (
+    ProductTile(128, 128, 128, 8, 6, 1, PINGPONG),
     ProductTile(128, 128, 128, 4, 6, 1, PINGPONG),
-    ProductTile(64, 256, 128, 4, 4, 1, PINGPONG),
+    ProductTile(64, 256, 128, 8, 4, 1, PINGPONG),
+    ProductTile(64, 128, 128, 8, 8, 1, PINGPONG),
     ProductTile(64, 128, 128, 4, 8, 1, PINGPONG),
     ProductTile(64, 64, 128, 4, 8, 1, PINGPONG),
 )
@@ -142,7 +143,7 @@ def timed_product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     """Return `product_tiles` without those that no large product wants: tuning is to end soon; and those of 9.0."""
     found = product_tiles(capability, m, n)
     found = [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
-    return [*found, *(PINGPONG_TILES if capability == 90 and OFFER_PINGPONG else ())]
+    return [*found, *(PINGPONG_TILES if capability == 90 else ())]
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:

@@ -26,6 +26,7 @@ def cases():
         "out_dtype": INT8, "out_scale": 0.11, "activation": "gelu_fast", "factor": factor}, 2e-2  # fmt: skip
     yield "overlapped launches", 512, 32768, 768, {
         "out_dtype": HALF, "residual": normal(512, 32768), "residual_scale": 0.3}, 0  # fmt: skip
+    yield "codes to half", 2048, 4096, 784, {"out_dtype": HALF, "residual": codes, "residual_scale": 0.5}, 0
     yield "gated", 3000, 4096, 784, {"out_dtype": INT8, "out_scale": 0.31, "activation": "silu", "gated": True}, 2e-2
     yield "bfloat16", 3000, 4096, 784, {
         "out_dtype": BFLOAT, "residual": normal(3000, 4096, dtype=BFLOAT), "residual_scale": 0.3}, 0  # fmt: skip

@@ -40,18 +40,20 @@ ELEMENTWISE = {
     (130, 40, 33, 3, 2),  # ragged everywhere; groups of blocks end early
     (16, 32, 160, 2, 5),  # programs without a block
 ])
-@pytest.mark.parametrize("kind", ["int8", "half and residual", "gated"])
+@pytest.mark.parametrize("kind", ["int8", "half and residual", "half and half's residual", "gated and residual"])
 def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind) -> None:
     generator = torch.Generator().manual_seed(m + k)
     x = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
     weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
     scale = 2.0 ** torch.randint(-14, -10, (n,), generator=generator).float()
     bias = torch.randint(-16, 17, (n,), generator=generator).float() / 8
-    is_gated, is_half = kind == "gated", kind == "half and residual"
+    is_gated, is_half, has_residual = "gated" in kind, "half" in kind, "residual" in kind
     width = n // 2 if is_gated else n
     residual = torch.randint(-128, 128, (m, width), generator=generator, dtype=torch.int8)
     options = {"out_dtype": torch.float16 if is_half else torch.int8, "out_scale": 0.25, "gated": is_gated}
-    if is_half:
+    if kind == "half and half's residual":  # it comes to where the result is staged
+        residual = residual.half() / 4
+    if has_residual:
         options |= {"residual": residual, "residual_scale": 0.5}
     if is_gated:
         weight = interleave(weight[:width], weight[width:])
@@ -61,12 +63,13 @@ def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind)
     run_linear(
         {
             "x": Descriptor(x.numpy(), (BM, BK)), "weight": Descriptor(weight.numpy(), (BN, BK)),
-            "out": Descriptor(out, (BM, BN // 2 if is_gated else BN)), "residual": Pointer(residual.numpy()),
+            "out": Descriptor(out, (BM, BN // 2 if is_gated else BN)),
+            "residual": Descriptor(residual.numpy(), (BM, BN // 2 if is_gated else BN)),
             "scale": Pointer(scale.numpy()), "bias": Pointer(bias.numpy()), "factor": Pointer(scale.numpy()),
             "M": m, "N": n, "K": k, "residual_scale": 0.5, "out_scale": 0.25, "out_inverse": 4.0,
-            "ACTIVATION": 5 if is_gated else 0, "HAS_BIAS": True, "RESIDUAL": is_half, "HAS_FACTOR": False,
+            "ACTIVATION": 5 if is_gated else 0, "HAS_BIAS": True, "RESIDUAL": has_residual, "HAS_FACTOR": False,
             "OUT_INT8": not is_half, "GATED": is_gated, "PDL": 1, "BM": BM, "BN": BN, "BK": BK, "STAGES": stages,
-            "EVEN": n % BN == 0,
+            "EVEN": n % BN == 0, "WARPS": 4, "MULTIPLYING": 232, "LOADING": 24,
         },
         ELEMENTWISE, programs,
     )  # fmt: skip
