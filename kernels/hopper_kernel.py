@@ -25,7 +25,7 @@ from kernels.device import launch_options, multiprocessors, overlap
 from kernels.launches import begin_kernel, end_kernel
 from kernels.linear_kernel import place_of
 from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
-from kernels.tiles import ProductTile
+from kernels.tiles import RESIDENT, ProductTile
 
 GLUON_TYPES = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 # Of each thread at first, and then of those that multiply, by the warps of a group; the loading warps keep LOADING.
@@ -34,24 +34,58 @@ SHARED_BYTES = 227 * 1024  # what one program may take
 
 
 @gluon.jit
+def _share_of(M, N, BM: gl.constexpr, BN: gl.constexpr, PANEL: gl.constexpr):
+    """Return first, last and distance of this program's blocks: every so manieth, or, with a panel, neighbours."""
+    blocks = gl.cdiv(M, BM) * gl.cdiv(N, BN)
+    at, programs = gl.program_id(0), gl.num_programs(0)
+    if PANEL:
+        return at * blocks // programs, (at + 1) * blocks // programs, 1
+    else:
+        return at, blocks, programs
+
+
+@gluon.jit
+def _place_of(block, M, N, BM: gl.constexpr, BN: gl.constexpr, PANEL: gl.constexpr):
+    """Return first row and column of a block of the result; with a panel, columns of blocks one after the other."""
+    if PANEL:
+        rows = gl.cdiv(M, BM)
+        return (block % rows) * BM, (block // rows) * BN
+    else:
+        return place_of(block, M, N, BM, BN)
+
+
+@gluon.jit
 def _load(
     x, weight, shared, numbers, PDL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
-    STAGES: gl.constexpr,
+    STAGES: gl.constexpr, PANEL: gl.constexpr,
 ):  # fmt: skip
-    """Fill the ring with the operands of all blocks of this program, in their order."""
+    """Fill the ring with the operands of all blocks of this program, in their order, or with those of x alone."""
     begin_kernel(PDL)
-    a_ring, b_ring, _, _, full, empty, _, _ = shared
+    a_ring, b_ring, _, _, full, empty, _, _, panel = shared
     M, N, K, _, _, _ = numbers
     steps = gl.cdiv(K, BK)
+    first, last, distance = _share_of(M, N, BM, BN, PANEL)
     at = 0
-    for block in range(gl.program_id(0), gl.cdiv(M, BM) * gl.cdiv(N, BN), gl.num_programs(0)):
-        row, column = place_of(block, M, N, BM, BN)
+    held = -1
+    for block in range(first, last, distance):
+        row, column = _place_of(block, M, N, BM, BN, PANEL)
+        if PANEL:  # noqa: SIM102 (a constant, what follows is not)
+            if column != held:
+                for later in range(STAGES):  # nobody multiplies by the panel before any more
+                    mbarrier.wait(empty.index((at + later) % STAGES), (((at + later) // STAGES) & 1) ^ 1)
+                mbarrier.expect(panel.index(0), PANEL * weight.block_type.nbytes)
+                for k in range(PANEL):
+                    tma.async_copy_global_to_shared(weight, [column, k * BK], panel.index(0), b_ring.index(k))
+                held = column
         for k in range(steps):
             stage = at % STAGES
             mbarrier.wait(empty.index(stage), ((at // STAGES) & 1) ^ 1)
-            mbarrier.expect(full.index(stage), x.block_type.nbytes + weight.block_type.nbytes)
+            if PANEL:
+                mbarrier.expect(full.index(stage), x.block_type.nbytes)
+            else:
+                mbarrier.expect(full.index(stage), x.block_type.nbytes + weight.block_type.nbytes)
+                tma.async_copy_global_to_shared(weight, [column, k * BK], full.index(stage), b_ring.index(stage))
             tma.async_copy_global_to_shared(x, [row, k * BK], full.index(stage), a_ring.index(stage))
-            tma.async_copy_global_to_shared(weight, [column, k * BK], full.index(stage), b_ring.index(stage))
             at += 1
 
 
@@ -60,12 +94,12 @@ def _multiply(
     tensors, shared, numbers, WHO: gl.constexpr, ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr,
     RESIDUAL: gl.constexpr, HAS_FACTOR: gl.constexpr, OUT_INT8: gl.constexpr, GATED: gl.constexpr, PDL: gl.constexpr,
     BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr,
-    WARPS: gl.constexpr,
+    PANEL: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """Compute every second block of this program, the first or the second of each pair by WHO."""
     begin_kernel(PDL)
     out, residual, scale, bias, factor = tensors
-    a_ring, b_ring, staged, others, full, empty, turn, there = shared
+    a_ring, b_ring, staged, others, full, empty, turn, there, panel = shared
     M, N, K, residual_scale, out_scale, out_inverse = numbers
     EXACT: gl.constexpr = ACTIVATION < FIRST_APPROXIMATE
     DOWN: gl.constexpr = WARPS if BM >= 16 * WARPS else 4  # an instruction takes 64 rows by four warps
@@ -75,28 +109,32 @@ def _multiply(
     steps = gl.cdiv(K, BK)
     at = WHO * steps
     buffer, other = staged.index(WHO), others.index(WHO)
-    first = gl.program_id(0) + WHO * gl.num_programs(0)
+    first, last, distance = _share_of(M, N, BM, BN, PANEL)
+    _, first_column = _place_of(first, M, N, BM, BN, PANEL)
     parity = WHO ^ 1  # the first block of the first group waits for nobody
     lap = 0
-    for block in range(first, gl.cdiv(M, BM) * gl.cdiv(N, BN), 2 * gl.num_programs(0)):
+    for block in range(first + WHO * distance, last, 2 * distance):
+        row, column = _place_of(block, M, N, BM, BN, PANEL)
         # What was loaded for the block before has all been seen: a barrier tells two laps of the ring apart, not three.
         mbarrier.wait(turn.index(WHO), parity)
         parity ^= 1
+        if PANEL:  # as many were loaded before as there are columns of blocks between
+            mbarrier.wait(panel.index(0), ((column - first_column) // BN) & 1)
         stage = at % STAGES
         mbarrier.wait(full.index(stage), (at // STAGES) & 1)
-        acc = warpgroup_mma(a_ring.index(stage), b_ring.index(stage).permute((1, 0)),
+        acc = warpgroup_mma(a_ring.index(stage), b_ring.index(0 if PANEL else stage).permute((1, 0)),
                             gl.zeros((BM, BN), gl.int32, layout), use_acc=False, is_async=True)  # fmt: skip
-        row, column = place_of(block, M, N, BM, BN)
         if RESIDUAL:
             tma.store_wait(0)  # it may come to where the block before leaves from
             mbarrier.expect(there.index(WHO), residual.block_type.nbytes)
             tma.async_copy_global_to_shared(residual, [row, column // 2 if GATED else column], there.index(WHO), other)
         acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
         at += 1
-        for _ in range(1, steps):
+        for k in range(1, steps):
             stage = at % STAGES
             mbarrier.wait(full.index(stage), (at // STAGES) & 1)
-            acc = warpgroup_mma(a_ring.index(stage), b_ring.index(stage).permute((1, 0)), acc, is_async=True)
+            acc = warpgroup_mma(a_ring.index(stage), b_ring.index(k if PANEL else stage).permute((1, 0)), acc,
+                                is_async=True)  # fmt: skip
             acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
             mbarrier.arrive(empty.index((at + STAGES - 1) % STAGES), count=1)  # that of the step before
             at += 1
@@ -138,8 +176,8 @@ def linear_pingpong_kernel(
     x, weight, out, residual, scale, bias, factor, M, N, K, residual_scale, out_scale, out_inverse,
     ACTIVATION: gl.constexpr, HAS_BIAS: gl.constexpr, RESIDUAL: gl.constexpr, HAS_FACTOR: gl.constexpr,
     OUT_INT8: gl.constexpr, GATED: gl.constexpr, PDL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-    BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, WARPS: gl.constexpr, MULTIPLYING: gl.constexpr,
-    LOADING: gl.constexpr,
+    BK: gl.constexpr, STAGES: gl.constexpr, EVEN: gl.constexpr, PANEL: gl.constexpr, WARPS: gl.constexpr,
+    MULTIPLYING: gl.constexpr, LOADING: gl.constexpr,
 ):  # fmt: skip
     """out = quantize(activation(x (M, K) @ weight (N, K).T * scale + bias) + residual), as `kernels.linear` says.
 
@@ -149,7 +187,7 @@ def linear_pingpong_kernel(
     """
     gl.static_assert(STAGES >= 2)  # a step is given back once the next one is there
     a_ring = gl.allocate_shared_memory(x.dtype, [STAGES, BM, BK], x.layout)
-    b_ring = gl.allocate_shared_memory(weight.dtype, [STAGES, BN, BK], weight.layout)
+    b_ring = gl.allocate_shared_memory(weight.dtype, [PANEL if PANEL else STAGES, BN, BK], weight.layout)
     staged = gl.allocate_shared_memory(out.dtype, [2, BM, BN // 2 if GATED else BN], out.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -159,6 +197,8 @@ def linear_pingpong_kernel(
         others = gl.allocate_shared_memory(residual.dtype, [2, BM, BN // 2 if GATED else BN], residual.layout)
     else:
         others = staged  # a residual makes room for the result
+    panel = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())
+    mbarrier.init(panel.index(0), count=1)
     for group in gl.static_range(2):
         mbarrier.init(turn.index(group), count=1)
         mbarrier.init(there.index(group), count=1)
@@ -167,15 +207,15 @@ def linear_pingpong_kernel(
         mbarrier.init(empty.index(stage), count=1)
     fence_async_shared()  # the barriers are there before a copy signals one
     tensors = (out, residual, scale, bias, factor)
-    shared = (a_ring, b_ring, staged, others, full, empty, turn, there)
+    shared = (a_ring, b_ring, staged, others, full, empty, turn, there, panel)
     numbers = (M, N, K, residual_scale, out_scale, out_inverse)
     gl.warp_specialize(
         [
             (_multiply, (tensors, shared, numbers, 0, ACTIVATION, HAS_BIAS, RESIDUAL, HAS_FACTOR, OUT_INT8, GATED, PDL,
-                         BM, BN, BK, STAGES, EVEN, WARPS)),
+                         BM, BN, BK, STAGES, EVEN, PANEL, WARPS)),
             (_multiply, (tensors, shared, numbers, 1, ACTIVATION, HAS_BIAS, RESIDUAL, HAS_FACTOR, OUT_INT8, GATED, PDL,
-                         BM, BN, BK, STAGES, EVEN, WARPS)),
-            (_load, (x, weight, shared, numbers, PDL, BM, BN, BK, STAGES)),
+                         BM, BN, BK, STAGES, EVEN, PANEL, WARPS)),
+            (_load, (x, weight, shared, numbers, PDL, BM, BN, BK, STAGES, PANEL)),
         ],
         [WARPS, 1],
         [MULTIPLYING, LOADING],
@@ -205,18 +245,28 @@ def launch_pingpong(
     blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
     item_bytes = out.element_size() + (other.element_size() if other.dtype != out.dtype else 0)
     registers, multiplying = REGISTERS[tile.num_warps]
+    stages, panel = stages_of(tile, width * item_bytes, depth)
     linear_pingpong_kernel[(min(blocks, multiprocessors(x)),)](
         *operands, scale, scale if bias is None else bias,
         scale if factor is None else factor, rows, columns, depth, residual_scale, *out_scale, ACTIVATION=activation,
         HAS_BIAS=bias is not None, RESIDUAL=residual is not None, HAS_FACTOR=factor is not None,
         OUT_INT8=out.dtype == torch.int8, GATED=gated, PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
-        STAGES=stages_of(tile, width * item_bytes), EVEN=columns % tile.block_n == 0,
+        STAGES=stages, EVEN=columns % tile.block_n == 0, PANEL=panel,
         WARPS=tile.num_warps, MULTIPLYING=multiplying, LOADING=LOADING, num_warps=tile.num_warps,
         maxnreg=registers, **launch_options(mode),
     )  # fmt: skip
 
 
-def stages_of(tile: ProductTile, row_bytes: int) -> int:
-    """Return how many steps of K fit beside two blocks of the result (and residual), whose rows take so many bytes."""
+def stages_of(tile: ProductTile, row_bytes: int, depth: int) -> tuple[int, int]:
+    """Return how many steps of K fit beside two blocks of the result, and how many a column's weights take that stay.
+
+    Args:
+        row_bytes: of a block's row of the result (and of the residual, if that is of another type).
+        depth: K. Where its weights leave no room for three steps of x, none stay (0).
+    """
     left = SHARED_BYTES - 2 * tile.block_m * row_bytes - 1024  # barriers, and what the compiler keeps
-    return min(tile.num_stages, left // ((tile.block_m + tile.block_n) * tile.block_k))
+    panel = triton.cdiv(depth, tile.block_k)
+    beside = (left - panel * tile.block_n * tile.block_k) // (tile.block_m * tile.block_k)
+    if tile.schedule == RESIDENT and beside >= 3:
+        return min(tile.num_stages, beside), panel
+    return min(tile.num_stages, left // ((tile.block_m + tile.block_n) * tile.block_k)), 0

@@ -13,8 +13,8 @@ from typing import TypeVar
 
 # How a program of `linear` walks over its blocks: one after the other; the same, but the next one's loads start during
 # this one's epilogue; or (9.0, `kernels.hopper_kernel`) by two groups of warps in turn: one's epilogue hides behind the
-# other's product.
-STEPWISE, FLAT, PINGPONG = 0, 1, 2
+# other's product. RESIDENT: so, and the weights of a column of blocks stay in shared memory, where they fit.
+STEPWISE, FLAT, PINGPONG, RESIDENT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ _PRODUCT_TILES = (
     ProductTile(64, 32, 128, 4, 3, 2, 0),
 )
 # As many steps as fit are in flight: num_stages is the most. num_warps are those of one group.
-PINGPONG_TILES = (
+HOPPER_TILES = (
+    ProductTile(128, 128, 128, 8, 6, 1, RESIDENT),
+    ProductTile(128, 128, 128, 4, 6, 1, RESIDENT),
+    ProductTile(64, 128, 128, 4, 8, 1, RESIDENT),
     ProductTile(128, 128, 128, 8, 6, 1, PINGPONG),
     ProductTile(128, 128, 128, 4, 6, 1, PINGPONG),
-    ProductTile(64, 256, 128, 8, 4, 1, PINGPONG),
-    ProductTile(64, 128, 128, 8, 8, 1, PINGPONG),
     ProductTile(64, 128, 128, 4, 8, 1, PINGPONG),
-    ProductTile(64, 64, 128, 4, 8, 1, PINGPONG),
 )
+PANEL_BYTES = 128 * 1024  # of weights that may stay in shared memory
 # For GPUs whose multiprocessors have 100 KB (8.6, 8.9, 12.0); not measured.
 _SMALL_PRODUCT_TILES = (
     ProductTile(128, 128, 64, 8, 3, 1),
@@ -139,11 +140,16 @@ def product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     return sorted(found, key=lambda t: -(-m // t.block_m) * -(-n // t.block_n) < _MULTIPROCESSORS)
 
 
-def timed_product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
+def hopper_tiles(k: int) -> list[ProductTile]:
+    """Return the tiles of `kernels.hopper_kernel` (9.0) for products over that depth."""
+    return [tile for tile in HOPPER_TILES if tile.schedule != RESIDENT or k * tile.block_n <= PANEL_BYTES]
+
+
+def timed_product_tiles(capability: int, m: int, n: int, k: int) -> list[ProductTile]:
     """Return `product_tiles` without those that no large product wants: tuning is to end soon; and those of 9.0."""
     found = product_tiles(capability, m, n)
     found = [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
-    return [*found, *(PINGPONG_TILES if capability == 90 else ())]
+    return [*found, *(hopper_tiles(k) if capability == 90 else ())]
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:

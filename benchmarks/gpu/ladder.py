@@ -4,9 +4,9 @@
 
 Beside the steps stand torch.compile's fp16, its INT8 by `torch._int_mm` (torchao's static configuration, where torchao
 is there; --modes, the first for fp16 and the last for torchao) and our float twin. The steps begin with INT8 products
-with nothing fused; after them stands the whole with kernels that start as the one before them ends. A row for each: its
-milliseconds (the median of rounds in which all ran in turn), what a step takes off the one before it, the kernels of a
-call in groups. --picture draws the last row of each.
+with nothing fused, and products as Triton makes them; after them stands the whole with those of
+`kernels.hopper_kernel` (9.0). A row for each: its milliseconds (the median of rounds in which all ran in turn), what a
+step takes off the one before it, the kernels of a call in groups. --picture draws the last row of each.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-import kernels.device
 from benchmarks.gpu import half as gpu_half
 from benchmarks.gpu import peers
 from benchmarks.gpu.engines import (
@@ -40,9 +39,12 @@ from benchmarks.gpu.profile_plot import GROUPS, in_groups
 from benchmarks.gpu.shapes import MODELS
 from benchmarks.rows import append_row, read_rows
 from engine.backend import BuildOptions, get_backend
+from engine.backends.inductor import tuning
 from engine.shapes import parse_shapes
 from eval.report.figure_style import COLORS, new_figure
 from eval.report.run_data import short_recipe
+from kernels import tiles
+from kernels.tiles import PINGPONG, RESIDENT
 from kernels.tune import time_in_turn
 from quant.int8_program import norms, products
 from quant.int8_program.export import PASSES, export_program, save_program
@@ -57,7 +59,11 @@ STEPS: dict[str, tuple[Any, ...]] = {
     "+ codes written by attention": (norms.fuse_attention_results,),
     "+ codes written by norms": (norms.fuse_norms,),
 }
-OVERLAPPED = "+ kernels that start as one ends"  # the last of STEPS with `kernels.device.LATE` for all sizes
+# The last of STEPS, with products that may run by these schedules too.
+SCHEDULES: dict[str, tuple[int, ...]] = {
+    "+ products by two groups of warps in turn": (PINGPONG,),
+    "+ weights that stay in shared memory": (PINGPONG, RESIDENT),
+}
 
 
 def passes_of(step: str) -> tuple[Any, ...]:
@@ -105,10 +111,13 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
     first = next(iter(arrays))
     shapes = parse_shapes([f"{first}:{'x'.join(map(str, arrays[first].shape))}"])
     whole = list(paths)[-1]
-    for label, path in {**paths, OVERLAPPED: paths[whole]}.items():
-        late = label == OVERLAPPED
-        engine = path.with_suffix(".late.engine" if late else ".engine")
-        with mock.patch.object(kernels.device, "BEYOND", kernels.device.LATE if late else kernels.device.BEYOND):
+    chosen: dict[tuple[int, ...], dict[Any, Any]] = {}
+    for number, (label, path) in enumerate({**paths, **dict.fromkeys(SCHEDULES, paths[whole])}.items()):
+        schedules = SCHEDULES.get(label, ())
+        offered = tuple(tile for tile in tiles.HOPPER_TILES if tile.schedule in schedules)
+        engine = folder / f"{number}.engine"
+        with (mock.patch.object(tiles, "HOPPER_TILES", offered),
+              mock.patch.object(tuning, "_chosen", chosen.setdefault(schedules, {}))):  # fmt: skip
             torch._dynamo.reset()
             get_backend("inductor").build(path, engine, BuildOptions(shapes, force=True))
             torch._dynamo.reset()
@@ -118,7 +127,7 @@ def measure(name: str, batch: int, length: int, args: argparse.Namespace, folder
         keep.append(runner)
         log("built", label)
     times = dict(zip(graphs, time_in_turn(list(graphs.values()), ROUNDS), strict=True))
-    before = {later: earlier for earlier, later in itertools.pairwise((*STEPS, OVERLAPPED))}
+    before = {later: earlier for earlier, later in itertools.pairwise((*STEPS, *SCHEDULES))}
     for label, taken in times.items():
         ms = statistics.median(taken)
         saved = None  # over the step before; the other three are no steps
@@ -178,7 +187,7 @@ def main() -> None:
     if args.picture:
         wanted = {"model": name, "batch": batch, "length": length, "recipe": short_recipe(args.recipe)}
         last = {row["step"]: row for row in read_rows(args.out) if wanted.items() <= row.items()}
-        rows = [last[step] for step in (COMPILED, INT_MM, TWIN, *STEPS, OVERLAPPED) if step in last]
+        rows = [last[step] for step in (COMPILED, INT_MM, TWIN, *STEPS, *SCHEDULES) if step in last]
         if not rows:
             parser.error(f"{args.out} holds no row of {args.stack}, {wanted['recipe']}; measure it without --picture")
         draw(rows, Path(args.picture))

@@ -38,7 +38,7 @@ def main() -> None:
         scale = 2.0 ** integers(-14, -10, n, seed=3, dtype=torch.float32)
         bias = integers(-16, 17, n, seed=4, dtype=torch.float32) / 8
         expected = linear.linear_reference(x, weight, scale, bias, **options)
-        for tile in tiles.PINGPONG_TILES:
+        for tile in tiles.HOPPER_TILES:
             plan = tiles.store_plan({tiles.ANY_SIZE: tile})
             found = [linear.linear(x, weight, scale, bias, tiles=plan, **options) for _ in range(REPEATS)]
             assert all(torch.equal(each, found[0]) for each in found), (what, tile, "differs from call to call")

@@ -19,7 +19,7 @@ from kernels.device import APART, EARLY, LATE  # noqa: E402
 from kernels.hopper_kernel import LOADING, REGISTERS, SHARED_BYTES, linear_pingpong_kernel, stages_of  # noqa: E402
 from kernels.linear_kernel import linear_kernel  # noqa: E402
 from kernels.rows_kernel import norm_kernel, quantize_kernel  # noqa: E402
-from kernels.tiles import PINGPONG_TILES, ProductTile  # noqa: E402
+from kernels.tiles import HOPPER_TILES, RESIDENT, ProductTile  # noqa: E402
 
 CAPABILITIES = [80, 89, 90, 100]
 FLAGS = {"IS_INTERPRETED": False}
@@ -59,7 +59,7 @@ def test_linear(capability: int, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gelu to int8", "residual to half", "gated"])
-@pytest.mark.parametrize("tile", PINGPONG_TILES, ids=lambda tile: f"{tile.block_m}x{tile.block_n}w{tile.num_warps}")
+@pytest.mark.parametrize("tile", HOPPER_TILES, ids=str)
 def test_the_product_of_two_groups_in_turn_keeps_two_steps_in_flight(tile: ProductTile, kind: str) -> None:
     to_int8, is_gated = kind != "residual to half", kind == "gated"
     blocks = {"x": ("i8", tile.block_m, tile.block_k), "weight": ("i8", tile.block_n, tile.block_k),
@@ -71,11 +71,11 @@ def test_the_product_of_two_groups_in_turn_keeps_two_steps_in_flight(tile: Produ
         types[name] = f"tensordesc<{item}{shape},{layout!r}>"
     types |= dict.fromkeys(("scale", "bias", "factor"), "*fp32") 
     types |= dict.fromkeys(("residual_scale", "out_scale", "out_inverse"), "fp32")
-    stages = stages_of(tile, blocks["out"][2] * (1 if to_int8 else 3))
+    stages, panel = stages_of(tile, blocks["out"][2] * (1 if to_int8 else 3), 768)
     registers, multiplying = REGISTERS[tile.num_warps]
     constants = {"ACTIVATION": 3 if to_int8 else 0, "HAS_BIAS": True, "RESIDUAL": not to_int8, "HAS_FACTOR": to_int8,
                  "OUT_INT8": to_int8, "GATED": is_gated, "PDL": EARLY, "BM": tile.block_m, "BN": tile.block_n,
-                 "BK": tile.block_k, "STAGES": stages, "EVEN": True, "WARPS": tile.num_warps,
+                 "BK": tile.block_k, "STAGES": stages, "EVEN": True, "PANEL": panel, "WARPS": tile.num_warps,
                  "MULTIPLYING": multiplying, "LOADING": LOADING}  # fmt: skip
     signature = {name: types.get(name, "i32") for name in linear_pingpong_kernel.arg_names}
     signature.update(dict.fromkeys(constants, "constexpr"))
@@ -86,6 +86,7 @@ def test_the_product_of_two_groups_in_turn_keeps_two_steps_in_flight(tile: Produ
     )  # fmt: skip
     ptx = found.asm["ptx"]
     assert has_int8_product(90, ptx) and re.search(r"wgmma\.wait_group\.sync\.aligned\s+1;", ptx) and stages >= 3
+    assert (panel == 6) == (tile.schedule == RESIDENT and (to_int8 or tile.block_m == 64))
     assert found.metadata.shared <= SHARED_BYTES and found.metadata.num_warps == 2 * tile.num_warps + 4
 
 

@@ -40,8 +40,9 @@ ELEMENTWISE = {
     (130, 40, 33, 3, 2),  # ragged everywhere; groups of blocks end early
     (16, 32, 160, 2, 5),  # programs without a block
 ])
+@pytest.mark.parametrize("stays", [False, True], ids=["", "weights stay"])
 @pytest.mark.parametrize("kind", ["int8", "half and residual", "half and half's residual", "gated and residual"])
-def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind) -> None:
+def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind, stays) -> None:
     generator = torch.Generator().manual_seed(m + k)
     x = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
     weight = torch.randint(-127, 128, (n, k), generator=generator, dtype=torch.int8)
@@ -69,7 +70,7 @@ def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind)
             "M": m, "N": n, "K": k, "residual_scale": 0.5, "out_scale": 0.25, "out_inverse": 4.0,
             "ACTIVATION": 5 if is_gated else 0, "HAS_BIAS": True, "RESIDUAL": has_residual, "HAS_FACTOR": False,
             "OUT_INT8": not is_half, "GATED": is_gated, "PDL": 1, "BM": BM, "BN": BN, "BK": BK, "STAGES": stages,
-            "EVEN": n % BN == 0, "WARPS": 4, "MULTIPLYING": 232, "LOADING": 24,
+            "EVEN": n % BN == 0, "PANEL": -(-k // BK) if stays else 0, "WARPS": 4, "MULTIPLYING": 232, "LOADING": 24,
         },
         ELEMENTWISE, programs,
     )  # fmt: skip

@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
 
 def test_a_tile_that_this_gpu_does_not_take_is_replaced() -> None:
     x, w, scale, bias = operands(96, 48, 64)
-    plan = tiles.store_plan({2**31 - 1: tiles.PINGPONG_TILES[0]})
+    plan = tiles.store_plan({2**31 - 1: tiles.HOPPER_TILES[0]})
     got = linear.linear(x, w, scale, bias, INT8, 0.11, tiles=plan)
     assert torch.equal(got, linear.linear_reference(x, w, scale, bias, INT8, 0.11))
 

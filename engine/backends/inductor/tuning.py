@@ -16,7 +16,17 @@ from engine.backends.inductor.binaries import launched_kernels
 from engine.backends.inductor.compiled import TUNED_OPS, tuned_nodes
 from kernels.attention import is_torchs
 from kernels.device import capability
-from kernels.tiles import ANY_SIZE, PINGPONG, TORCHS, Tile, attention_tiles, row_tiles, store_plan, timed_product_tiles
+from kernels.tiles import (
+    ANY_SIZE,
+    PINGPONG,
+    RESIDENT,
+    TORCHS,
+    Tile,
+    attention_tiles,
+    row_tiles,
+    store_plan,
+    timed_product_tiles,
+)
 from kernels.tune import CANNOT_RUN, tune
 
 MAX_TIMED = 24  # calls of one shape that are timed together: a model's layers, so that L2 holds what it will hold
@@ -73,9 +83,9 @@ def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     target = capability(x)
     kind = TUNED_OPS[node.target]  # type: ignore[index]
     if kind == "linear":
-        found = timed_product_tiles(target, x.numel() // x.shape[-1], args[1].shape[0])
+        found = timed_product_tiles(target, x.numel() // x.shape[-1], *args[1].shape)
         fits = x.shape[-1] % 16 == 0 and args[1].shape[0] % 32 == 0  # rows that descriptors take, those of a result too
-        return [tile for tile in found if fits or tile.schedule != PINGPONG]
+        return [tile for tile in found if fits or tile.schedule not in (PINGPONG, RESIDENT)]
     if kind == "attention":
         q, k = args[:2]
         own = [] if is_torchs(q, k) else attention_tiles(target, k.shape[1])
