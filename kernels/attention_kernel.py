@@ -7,8 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device import INTERPRETED, capability, launch_options, overlap
-from kernels.launches import begin_kernel, end_kernel
+from kernels.device import INTERPRETED, capability, launch_options, overlaps
+from kernels.launches import begin_kernel
 from kernels.numerics import LOG2_E, MAGIC, int8_to_half, quantize_int8
 from kernels.tiles import AttentionTile, attention_tiles
 
@@ -136,7 +136,6 @@ def attention_kernel(
         tl.store(where, quantize_int8(y, out_scale, out_inverse, True, IS_INTERPRETED), mask=inside)
     else:
         tl.store(where, y.to(out.dtype.element_ty), mask=inside)
-    end_kernel(PDL)
 
 
 def launch_attention(
@@ -154,13 +153,13 @@ def launch_attention(
         four = mask[:, None, None, :] if mask.dim() == 2 else mask
         steps = [0 if size == 1 else step for size, step in zip(four.shape, four.stride(), strict=True)]
         kind, strides = (KEY_MASK if four.shape[2] == 1 else FULL_MASK), (steps[0], steps[2], steps[1])
-    mode = overlap(target, batch * num_queries)
+    overlapped = overlaps(target, batch * num_queries)
     attention_kernel[(batch * heads, triton.cdiv(num_queries, tile.block_m))](
         q, k, v, q if mask is None else mask, out, out if factor is None else factor, num_queries, num_keys, heads,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides, score_scale, value_scale, *out_scale,
         SHARE=heads // k.shape[2], MASK=kind.value, CAUSAL=causal, ROUND=round_softmax, IS_INT8=q.dtype == torch.int8,
         HAS_FACTOR=factor is not None, OUT_INT8=out.dtype == torch.int8, ONE_BLOCK=num_keys <= tile.block_n,
         HEAD_DIM=head_dim, BLOCK_D=max(32, triton.next_power_of_2(head_dim)), BM=tile.block_m, BN=tile.block_n,
-        PDL=mode, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
-        **launch_options(mode),
+        PDL=overlapped, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps, num_stages=tile.num_stages,
+        **launch_options(overlapped),
     )  # fmt: skip

@@ -33,22 +33,20 @@ def can_describe(x: Tensor) -> bool:
     return (x.shape[-1] * x.element_size()) % 16 == 0 and x.data_ptr() % 16 == 0 and x.numel() > 0
 
 
-# Programmatic dependent launch (9.0 and newer): a kernel's programs wait on the GPU already while those of the kernel
-# before it run (EARLY), or as soon as each of them has written its result (LATE). On an H200 EARLY is 5 % of BERT-base
-# at 32 x 128, and costs 3 % at 128 x 128; LATE costs 2 to 5 %.
-APART, EARLY, LATE = 0, 1, 2
-OVERLAPPED_ROWS = 4096  # up to so many rows EARLY
-BEYOND = APART  # above
+# Up to so many rows a kernel's programs wait on the GPU already while those of the kernel before it run (programmatic
+# dependent launch, 9.0 and newer). On an H200 that is 5 % of BERT-base at 32 x 128 and costs 3 % at 128 x 128: programs
+# that wait take room from those that work. Starting them once those before have written costs 2 to 5 % at both.
+OVERLAPPED_ROWS = 4096
 
 
-def overlap(target: int, rows: int) -> int:
-    """Return how a kernel over that many rows overlaps with the one before it on a GPU of that capability."""
-    return APART if target < 90 or INTERPRETED else EARLY if rows <= OVERLAPPED_ROWS else BEYOND
+def overlaps(target: int, rows: int) -> bool:
+    """Return whether a kernel over that many rows starts beside the one before it on a GPU of that capability."""
+    return target >= 90 and rows <= OVERLAPPED_ROWS and not INTERPRETED
 
 
-def launch_options(mode: int) -> dict[str, bool]:
-    """Return what a launch asks of Triton for a mode of `overlap`; its interpreter knows no such thing."""
-    return {} if mode == APART else {"launch_pdl": True}
+def launch_options(overlapped: bool) -> dict[str, bool]:
+    """Return what such a launch asks of Triton; its interpreter knows no such thing."""
+    return {"launch_pdl": True} if overlapped else {}
 
 
 def runs_kernels(op: str, *tensors: Tensor | None) -> bool:

@@ -21,8 +21,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.device import launch_options, multiprocessors, overlap
-from kernels.launches import begin_kernel, end_kernel
+from kernels.device import launch_options, multiprocessors, overlaps
+from kernels.launches import begin_kernel
 from kernels.linear_kernel import place_of
 from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
 from kernels.tiles import RESIDENT, ProductTile
@@ -220,7 +220,6 @@ def linear_pingpong_kernel(
         [WARPS, 1],
         [MULTIPLYING, LOADING],
     )  # fmt: skip
-    end_kernel(PDL)
 
 
 def launch_pingpong(
@@ -231,7 +230,7 @@ def launch_pingpong(
     """Write the product into `out` (M, N): contiguous matrices that descriptors take, checked, on a GPU of 9.0."""
     (rows, depth), columns = x.shape, weight.shape[0]
     width = tile.block_n // 2 if gated else tile.block_n
-    mode = overlap(90, rows)
+    overlapped = overlaps(90, rows)
     other = out if residual is None else residual
     operands = [
         TensorDescriptor.from_tensor(each, shape, gl.NVMMASharedLayout.get_default_for(shape, kind))
@@ -247,13 +246,12 @@ def launch_pingpong(
     registers, multiplying = REGISTERS[tile.num_warps]
     stages, panel = stages_of(tile, width * item_bytes, depth)
     linear_pingpong_kernel[(min(blocks, multiprocessors(x)),)](
-        *operands, scale, scale if bias is None else bias,
-        scale if factor is None else factor, rows, columns, depth, residual_scale, *out_scale, ACTIVATION=activation,
-        HAS_BIAS=bias is not None, RESIDUAL=residual is not None, HAS_FACTOR=factor is not None,
-        OUT_INT8=out.dtype == torch.int8, GATED=gated, PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k,
-        STAGES=stages, EVEN=columns % tile.block_n == 0, PANEL=panel,
-        WARPS=tile.num_warps, MULTIPLYING=multiplying, LOADING=LOADING, num_warps=tile.num_warps,
-        maxnreg=registers, **launch_options(mode),
+        *operands, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
+        residual_scale, *out_scale, ACTIVATION=activation, HAS_BIAS=bias is not None, RESIDUAL=residual is not None,
+        HAS_FACTOR=factor is not None, OUT_INT8=out.dtype == torch.int8, GATED=gated, PDL=overlapped, BM=tile.block_m,
+        BN=tile.block_n, BK=tile.block_k, STAGES=stages, EVEN=columns % tile.block_n == 0, PANEL=panel,
+        WARPS=tile.num_warps, MULTIPLYING=multiplying, LOADING=LOADING, num_warps=tile.num_warps, maxnreg=registers,
+        **launch_options(overlapped),
     )  # fmt: skip
 
 

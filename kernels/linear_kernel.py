@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlap
-from kernels.launches import begin_kernel, end_kernel
+from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlaps
+from kernels.launches import begin_kernel
 from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
 from kernels.tiles import FLAT, PINGPONG, RESIDENT, ProductTile, pick_tile, product_tiles
 
@@ -121,7 +121,6 @@ def linear_kernel(
                         residual_scale, out_scale, out_inverse, RESIDUAL, HAS_FACTOR, OUT_INT8,
                         ACTIVATION < FIRST_APPROXIMATE, TMA, EVEN, IS_INTERPRETED)  # fmt: skip
                 column += BN // PARTS
-    end_kernel(PDL)
 
 
 def launch_linear(
@@ -150,12 +149,12 @@ def launch_linear(
         [TensorDescriptor.from_tensor(*pair) for pair in zip(operands, blocks, strict=True)] if uses_tma else operands
     )
     num_blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-    mode = overlap(target, rows)
+    overlapped = overlaps(target, rows)
     linear_kernel[(min(num_blocks, multiprocessors(x) * tile.per_sm),)](
         *passed, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
         residual_scale, *out_scale, ACTIVATION=activation, HAS_BIAS=bias is not None, RESIDUAL=residual is not None,
         HAS_FACTOR=factor is not None, OUT_INT8=out.dtype == torch.int8, GATED=gated, PARTS=parts, TMA=uses_tma,
-        PDL=mode, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=tile.schedule == FLAT,
+        PDL=overlapped, BM=tile.block_m, BN=tile.block_n, BK=tile.block_k, FLATTEN=tile.schedule == FLAT,
         EVEN=columns % tile.block_n == 0, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
-        num_stages=tile.num_stages, **launch_options(mode),
+        num_stages=tile.num_stages, **launch_options(overlapped),
     )  # fmt: skip

@@ -8,8 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.device import INTERPRETED, capability, launch_options, overlap
-from kernels.launches import begin_kernel, end_kernel
+from kernels.device import INTERPRETED, capability, launch_options, overlaps
+from kernels.launches import begin_kernel
 from kernels.numerics import of_columns, quantize_int8
 from kernels.tiles import RowTile, pick_tile, row_tiles
 
@@ -28,7 +28,6 @@ def quantize_kernel(
     if HAS_FACTOR:
         y = y * tl.load(factor + c, mask=c < N, other=1.0)
     tl.store(out + r * N + c, quantize_int8(y, scale, inverse, True, IS_INTERPRETED), mask=inside)
-    end_kernel(PDL)
 
 
 @triton.jit
@@ -117,7 +116,6 @@ def norm_kernel(
     if REST:
         _write_rows(z * by, scaled_rest, bias, factor, codes, kept, r, d, M, N, scale, inverse, HAS_BIAS, HAS_FACTOR,
                     KEEP, EVEN, IS_INTERPRETED)  # fmt: skip
-    end_kernel(PDL)
 
 
 def launch_quantize(
@@ -128,11 +126,11 @@ def launch_quantize(
     rows = x.numel() // width
     block = min(triton.next_power_of_2(width), 1024)
     tile = pick_tile(tiles, rows, RowTile) or row_tiles(block)[0]
-    mode = overlap(capability(x), rows)
+    overlapped = overlaps(capability(x), rows)
     quantize_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(width, block))](
         x, x if factor is None else factor, out, rows, width, scale, inverse, HAS_FACTOR=factor is not None,
-        ROWS=tile.rows, WIDTH=block, PDL=mode, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
-        **launch_options(mode),
+        ROWS=tile.rows, WIDTH=block, PDL=overlapped, IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
+        **launch_options(overlapped),
     )  # fmt: skip
 
 
@@ -145,14 +143,14 @@ def launch_norm(
     rows = x.numel() // width
     block, rest = widths(width)
     tile = pick_tile(tiles, rows, RowTile) or row_tiles(triton.next_power_of_2(width))[0]
-    mode = overlap(capability(x), rows)
+    overlapped = overlaps(capability(x), rows)
     norm_kernel[(triton.cdiv(rows, tile.rows),)](
         x, x if residual is None else residual, weight, weight if bias is None else bias,
         weight if factor is None else factor, codes, kept, rows, width, eps, scale, inverse, RMS=rms,
         HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None, HAS_FACTOR=factor is not None, KEEP=keep,
-        ROWS=tile.rows, WIDTH=block, REST=rest, EVEN=block + rest == width and rows % tile.rows == 0, PDL=mode,
+        ROWS=tile.rows, WIDTH=block, REST=rest, EVEN=block + rest == width and rows % tile.rows == 0, PDL=overlapped,
         IS_INTERPRETED=INTERPRETED, num_warps=tile.num_warps,
-        **launch_options(mode),
+        **launch_options(overlapped),
     )  # fmt: skip
 
 

@@ -167,7 +167,7 @@ class Program:
                                     store_wait=self.wait_for_stores)  # fmt: skip
         return {"gl": gl, "mbarrier": mbarrier, "tma": tma, "fence_async_shared": fence_async_shared, "range": range,
                 "warpgroup_mma": self.multiply, "warpgroup_mma_wait": self.wait_for_products, "min": min,
-                "begin_kernel": lambda mode: None, "end_kernel": lambda mode: None, "GROUP": 8, "FIRST_APPROXIMATE": 2}
+                "begin_kernel": lambda overlapped: None, "GROUP": 8, "FIRST_APPROXIMATE": 2}
 
     def allocate(self, dtype: Any, shape: Any, layout: Any) -> Any:
         if layout == "barriers":

@@ -15,7 +15,6 @@ from triton.experimental.gluon import language as gl  # noqa: E402
 from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
 from kernels.attention_kernel import attention_kernel  # noqa: E402
-from kernels.device import APART, EARLY, LATE  # noqa: E402
 from kernels.hopper_kernel import LOADING, REGISTERS, SHARED_BYTES, linear_pingpong_kernel, stages_of  # noqa: E402
 from kernels.linear_kernel import linear_kernel  # noqa: E402
 from kernels.rows_kernel import norm_kernel, quantize_kernel  # noqa: E402
@@ -28,7 +27,7 @@ FLAGS = {"IS_INTERPRETED": False}
 def compile_for(capability: int, kernel, types: dict[str, str], constants: dict[str, object]):
     """Return the compiled kernel; arguments without a type are int32."""
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
-    constants = {**FLAGS, "PDL": EARLY if capability >= 90 else APART, **constants}
+    constants = {**FLAGS, "PDL": capability >= 90, **constants}
     signature.update(dict.fromkeys(constants, "constexpr"))
     target = compiler.GPUTarget("cuda", capability, 32)
     source = ASTSource(kernel, signature, constants)
@@ -74,7 +73,7 @@ def test_the_product_of_two_groups_in_turn_keeps_two_steps_in_flight(tile: Produ
     stages, panel = stages_of(tile, blocks["out"][2] * (1 if to_int8 else 3), 768)
     registers, multiplying = REGISTERS[tile.num_warps]
     constants = {"ACTIVATION": 3 if to_int8 else 0, "HAS_BIAS": True, "RESIDUAL": not to_int8, "HAS_FACTOR": to_int8,
-                 "OUT_INT8": to_int8, "GATED": is_gated, "PDL": EARLY, "BM": tile.block_m, "BN": tile.block_n,
+                 "OUT_INT8": to_int8, "GATED": is_gated, "PDL": True, "BM": tile.block_m, "BN": tile.block_n,
                  "BK": tile.block_k, "STAGES": stages, "EVEN": True, "PANEL": panel, "WARPS": tile.num_warps,
                  "MULTIPLYING": multiplying, "LOADING": LOADING}  # fmt: skip
     signature = {name: types.get(name, "i32") for name in linear_pingpong_kernel.arg_names}
@@ -111,12 +110,11 @@ def test_rows(capability: int) -> None:
     compile_for(capability, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024})
 
 
-@pytest.mark.parametrize("mode", [APART, EARLY, LATE])
-def test_the_next_kernel_may_start_before_this_one_reads_or_after_it_wrote(mode):
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_the_next_kernel_may_start_before_this_one_reads(overlapped):
     types = {"x": "*fp16", "factor": "*fp32", "out": "*i8", "scale": "fp32", "inverse": "fp32"}
-    found = compile_for(90, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024, "PDL": mode})
+    found = compile_for(90, quantize_kernel, types, {"HAS_FACTOR": True, "ROWS": 4, "WIDTH": 1024, "PDL": overlapped})
     words = ("griddepcontrol.launch_dependents", "griddepcontrol.wait", "ld.global", "st.global")
     places = {word: found.asm["ptx"].find(word) for word in words}
     order = [word for word in sorted(words, key=places.__getitem__) if places[word] >= 0]
-    start, wait, read, write = words
-    assert order == {APART: [read, write], EARLY: [start, wait, read, write], LATE: [wait, read, write, start]}[mode]
+    assert order == list(words if overlapped else words[2:])
