@@ -1,6 +1,7 @@
-"""Where a call's time goes, fp16 beside INT8: a picture of the kernels in rows of `benchmarks.gpu.engines --profile`.
+r"""Where a call's time goes, fp16 beside INT8: a picture of the kernels in rows of `benchmarks.gpu.engines --profile`.
 
-    python -m benchmarks.gpu.profile_plot --rows benchmarks/results/gpu_engines.jsonl --out docs/images/gpu_profile.png
+    python -m benchmarks.gpu.profile_plot --rows benchmarks/results/gpu_engines.jsonl --stack bert-base:128x128 \
+        vit-b:128x197 vit-b:32x197 --out docs/images/gpu_profile.png
 """
 
 from __future__ import annotations
@@ -42,9 +43,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", required=True)
     parser.add_argument("--out", required=True)
+    parser.add_argument("--stack", nargs="+", metavar="MODEL:BxS", help="those that are drawn (default: all)")
     args = parser.parse_args()
     rows = [row for row in read_rows(args.rows) if "kernels" in row["engine"]]
-    last = {(row["model"], row["batch"], row["length"]): row for row in rows}
+    last = {(row["model"], row["batch"], row["length"]): row for row in rows
+            if args.stack is None or f"{row['model']}:{row['batch']}x{row['length']}" in args.stack}  # fmt: skip
     figure, axis = new_figure(9.6, 0.9 + 0.62 * len(last))
     labels, place = [], 0.0
     for (model, batch, length), row in last.items():
