@@ -1,8 +1,9 @@
-"""The INT8 product for compute capability 9.0, in Gluon: two groups of four warps take blocks of the result in turn.
+"""The INT8 product for compute capability 9.0, in Gluon: two groups of warps take blocks of the result in turn.
 
-While one of them scales, activates, rounds and stores its block, the tensor cores multiply the other's; a warp of its
-own loads operands. `kernels.linear_kernel` leaves the tensor cores idle at the end of every step of K: Triton waits for
-each INT8 product before it starts the next, which it does for no other type.
+While one of them, four or eight warps, scales, activates, rounds and stores its block, the tensor cores multiply the
+other's; a warp of its own loads operands. `kernels.linear_kernel` leaves the tensor cores idle at the end of every step
+of K: Triton waits for each INT8 product before it starts the next, which it does for no other type. What holds this one
+is shared memory, which is written and read a quarter longer than the tensor cores multiply: hence weights that stay.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SHARED_BYTES = 227 * 1024  # what one program may take
 
 @gluon.jit
 def _share_of(M, N, BM: gl.constexpr, BN: gl.constexpr, PANEL: gl.constexpr):
-    """Return first, last and distance of this program's blocks: every so manieth, or, with a panel, neighbours."""
+    """Return first, last and distance of this program's blocks: every n-th of n programs; neighbours with a panel."""
     blocks = gl.cdiv(M, BM) * gl.cdiv(N, BN)
     at, programs = gl.program_id(0), gl.num_programs(0)
     if PANEL:
