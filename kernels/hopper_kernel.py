@@ -26,12 +26,12 @@ from kernels.device import launch_options, multiprocessors, overlaps
 from kernels.launches import begin_kernel
 from kernels.linear_kernel import place_of
 from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
-from kernels.tiles import RESIDENT, ProductTile
+from kernels.tiles import ProductTile, steps_that_fit
 
 GLUON_TYPES = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
-# Of each thread at first, and then of those that multiply, by the warps of a group; the loading warps keep LOADING.
+# By the warps of a group: registers of each thread at first, then of the second group's; the loading warps keep
+# LOADING, and the first group gets what is left.
 REGISTERS, LOADING = {4: (168, 232), 8: (96, 112)}, 24
-SHARED_BYTES = 227 * 1024  # what one program may take
 
 
 @gluon.jit
@@ -60,7 +60,7 @@ def _load(
     x, weight, shared, numbers, PDL: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, BK: gl.constexpr,
     STAGES: gl.constexpr, PANEL: gl.constexpr,
 ):  # fmt: skip
-    """Fill the ring with the operands of all blocks of this program, in their order, or with those of x alone."""
+    """Fill the ring with the operands of all blocks of this program, in their order; with a panel, it and x's alone."""
     begin_kernel(PDL)
     a_ring, b_ring, _, _, full, empty, _, _, panel = shared
     M, N, K, _, _, _ = numbers
@@ -126,7 +126,7 @@ def _multiply(
         acc = warpgroup_mma(a_ring.index(stage), b_ring.index(0 if PANEL else stage).permute((1, 0)),
                             gl.zeros((BM, BN), gl.int32, layout), use_acc=False, is_async=True)  # fmt: skip
         if RESIDUAL:
-            tma.store_wait(0)  # it may come to where the block before leaves from
+            tma.store_wait(0)  # of the result's type, it comes to where the block before leaves from
             mbarrier.expect(there.index(WHO), residual.block_type.nbytes)
             tma.async_copy_global_to_shared(residual, [row, column // 2 if GATED else column], there.index(WHO), other)
         acc = warpgroup_mma_wait(num_outstanding=1, deps=(acc,))
@@ -228,7 +228,10 @@ def launch_pingpong(
     activation: int, residual: Tensor | None, residual_scale: float, factor: Tensor | None, gated: bool,
     tile: ProductTile,
 ) -> None:  # fmt: skip
-    """Write the product into `out` (M, N): contiguous matrices that descriptors take, checked, on a GPU of 9.0."""
+    """Write the product into `out` (M, N): contiguous matrices that descriptors take, checked, on a GPU of 9.0.
+
+    A tile whose weights are to stay and do not fit runs with weights that come with every block.
+    """
     (rows, depth), columns = x.shape, weight.shape[0]
     width = tile.block_n // 2 if gated else tile.block_n
     overlapped = overlaps(90, rows)
@@ -244,8 +247,8 @@ def launch_pingpong(
     ]
     blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
     item_bytes = out.element_size() + (other.element_size() if other.dtype != out.dtype else 0)
+    stages, panel = steps_that_fit(tile, item_bytes / 2 if gated else item_bytes, depth)
     registers, multiplying = REGISTERS[tile.num_warps]
-    stages, panel = stages_of(tile, width * item_bytes, depth)
     linear_pingpong_kernel[(min(blocks, multiprocessors(x)),)](
         *operands, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,
         residual_scale, *out_scale, ACTIVATION=activation, HAS_BIAS=bias is not None, RESIDUAL=residual is not None,
@@ -255,17 +258,3 @@ def launch_pingpong(
         **launch_options(overlapped),
     )  # fmt: skip
 
-
-def stages_of(tile: ProductTile, row_bytes: int, depth: int) -> tuple[int, int]:
-    """Return how many steps of K fit beside two blocks of the result, and how many a column's weights take that stay.
-
-    Args:
-        row_bytes: of a block's row of the result (and of the residual, if that is of another type).
-        depth: K. Where its weights leave no room for three steps of x, none stay (0).
-    """
-    left = SHARED_BYTES - 2 * tile.block_m * row_bytes - 1024  # barriers, and what the compiler keeps
-    panel = triton.cdiv(depth, tile.block_k)
-    beside = (left - panel * tile.block_n * tile.block_k) // (tile.block_m * tile.block_k)
-    if tile.schedule == RESIDENT and beside >= 3:
-        return min(tile.num_stages, beside), panel
-    return min(tile.num_stages, left // ((tile.block_m + tile.block_n) * tile.block_k)), 0

@@ -109,6 +109,8 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_dt
     for name, each, size in (("scale", scale, columns), ("bias", bias, columns), ("factor", factor, width)):
         if each is not None and (each.dtype != torch.float32 or each.shape != (size,)):
             raise ValueError(f"{name} must be float32 of shape ({size},), got {each.dtype} of {tuple(each.shape)}")
+    if residual is not None and residual.dtype not in (torch.float16, torch.bfloat16, torch.int8):
+        raise ValueError(f"a product's residual is float16, bfloat16 or int8, got {residual.dtype}")
     if residual is not None and residual.shape != (*x.shape[:-1], width):
         raise ValueError(
             f"the residual must have the result's shape {(*x.shape[:-1], width)}, got {tuple(residual.shape)}"

@@ -72,6 +72,7 @@ ANY_SIZE = 2**31 - 1  # a plan's largest size where one tile serves all
 # Of one multiprocessor, 1 KB for each program taken off when it is compared.
 SHARED_BYTES = {80: 164 * 1024, 86: 100 * 1024, 89: 100 * 1024, 90: 228 * 1024, 100: 228 * 1024, 120: 100 * 1024}
 SMALL_BYTES = 128 * 1024
+HOPPER_BYTES = 227 * 1024  # what one program may take on 9.0
 
 # All that won at some shape on an H100 (capability 9.0), and two that nearly did.
 _PRODUCT_TILES = (
@@ -98,7 +99,6 @@ HOPPER_TILES = (
     ProductTile(128, 128, 128, 4, 6, 1, PINGPONG),
     ProductTile(64, 128, 128, 4, 8, 1, PINGPONG),
 )
-PANEL_BYTES = 128 * 1024  # of weights that may stay in shared memory
 # For GPUs whose multiprocessors have 100 KB (8.6, 8.9, 12.0); not measured.
 _SMALL_PRODUCT_TILES = (
     ProductTile(128, 128, 64, 8, 3, 1),
@@ -140,16 +140,41 @@ def product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     return sorted(found, key=lambda t: -(-m // t.block_m) * -(-n // t.block_n) < _MULTIPROCESSORS)
 
 
-def hopper_tiles(k: int) -> list[ProductTile]:
-    """Return the tiles of `kernels.hopper_kernel` (9.0) for products over that depth."""
-    return [tile for tile in HOPPER_TILES if tile.schedule != RESIDENT or k * tile.block_n <= PANEL_BYTES]
+def steps_that_fit(tile: ProductTile, column_bytes: float, k: int) -> tuple[int, int]:
+    """Return how many steps of K fit beside two blocks of the result, and how many steps of weights stay (or 0).
+
+    Args:
+        tile: of HOPPER_TILES.
+        column_bytes: what one of the product's columns takes in a row of the result, and of the residual if that is of
+            another type; half of it where columns are gated pairs.
+        k: the product's depth. All its weights stay where the tile is RESIDENT and three steps of x fit beside them.
+    """
+    left = HOPPER_BYTES - int(2 * tile.block_m * tile.block_n * column_bytes) - 1024  # barriers, and the compiler's own
+    panel = -(-k // tile.block_k)
+    beside = (left - panel * tile.block_n * tile.block_k) // (tile.block_m * tile.block_k)
+    if tile.schedule == RESIDENT and beside >= 3:
+        return min(tile.num_stages, beside), panel
+    return min(tile.num_stages, left // ((tile.block_m + tile.block_n) * tile.block_k)), 0
 
 
-def timed_product_tiles(capability: int, m: int, n: int, k: int) -> list[ProductTile]:
-    """Return `product_tiles` without those that no large product wants: tuning is to end soon; and those of 9.0."""
+def hopper_tiles(m: int, k: int, column_bytes: float) -> list[ProductTile]:
+    """Return the tiles of `kernels.hopper_kernel` (9.0) worth timing: weights stay where they fit and serve two blocks.
+
+    `column_bytes` is as in `steps_that_fit`.
+    """
+    return [
+        tile
+        for tile in HOPPER_TILES
+        if tile.block_m <= max(64, 2 * m)
+        and (tile.schedule != RESIDENT or (m > tile.block_m and steps_that_fit(tile, column_bytes, k)[1]))
+    ]
+
+
+def timed_product_tiles(capability: int, m: int, n: int, k: int, column_bytes: float) -> list[ProductTile]:
+    """Return `product_tiles` without those that no large product wants: tuning is to end soon; and `hopper_tiles`."""
     found = product_tiles(capability, m, n)
     found = [tile for tile in found if m <= 8192 or tile.block_m * tile.block_n > 64 * 128] or found
-    return [*found, *(hopper_tiles(k) if capability == 90 else ())]
+    return [*found, *(hopper_tiles(m, k, column_bytes) if capability == 90 else ())]
 
 
 def attention_tiles(capability: int, num_keys: int) -> list[AttentionTile]:

@@ -56,7 +56,7 @@ def candidates(stack: Int8Stack, name: str, kind: type) -> list:
     """Return the tiles to time for an op of the stack."""
     count = stack.batch * stack.length
     if kind is ProductTile:
-        return timed_product_tiles(90, count, *stack.model.products()[name])
+        return timed_product_tiles(90, count, *stack.model.products()[name], column_bytes=2)  # half, as most results
     if kind is AttentionTile:
         return list(attention_tiles(90, stack.length))
     return row_tiles(triton.next_power_of_2(stack.model.width))

@@ -103,21 +103,25 @@ class Shared:
 
     def store(self, value: Value) -> None:
         assert value.array.dtype == self.array.dtype
-        self.array[...], self.is_fenced = value.array, False
-        WRITTEN.append(self)
+        self.array[...] = value.array
+        self.touch()
 
     def load(self, layout: Any) -> Value:
+        self.touch()
         return Value(self.array.copy())
 
+    def touch(self) -> None:
+        self.is_fenced = False
+        vars(TOUCHED).setdefault("buffers", []).append(self)
 
-WRITTEN: list[Shared] = []  # by threads, not fenced yet
+
+TOUCHED = threading.local()  # by the threads of a partition, not fenced yet
 
 
 def fence_async_shared() -> None:
-    """What threads wrote may now be read by copies."""
-    for each in WRITTEN:
+    """What this partition's threads wrote or read, copies may now read and write."""
+    for each in vars(TOUCHED).pop("buffers", []):
         each.is_fenced = True
-    WRITTEN.clear()
 
 
 class Barrier:
@@ -146,6 +150,7 @@ class Program:
     def __init__(self, number: int, programs: int) -> None:
         self.number, self.programs = number, programs
         self.products, self.stores = threading.local(), threading.local()  # of each partition, not waited for yet
+        self.errors: list[BaseException] = []
 
     def names(self) -> dict[str, Any]:
         """Return what stands for Gluon's names in a kernel."""
@@ -176,29 +181,32 @@ class Program:
         return Shared(np.full(shape, 77, dtype))
 
     def partitions(self, calls: Any, warps: Any, registers: Any) -> None:
-        errors: list[BaseException] = []
-
         def run(function: Any, args: Any) -> None:
             try:
                 function(*args)
             except BaseException as error:
-                errors.append(error)
+                self.errors.append(error)
 
         threads = [threading.Thread(target=run, args=each, daemon=True) for each in calls]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(3 * SECONDS)
-        if errors:
-            raise errors[0]
+        if self.errors:
+            raise self.errors[0]
         assert not any(thread.is_alive() for thread in threads)
 
     def fetch(self, source: Descriptor, place: Any, bar: Barrier, into: Shared) -> None:
+        assert into.is_fenced, "a copy to where a thread wrote or read, without a fence"
+
         def come() -> None:
-            found = source.array[source.box(place)]
-            into.array[...] = 0
-            into.array[: found.shape[0], : found.shape[1]] = found
-            bar.update(0, -source.block_type.nbytes)
+            try:
+                found = source.array[source.box(place)]
+                into.array[...] = 0
+                into.array[: found.shape[0], : found.shape[1]] = found
+                bar.update(0, -source.block_type.nbytes)
+            except BaseException as error:
+                self.errors.append(error)
 
         threading.Timer(DELAYS.uniform(0, LOADING), come).start()
 

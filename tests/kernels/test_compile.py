@@ -15,10 +15,10 @@ from triton.experimental.gluon import language as gl  # noqa: E402
 from triton.experimental.gluon._runtime import GluonASTSource  # noqa: E402
 
 from kernels.attention_kernel import attention_kernel  # noqa: E402
-from kernels.hopper_kernel import LOADING, REGISTERS, SHARED_BYTES, linear_pingpong_kernel, stages_of  # noqa: E402
+from kernels.hopper_kernel import LOADING, REGISTERS, linear_pingpong_kernel  # noqa: E402
 from kernels.linear_kernel import linear_kernel  # noqa: E402
 from kernels.rows_kernel import norm_kernel, quantize_kernel  # noqa: E402
-from kernels.tiles import HOPPER_TILES, RESIDENT, ProductTile  # noqa: E402
+from kernels.tiles import HOPPER_BYTES, HOPPER_TILES, RESIDENT, ProductTile, steps_that_fit  # noqa: E402
 
 CAPABILITIES = [80, 89, 90, 100]
 FLAGS = {"IS_INTERPRETED": False}
@@ -57,25 +57,35 @@ def test_linear(capability: int, kind: str) -> None:
     assert has_int8_product(capability, compile_for(capability, linear_kernel, types, constants).asm["ptx"])
 
 
-@pytest.mark.parametrize("kind", ["gelu to int8", "residual to half", "gated"])
-@pytest.mark.parametrize("tile", HOPPER_TILES, ids=str)
+# (result, residual, gated): the last two have a residual where the result is staged, and columns that end early.
+HOPPER_KINDS = {"gelu to int8": ("i8", None, False), "codes to half": ("fp16", "i8", False),
+                "gated": ("i8", None, True), "half to half": ("fp16", "fp16", False),
+                "bfloat16": ("bf16", "bf16", False)}  # fmt: skip
+GLUON = {"i8": gl.int8, "fp16": gl.float16, "bf16": gl.bfloat16}
+
+
+@pytest.mark.parametrize(("tile", "kind"), [
+    (tile, kind) for place, tile in enumerate(HOPPER_TILES) for kind in list(HOPPER_KINDS)[: 3 + 2 * (place in (0, 5))]
+], ids=str)  # fmt: skip
 def test_the_product_of_two_groups_in_turn_keeps_two_steps_in_flight(tile: ProductTile, kind: str) -> None:
-    to_int8, is_gated = kind != "residual to half", kind == "gated"
+    out, residual, is_gated = HOPPER_KINDS[kind]
+    to_int8, even = out == "i8", kind != "bfloat16"
+    width = tile.block_n // (2 if is_gated else 1)
     blocks = {"x": ("i8", tile.block_m, tile.block_k), "weight": ("i8", tile.block_n, tile.block_k),
-              "out": ("i8" if to_int8 else "fp16", tile.block_m, tile.block_n // (2 if is_gated else 1))}  # fmt: skip
-    blocks["residual"] = ("i8", *blocks["out"][1:])
+              "out": (out, tile.block_m, width), "residual": (residual or out, tile.block_m, width)}  # fmt: skip
     types = {}
     for name, (item, *shape) in blocks.items():
-        layout = gl.NVMMASharedLayout.get_default_for(shape, gl.int8 if item == "i8" else gl.float16)
+        layout = gl.NVMMASharedLayout.get_default_for(shape, GLUON[item])
         types[name] = f"tensordesc<{item}{shape},{layout!r}>"
-    types |= dict.fromkeys(("scale", "bias", "factor"), "*fp32") 
+    types |= dict.fromkeys(("scale", "bias", "factor"), "*fp32")
     types |= dict.fromkeys(("residual_scale", "out_scale", "out_inverse"), "fp32")
-    stages, panel = stages_of(tile, blocks["out"][2] * (1 if to_int8 else 3), 768)
+    column_bytes = sum(GLUON[item].primitive_bitwidth // 8 for item in {out, residual or out}) / (2 if is_gated else 1)
+    stages, panel = steps_that_fit(tile, column_bytes, 768)
     registers, multiplying = REGISTERS[tile.num_warps]
-    constants = {"ACTIVATION": 3 if to_int8 else 0, "HAS_BIAS": True, "RESIDUAL": not to_int8, "HAS_FACTOR": to_int8,
-                 "OUT_INT8": to_int8, "GATED": is_gated, "PDL": True, "BM": tile.block_m, "BN": tile.block_n,
-                 "BK": tile.block_k, "STAGES": stages, "EVEN": True, "PANEL": panel, "WARPS": tile.num_warps,
-                 "MULTIPLYING": multiplying, "LOADING": LOADING}  # fmt: skip
+    constants = {"ACTIVATION": 3 if to_int8 else 0, "HAS_BIAS": True, "RESIDUAL": residual is not None,
+                 "HAS_FACTOR": to_int8, "OUT_INT8": to_int8, "GATED": is_gated, "PDL": even, "BM": tile.block_m,
+                 "BN": tile.block_n, "BK": tile.block_k, "STAGES": stages, "EVEN": even, "PANEL": panel,
+                 "WARPS": tile.num_warps, "MULTIPLYING": multiplying, "LOADING": LOADING}  # fmt: skip
     signature = {name: types.get(name, "i32") for name in linear_pingpong_kernel.arg_names}
     signature.update(dict.fromkeys(constants, "constexpr"))
     found = triton.compile(
@@ -85,8 +95,8 @@ def test_the_product_of_two_groups_in_turn_keeps_two_steps_in_flight(tile: Produ
     )  # fmt: skip
     ptx = found.asm["ptx"]
     assert has_int8_product(90, ptx) and re.search(r"wgmma\.wait_group\.sync\.aligned\s+1;", ptx) and stages >= 3
-    assert (panel == 6) == (tile.schedule == RESIDENT and (to_int8 or tile.block_m == 64))
-    assert found.metadata.shared <= SHARED_BYTES and found.metadata.num_warps == 2 * tile.num_warps + 4
+    assert (panel == 6) == (tile.schedule == RESIDENT and (column_bytes < 3 or tile.block_m == 64))
+    assert found.metadata.shared <= HOPPER_BYTES and found.metadata.num_warps == 2 * tile.num_warps + 4
 
 
 @pytest.mark.parametrize(("capability", "rounds"), [*((each, True) for each in CAPABILITIES), (90, False)])

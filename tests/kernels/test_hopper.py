@@ -39,9 +39,12 @@ ELEMENTWISE = {
     (70, 48, 48, 4, 3),  # the last program has one block
     (130, 40, 33, 3, 2),  # ragged everywhere; groups of blocks end early
     (16, 32, 160, 2, 5),  # programs without a block
+    (100, 32, 16, 3, 1),  # one step each, many blocks
+    (12, 150, 40, 4, 2),  # one row of blocks: weights of every block are others
 ])
 @pytest.mark.parametrize("stays", [False, True], ids=["", "weights stay"])
-@pytest.mark.parametrize("kind", ["int8", "half and residual", "half and half's residual", "gated and residual"])
+@pytest.mark.parametrize("kind", [
+    "int8", "half and residual", "half and half's residual", "gated and residual", "factor"])
 def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind, stays) -> None:
     generator = torch.Generator().manual_seed(m + k)
     x = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
@@ -54,6 +57,9 @@ def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind,
     options = {"out_dtype": torch.float16 if is_half else torch.int8, "out_scale": 0.25, "gated": is_gated}
     if kind == "half and half's residual":  # it comes to where the result is staged
         residual = residual.half() / 4
+    factor = 2.0 ** torch.randint(-2, 3, (width,), generator=generator).float()
+    if kind == "factor":
+        options["factor"] = factor
     if has_residual:
         options |= {"residual": residual, "residual_scale": 0.5}
     if is_gated:
@@ -66,11 +72,12 @@ def test_two_groups_in_turn_compute_the_product(m, n, k, stages, programs, kind,
             "x": Descriptor(x.numpy(), (BM, BK)), "weight": Descriptor(weight.numpy(), (BN, BK)),
             "out": Descriptor(out, (BM, BN // 2 if is_gated else BN)),
             "residual": Descriptor(residual.numpy(), (BM, BN // 2 if is_gated else BN)),
-            "scale": Pointer(scale.numpy()), "bias": Pointer(bias.numpy()), "factor": Pointer(scale.numpy()),
+            "scale": Pointer(scale.numpy()), "bias": Pointer(bias.numpy()), "factor": Pointer(factor.numpy()),
             "M": m, "N": n, "K": k, "residual_scale": 0.5, "out_scale": 0.25, "out_inverse": 4.0,
-            "ACTIVATION": 5 if is_gated else 0, "HAS_BIAS": True, "RESIDUAL": has_residual, "HAS_FACTOR": False,
-            "OUT_INT8": not is_half, "GATED": is_gated, "PDL": True, "BM": BM, "BN": BN, "BK": BK, "STAGES": stages,
-            "EVEN": n % BN == 0, "PANEL": -(-k // BK) if stays else 0, "WARPS": 4, "MULTIPLYING": 232, "LOADING": 24,
+            "ACTIVATION": 5 if is_gated else 0, "HAS_BIAS": True, "RESIDUAL": has_residual,
+            "HAS_FACTOR": kind == "factor", "OUT_INT8": not is_half, "GATED": is_gated, "PDL": True, "BM": BM, "BN": BN,
+            "BK": BK, "STAGES": stages, "EVEN": n % BN == 0, "PANEL": -(-k // BK) if stays else 0, "WARPS": 4,
+            "MULTIPLYING": 232, "LOADING": 24,
         },
         ELEMENTWISE, programs,
     )  # fmt: skip

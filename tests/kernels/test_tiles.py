@@ -37,3 +37,23 @@ def test_an_old_gpu_is_refused() -> None:
 @pytest.mark.parametrize("width", [1, 1024, 8192, 32768])
 def test_there_is_a_row_tile_for_every_width(width: int) -> None:
     assert tiles.row_tiles(width)
+
+
+@pytest.mark.parametrize(("k", "column_bytes", "staying"), [
+    (768, 1, 3), (768, 2, 3), (768, 3, 1), (1024, 1, 3), (1024, 2, 1), (1024, 3, 1), (2048, 0.5, 0)])  # fmt: skip
+def test_weights_stay_where_they_fit(k: int, column_bytes: float, staying: int) -> None:
+    """Three steps of x beside them: 227 KB hold 96 of weights (K = 768), 64 of results in half precision, 48 of x."""
+    found = tiles.hopper_tiles(16384, k, column_bytes)
+    assert sum(tile.schedule == tiles.RESIDENT for tile in found) == staying
+    for tile in found:
+        steps, panel = tiles.steps_that_fit(tile, column_bytes, k)
+        staged = 2 * tile.block_m * tile.block_n * column_bytes
+        operands = (steps * tile.block_m + (panel or steps) * tile.block_n) * tile.block_k
+        assert steps >= 3 and bool(panel) == (tile.schedule == tiles.RESIDENT)
+        assert staged + operands + 1024 <= tiles.HOPPER_BYTES
+
+
+def test_a_small_product_is_offered_no_large_blocks_and_no_weights_that_serve_one_block() -> None:
+    found = tiles.hopper_tiles(16, 768, 1)
+    assert found
+    assert all(tile.block_m == 64 and tile.schedule == tiles.PINGPONG for tile in found)

@@ -21,6 +21,7 @@ from kernels.tiles import (
     PINGPONG,
     RESIDENT,
     TORCHS,
+    ProductTile,
     Tile,
     attention_tiles,
     row_tiles,
@@ -83,14 +84,28 @@ def candidates(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> lis
     target = capability(x)
     kind = TUNED_OPS[node.target]  # type: ignore[index]
     if kind == "linear":
-        found = timed_product_tiles(target, x.numel() // x.shape[-1], *args[1].shape)
-        fits = x.shape[-1] % 16 == 0 and args[1].shape[0] % 32 == 0  # rows that descriptors take, those of a result too
-        return [tile for tile in found if fits or tile.schedule not in (PINGPONG, RESIDENT)]
+        return _product_candidates(target, x, _by_name(node, args, kwargs))
     if kind == "attention":
         q, k = args[:2]
         own = [] if is_torchs(q, k) else attention_tiles(target, k.shape[1])
         return [*own, *(TORCHS if q.dtype != torch.int8 else ())]
     return row_tiles(min(1 << (x.shape[-1] - 1).bit_length(), 1024 if kind == "quantize" else 1 << 30))
+
+
+def _by_name(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a call of an op names or not, by their names."""
+    return {**dict(zip((each.name for each in node.target._schema.arguments), args, strict=False)), **kwargs}  # type: ignore[union-attr]
+
+
+def _product_candidates(target: int, x: Tensor, call: dict[str, Any]) -> list[ProductTile]:
+    (n, k), residual = call["weight"].shape, call.get("residual")
+    gated, result = bool(call.get("gated")), call["out_dtype"]
+    kinds = {result, result if residual is None else residual.dtype}
+    column_bytes = sum(kind.itemsize for kind in kinds) / (2 if gated else 1)
+    found = timed_product_tiles(target, x.numel() // k, n, k, column_bytes)
+    columns = n // 2 if gated else n
+    fits = k % 16 == 0 and all(columns * kind.itemsize % 16 == 0 for kind in kinds)  # rows that descriptors take
+    return [tile for tile in found if fits or tile.schedule not in (PINGPONG, RESIDENT)]
 
 
 def _signature(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,12 +1,13 @@
 """Tuning of a program's operators, as far as it shows without a GPU."""
 
+import types
+
 import pytest
 import torch
 from torch import fx
 
-import kernels.attention  # noqa: F401  registers the operator
 from engine.backends.inductor import tuning
-from kernels.tiles import TORCHS
+from kernels.tiles import PINGPONG, RESIDENT, TORCHS
 
 
 class HalfAttention(torch.nn.Module):
@@ -51,3 +52,19 @@ def test_a_call_is_timed_once_in_a_process(tuned):
     assert tune() == plans and len(timed) == first
     tune(length=8)
     assert len(timed) > first
+
+
+@pytest.mark.parametrize(("n", "result", "residual", "schedules"), [
+    (3072, torch.int8, None, {PINGPONG, RESIDENT}),
+    (1000, torch.float16, None, {PINGPONG, RESIDENT}),  # rows of a result in half precision are multiples of 16 bytes
+    (1000, torch.int8, None, set()),  # those of codes are not, and descriptors take no others
+    (1000, torch.float16, torch.int8, set()),
+])  # fmt: skip
+def test_products_of_two_groups_want_rows_that_descriptors_take(monkeypatch, n, result, residual, schedules):
+    monkeypatch.setattr(tuning, "capability", lambda _: 90)
+    x, weight = torch.zeros(4096, 768, dtype=torch.int8), torch.zeros(n, 768, dtype=torch.int8)
+    node = types.SimpleNamespace(target=torch.ops.int8kit.linear.default)
+    other = None if residual is None else torch.zeros(4096, n, dtype=residual)
+    found = tuning.candidates(node, (x, weight, None, None, result), {"residual": other})
+    assert {tile.schedule for tile in found} & {PINGPONG, RESIDENT} == schedules
+    assert found
