@@ -26,7 +26,7 @@ from kernels.device import launch_options, multiprocessors, overlaps
 from kernels.launches import begin_kernel
 from kernels.linear_kernel import place_of
 from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
-from kernels.tiles import ProductTile, steps_that_fit
+from kernels.tiles import ProductTile, column_bytes_of, steps_that_fit
 
 GLUON_TYPES = {torch.int8: gl.int8, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
 # By the warps of a group: registers of each thread at first, then of the second group's; the loading warps keep
@@ -246,8 +246,7 @@ def launch_pingpong(
         )
     ]
     blocks = triton.cdiv(rows, tile.block_m) * triton.cdiv(columns, tile.block_n)
-    item_bytes = out.element_size() + (other.element_size() if other.dtype != out.dtype else 0)
-    stages, panel = steps_that_fit(tile, item_bytes / 2 if gated else item_bytes, depth)
+    stages, panel = steps_that_fit(tile, column_bytes_of(out.dtype, other.dtype, gated), depth)
     registers, multiplying = REGISTERS[tile.num_warps]
     linear_pingpong_kernel[(min(blocks, multiprocessors(x)),)](
         *operands, scale, scale if bias is None else bias, scale if factor is None else factor, rows, columns, depth,

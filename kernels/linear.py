@@ -100,8 +100,9 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_dt
         raise ValueError(f"x has {x.shape[-1]} columns, the weight {depth}: {tuple(x.shape)} by {tuple(weight.shape)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    if out_dtype not in (torch.float16, torch.bfloat16, torch.int8):
-        raise ValueError(f"a product's result is float16, bfloat16 or int8, got {out_dtype}")
+    for name, dtype in (("result", out_dtype), ("residual", out_dtype if residual is None else residual.dtype)):
+        if dtype not in (torch.float16, torch.bfloat16, torch.int8):
+            raise ValueError(f"a product's {name} is float16, bfloat16 or int8, got {dtype}")
     if gated and columns % 2:
         raise ValueError(
             f"a gated weight alternates gate and up, got an odd number of rows: {columns}; use interleave()"
@@ -109,8 +110,6 @@ def _check(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_dt
     for name, each, size in (("scale", scale, columns), ("bias", bias, columns), ("factor", factor, width)):
         if each is not None and (each.dtype != torch.float32 or each.shape != (size,)):
             raise ValueError(f"{name} must be float32 of shape ({size},), got {each.dtype} of {tuple(each.shape)}")
-    if residual is not None and residual.dtype not in (torch.float16, torch.bfloat16, torch.int8):
-        raise ValueError(f"a product's residual is float16, bfloat16 or int8, got {residual.dtype}")
     if residual is not None and residual.shape != (*x.shape[:-1], width):
         raise ValueError(
             f"the residual must have the result's shape {(*x.shape[:-1], width)}, got {tuple(residual.shape)}"

@@ -13,7 +13,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from kernels.device import INTERPRETED, can_describe, capability, launch_options, multiprocessors, overlaps
 from kernels.launches import begin_kernel
 from kernels.numerics import FIRST_APPROXIMATE, activate, add_residual, affine, quantize_columns
-from kernels.tiles import FLAT, PINGPONG, RESIDENT, ProductTile, pick_tile, product_tiles
+from kernels.tiles import FLAT, ProductTile, pick_tile, product_tiles
 
 GROUP = tl.constexpr(8)  # rows of blocks walked together, so that their operands stay in L2
 
@@ -134,7 +134,7 @@ def launch_linear(
     target = capability(x)
     tile = pick_tile(tiles, rows, ProductTile) or product_tiles(target, rows, columns)[0]
     uses_tma = target >= 90 and all(can_describe(each) for each in operands)
-    if tile.schedule in (PINGPONG, RESIDENT):
+    if tile.takes_turns:
         if target == 90 and uses_tma and not INTERPRETED:
             from kernels.hopper_kernel import launch_pingpong
 

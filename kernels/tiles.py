@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from operator import itemgetter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 # How a program of `linear` walks over its blocks: one after the other; the same, but the next one's loads start during
 # this one's epilogue; or (9.0, `kernels.hopper_kernel`) by two groups of warps in turn: one's epilogue hides behind the
@@ -28,6 +31,11 @@ class ProductTile:
     num_stages: int  # steps of K in flight
     per_sm: int  # programs on a multiprocessor: with two, one's epilogue hides behind the other's product
     schedule: int = FLAT
+
+    @property
+    def takes_turns(self) -> bool:
+        """Return whether it is one of `kernels.hopper_kernel`, for 9.0 and matrices that descriptors take."""
+        return self.schedule in (PINGPONG, RESIDENT)
 
     def parts(self, item_size: int) -> int:
         """Return in how many parts a block of the result leaves: each stages at most 8 KB (or 32 columns)."""
@@ -140,13 +148,21 @@ def product_tiles(capability: int, m: int, n: int) -> list[ProductTile]:
     return sorted(found, key=lambda t: -(-m // t.block_m) * -(-n // t.block_n) < _MULTIPROCESSORS)
 
 
+def column_bytes_of(result: torch.dtype, residual: torch.dtype | None, gated: bool) -> float:
+    """Return what a column of the product takes in a staged row: of the result, and of a residual of another type.
+
+    Half of it where columns are gated pairs.
+    """
+    kinds = {result, residual or result}
+    return sum(kind.itemsize for kind in kinds) / (2 if gated else 1)
+
+
 def steps_that_fit(tile: ProductTile, column_bytes: float, k: int) -> tuple[int, int]:
     """Return how many steps of K fit beside two blocks of the result, and how many steps of weights stay (or 0).
 
     Args:
         tile: of HOPPER_TILES.
-        column_bytes: what one of the product's columns takes in a row of the result, and of the residual if that is of
-            another type; half of it where columns are gated pairs.
+        column_bytes: of `column_bytes_of`.
         k: the product's depth. All its weights stay where the tile is RESIDENT and three steps of x fit beside them.
     """
     left = HOPPER_BYTES - int(2 * tile.block_m * tile.block_n * column_bytes) - 1024  # barriers, and the compiler's own
@@ -160,7 +176,7 @@ def steps_that_fit(tile: ProductTile, column_bytes: float, k: int) -> tuple[int,
 def hopper_tiles(m: int, k: int, column_bytes: float) -> list[ProductTile]:
     """Return the tiles of `kernels.hopper_kernel` (9.0) worth timing: weights stay where they fit and serve two blocks.
 
-    `column_bytes` is as in `steps_that_fit`.
+    `column_bytes` is of `column_bytes_of`.
     """
     return [
         tile

@@ -35,12 +35,6 @@ def cases():
         "out_dtype": BFLOAT, "residual": normal(3000, 4096, dtype=BFLOAT), "residual_scale": 0.3}, 0  # fmt: skip
 
 
-def bytes_of(options):
-    """Return what a column of the product takes in a row of the result and of a residual of another type."""
-    kinds = {options["out_dtype"], options.get("residual", torch.empty(0, dtype=options["out_dtype"])).dtype}
-    return sum(kind.itemsize for kind in kinds) / (2 if "gated" in options else 1)
-
-
 def main() -> None:
     ran, launch, staying = [], hopper_kernel.launch_pingpong, set()
 
@@ -54,7 +48,9 @@ def main() -> None:
             scale = 2.0 ** integers(-14, -10, n, seed=3, dtype=torch.float32)
             bias = integers(-16, 17, n, seed=4, dtype=torch.float32) / 8
             expected = linear.linear_reference(x, weight, scale, bias, **options)
-            for tile in tiles.hopper_tiles(m, k, bytes_of(options)):
+            residual = options["residual"].dtype if "residual" in options else None
+            column_bytes = tiles.column_bytes_of(options["out_dtype"], residual, "gated" in options)
+            for tile in tiles.hopper_tiles(m, k, column_bytes):
                 plan = tiles.store_plan({tiles.ANY_SIZE: tile})
                 ran.clear()
                 found = [linear.linear(x, weight, scale, bias, tiles=plan, **options) for _ in range(REPEATS)]

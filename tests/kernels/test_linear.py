@@ -134,6 +134,7 @@ def test_fake_and_schema() -> None:
         ({"scale": torch.ones(7, device=DEVICE if INTERPRETED else "cpu")}, "scale must be float32|one CUDA device"),
         ({"out_scale": 0.0}, "a scale must be positive"),
         ({"residual": normal(4, 9)}, "the residual must have the result's shape"),
+        ({"residual": normal(4, 8, dtype=torch.float32)}, "residual is float16, bfloat16 or int8, got torch.float32"),
         ({"tiles": [1, 2, 3]}, "rows of 8 ints, got 3 ints; tune again"),
     ] if INTERPRETED else [],
 )  # fmt: skip

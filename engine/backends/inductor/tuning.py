@@ -18,12 +18,11 @@ from kernels.attention import is_torchs
 from kernels.device import capability
 from kernels.tiles import (
     ANY_SIZE,
-    PINGPONG,
-    RESIDENT,
     TORCHS,
     ProductTile,
     Tile,
     attention_tiles,
+    column_bytes_of,
     row_tiles,
     store_plan,
     timed_product_tiles,
@@ -100,12 +99,11 @@ def _by_name(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
 def _product_candidates(target: int, x: Tensor, call: dict[str, Any]) -> list[ProductTile]:
     (n, k), residual = call["weight"].shape, call.get("residual")
     gated, result = bool(call.get("gated")), call["out_dtype"]
-    kinds = {result, result if residual is None else residual.dtype}
-    column_bytes = sum(kind.itemsize for kind in kinds) / (2 if gated else 1)
-    found = timed_product_tiles(target, x.numel() // k, n, k, column_bytes)
+    other = result if residual is None else residual.dtype
+    found = timed_product_tiles(target, x.numel() // k, n, k, column_bytes_of(result, other, gated))
     columns = n // 2 if gated else n
-    fits = k % 16 == 0 and all(columns * kind.itemsize % 16 == 0 for kind in kinds)  # rows that descriptors take
-    return [tile for tile in found if fits or tile.schedule not in (PINGPONG, RESIDENT)]
+    fits = k % 16 == 0 and all(columns * kind.itemsize % 16 == 0 for kind in (result, other))  # as descriptors take
+    return [tile for tile in found if fits or not tile.takes_turns]
 
 
 def _signature(node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
